@@ -1,0 +1,22 @@
+"""twinview: pre-train vision backbones on unlabelled images with Siamese networks."""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from twinview.errors import TwinviewError as TwinviewError
+    from twinview.hooks import hookimpl as hookimpl
+    from twinview.hooks import part as part
+
+_LAZY = {"hookimpl": "hooks", "part": "hooks", "TwinviewError": "errors"}
+
+
+def __getattr__(name: str) -> Any:
+    """The package's face, imported when first asked for, so that `import twinview` costs nothing (PEP 562)."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'twinview' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"twinview.{_LAZY[name]}"), name)

@@ -1,0 +1,45 @@
+"""A branch: an encoder and the heads that the recipe's parts asked for.  It takes both ready-made."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from torch import nn
+
+
+class Branch(nn.Module):
+    """Online or target.  `heads` are found by key (`multisiam/clusters/projector`); a part finds its own with `of`."""
+
+    def __init__(self, encoder: nn.Module, heads: Mapping[str, nn.Module], labels: Mapping[int, str], state: Mapping[str, nn.Module]) -> None:
+        """`labels`: part identity -> its stable name; `state`: modules that both branches see and neither owns."""
+        super().__init__()
+        self.encoder = encoder
+        self.heads = nn.ModuleDict(dict(heads))
+        object.__setattr__(self, "_labels", dict(labels))
+        object.__setattr__(self, "_state", state)  # not a submodule: kept once, beside the branches
+
+    def of(self, part: object, name: str) -> Any:
+        """This branch's module `name` of a part: the same part finds other weights in online than in target."""
+        return self.find(self.key(part, name))
+
+    def key(self, part: object, name: str) -> str:
+        """The stable key of a part's module, as it stands in checkpoints."""
+        labels: dict[int, str] = self._labels  # type: ignore[assignment]
+        return f"{labels[id(part)]}/{name}"
+
+    def find(self, key: str) -> nn.Module:
+        """A module by key.  Raises KeyError naming the keys there are."""
+        if key in self.heads:
+            return self.heads[key]
+        state: Mapping[str, nn.Module] = self._state  # type: ignore[assignment]
+        if key in state:
+            return state[key]
+        raise KeyError(f"this branch has no head {key!r}; it has: {', '.join([*self.heads, *state]) or 'none'}")
+
+
+class Branches(NamedTuple):
+    """Both branches.  With `momentum = 0` the target is the online branch itself."""
+
+    online: Branch
+    target: Branch
+    initial: Callable[[], nn.Module]  # a new encoder with the run's random start (no `weights`): the baseline of a probe

@@ -1,0 +1,32 @@
+"""Faults that a user can mend.  The command line prints each as one line and exits with code 2."""
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TwinviewError(Exception):
+    """A fault of the input.  The message is one line: the place, what is wrong, what to write instead."""
+
+
+class RecipeError(TwinviewError):
+    """The recipe, an override or a part that it names is at fault."""
+
+
+class PluginError(TwinviewError):
+    """A method cannot be loaded, or does not keep the contract of a hook."""
+
+
+class DataError(TwinviewError):
+    """A shard, an index or a folder of images is at fault."""
+
+
+class CheckpointError(TwinviewError):
+    """A run's folder or checkpoint is missing, damaged or of another recipe."""
+
+
+def closest(word: str, words: Iterable[str]) -> str:
+    """` Did you mean 'x'? There is: a, b, x.`, to be put behind a message about an unknown word."""
+    known = sorted(set(words))
+    near = difflib.get_close_matches(word, known, n=1)
+    return (f" Did you mean {near[0]!r}?" if near else "") + f" There is: {', '.join(known) or 'nothing'}."

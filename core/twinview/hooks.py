@@ -1,0 +1,139 @@
+"""The hooks: where they run, what they take, what they give, how many may answer."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, dataclass_transform
+
+import attrs
+import pluggy
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+    from twinview.branch import Branch, Branches
+    from twinview.values import Alignment, DataFactory, Dims, Features, Geometry, Head, ParamRule, Progress, Role, Size, Step, Traits
+
+hookspec = pluggy.HookspecMarker("twinview")
+hookimpl = pluggy.HookimplMarker("twinview")
+
+T = TypeVar("T")
+
+
+@dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(attrs.field,))
+def part(cls: type[T]) -> type[T]:
+    """Make a class a part: an attrs class whose fields are its options, all keyword-only, compared by identity."""
+    return attrs.define(eq=False, kw_only=True, slots=False)(cls)
+
+
+class Hooks(Protocol):
+    """As a plugin answers them.  An implementation may take any subset of the arguments."""
+
+    # ---- asked of a method, when a recipe names it
+    @hookspec
+    def parts(self) -> dict[str, type]:
+        """Once, any process.  The method's parts by name; each is a class made with `@part`.  Every named method answers."""
+
+    @hookspec
+    def traits(self) -> Traits | None:
+        """Once, at assembly, before data or device.  What the part needs of the others and what it gives.  Collected, by part."""
+
+    # ---- in a data worker, for every image
+    @hookspec(firstresult=True)
+    def sample_views(self, size: Size, rng: np.random.Generator) -> Geometry | None:
+        """Where the views lie in an image of `size` (height, width in pixels).  Exactly one part.
+
+        Number of views, `sizes` and `pairs` are the same for every image; the core asks once with a made-up size to learn them.
+        """
+
+    @hookspec(firstresult=True)
+    def draw_augment(self, view: int, size: Size, rng: np.random.Generator) -> dict[str, Tensor] | None:
+        """The photometric draws of one view of one image of `size` pixels: named tensors of fixed shape, stacked to [B, ...].
+
+        At most one part, which answers `apply_augment` too.
+        """
+
+    @hookspec(firstresult=True)
+    def apply_augment(self, pixels: Tensor, params: dict[str, Tensor]) -> Tensor | None:
+        """Apply draws to pixels [B, 3, h, w] uint8 -> the same shape and dtype.
+
+        In the worker (B = 1) or batched on the device, by the recipe's choice; both give the same picture.
+        """
+
+    @hookspec(firstresult=True)
+    def make_masks(self, geometry: Geometry, grids: tuple[Size, ...], rng: np.random.Generator) -> tuple[Tensor | None, ...] | None:
+        """Per view [h*w] bool, True = hidden from the online branch, with the same count for every image; None: nothing hidden.
+
+        At most one part.  `geometry` is the image's, without a batch dimension; `grids` the views' cells (h, w).
+        """
+
+    # ---- on the device, once
+    @hookspec(firstresult=True)
+    def make_encoder(self) -> nn.Module | None:
+        """The encoder: an `nn.Module` with `spec`, called with images [B, 3, H, W] and hidden [B, h*w] or None.  Exactly one part."""
+
+    @hookspec
+    def aligned_widths(self, dims: Dims) -> tuple[int, ...] | None:
+        """Channel widths of the maps that this loss sends through its alignment; a learned alignment is built for them.  By part."""
+
+    @hookspec
+    def heads(self, dims: Dims) -> Mapping[str, Head] | None:
+        """The part's own modules by name.  Collected, by part; found again with `branch.of(self, name)`."""
+
+    # ---- on the device, for every micro-batch
+    @hookspec(firstresult=True)
+    def encode(self, branch: Branch, images: Tensor, hidden: Tensor | None, view: int, role: Role) -> Features | None:
+        """Features of a view, [B, 3, h, w] normalised.  Per branch and view.  The core answers unless a part does."""
+
+    @hookspec(firstresult=True)
+    def align(self, step: Step, online: int, target: int) -> Alignment | None:
+        """The alignment of a pair of views.  Exactly one part for each alignment that the recipe names; cached per pair."""
+
+    @hookspec
+    def loss(self, step: Step) -> dict[str, Tensor] | None:
+        """Named terms, each a scalar of order one.  One or more parts; the core weights, sums and logs each."""
+
+    # ---- around the step
+    @hookspec(firstresult=True)
+    def param_groups(self, name: str, parameter: Tensor) -> ParamRule | None:
+        """How the optimizer treats one of the online parameters.  Once per parameter; the first answer holds."""
+
+    @hookspec
+    def before_epoch(self, branches: Branches, data: DataFactory, progress: Progress) -> None:
+        """Before the first step of an epoch, on all ranks: clustering, pseudo labels.  Collected."""
+
+    @hookspec
+    def after_step(self, branches: Branches, step: Step, progress: Progress) -> None:
+        """After the optimizer has moved the online branch and the target has followed; the step is detached.  Collected."""
+
+    @hookspec
+    def evaluate(self, branches: Branches, data: DataFactory, progress: Progress) -> dict[str, float] | None:
+        """Named scores, on all ranks, encoders in eval mode and without gradient.  Every N steps and at the end.  Collected."""
+
+    @hookspec
+    def pictures(self, step: Step) -> dict[str, Tensor] | None:
+        """Named pictures [3, H, W] uint8 of what the part does with a batch: `twinview show NAME RUN`.  Collected."""
+
+
+class Calls(Protocol):
+    """As the core calls them: the same names, keywords only, with what pluggy makes of the answers."""
+
+    def traits(self) -> list[Traits]: ...
+    def sample_views(self, *, size: Size, rng: np.random.Generator) -> Geometry: ...
+    def draw_augment(self, *, view: int, size: Size, rng: np.random.Generator) -> dict[str, Tensor] | None: ...
+    def apply_augment(self, *, pixels: Tensor, params: dict[str, Tensor]) -> Tensor: ...
+    def make_masks(self, *, geometry: Geometry, grids: tuple[Size, ...], rng: np.random.Generator) -> tuple[Tensor | None, ...] | None: ...
+    def make_encoder(self) -> nn.Module: ...
+    def aligned_widths(self, *, dims: Dims) -> list[tuple[int, ...]]: ...
+    def heads(self, *, dims: Dims) -> list[Mapping[str, Head]]: ...
+    def encode(self, *, branch: Branch, images: Tensor, hidden: Tensor | None, view: int, role: Role) -> Features: ...
+    def align(self, *, step: Step, online: int, target: int) -> Alignment: ...
+    def loss(self, *, step: Step) -> list[dict[str, Tensor]]: ...
+    def param_groups(self, *, name: str, parameter: Tensor) -> ParamRule | None: ...
+    def before_epoch(self, *, branches: Branches, data: DataFactory, progress: Progress) -> list[None]: ...
+    def after_step(self, *, branches: Branches, step: Step, progress: Progress) -> list[None]: ...
+    def evaluate(self, *, branches: Branches, data: DataFactory, progress: Progress) -> list[dict[str, float]]: ...
+    def pictures(self, *, step: Step) -> list[dict[str, Tensor]]: ...
+
+
+HOOKS: dict[str, Callable[..., Any]] = {name: spec for name, spec in vars(Hooks).items() if hasattr(spec, "twinview_spec")}

@@ -1,0 +1,114 @@
+"""The core's own tables of a recipe: `[data] [target] [optimizer] [schedule] [run]`.  Imports nothing heavy."""
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import attrs
+from attrs import field
+from attrs.validators import ge, gt, in_, le
+
+FORMAT = 1  # of recipes and of a run's folder
+
+
+def _positive(default: Any) -> Any:
+    return field(default=default, validator=gt(0))
+
+
+def _share(default: float) -> Any:
+    return field(default=default, validator=[ge(0), le(1)])
+
+
+@attrs.frozen(kw_only=True)
+class Target:
+    """The target branch: an averaged copy of the online branch, or the online branch itself without gradient."""
+
+    momentum: float = _share(0.99)  # 0: stop-gradient, no copy
+    schedule: Literal["cosine", "constant"] = "cosine"  # cosine: from `momentum` to 1 over the run
+    update: Literal["after_step", "before_forward"] = "after_step"
+
+
+@attrs.frozen(kw_only=True)
+class Data:
+    """Where images come from and how they reach the device."""
+
+    shards: str | list[str]  # paths with {000..063}, or scenes:train
+    workers: int = field(default=2, validator=ge(0))  # data worker processes per rank
+    window: int = field(default=0, validator=ge(0))  # shards shuffled together; 0 = all of them
+    augment_on: Literal["worker", "device"] = "worker"
+    mean: list[float] = field(factory=lambda: [0.485, 0.456, 0.406])  # of the channels, 0..1
+    std: list[float] = field(factory=lambda: [0.229, 0.224, 0.225])
+    bad_samples: int = field(default=0, validator=ge(0))  # samples that may fail to decode before the run stops
+
+
+@attrs.frozen(kw_only=True)
+class _Rates:
+    """A rate is written as `lr`, or as `base_lr` for 256 images, scaled linearly with run.batch_size."""
+
+    lr: float | None = None
+    base_lr: float | None = None
+    weight_decay: float = field(default=0.0, validator=ge(0))
+    decay_norm_bias: bool = False  # weight decay (and LARS's trust ratio) on biases and norms too
+
+    def peak(self, batch_size: int) -> float:
+        """The learning rate at the top of the schedule."""
+        return self.lr if self.lr is not None else (self.base_lr or 0.0) * batch_size / 256
+
+
+@attrs.frozen(kw_only=True)
+class SGD(_Rates):
+    """torch.optim.SGD."""
+
+    momentum: float = field(default=0.9, validator=ge(0))
+    nesterov: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class AdamW(_Rates):
+    """torch.optim.AdamW."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = _positive(1e-8)
+
+
+@attrs.frozen(kw_only=True)
+class LARS(_Rates):
+    """Layer-wise adaptive rates (You et al. 2017), timm's."""
+
+    momentum: float = field(default=0.9, validator=ge(0))
+    trust: float = _positive(0.001)
+    eps: float = _positive(1e-8)
+    nesterov: bool = False
+
+
+OPTIMIZERS: dict[str, type[_Rates]] = {"sgd": SGD, "adamw": AdamW, "lars": LARS}
+
+
+@attrs.frozen(kw_only=True)
+class Schedule:
+    """Learning rate over the run: linear warm-up, then cosine to `final` of the peak.  At most one warm-up key."""
+
+    use: Literal["cosine", "constant"] = "cosine"
+    warmup_epochs: float | None = None
+    warmup_steps: int | None = None
+    warmup_share: float | None = None  # of the run
+    final: float = _share(0.0)
+
+
+@attrs.frozen(kw_only=True)
+class Run:
+    """How long, how large, how exact.  Exactly one of `steps`, `epochs`, `hours`."""
+
+    steps: int | None = None
+    epochs: float | None = None
+    hours: float | None = None
+    batch_size: int = _positive(256)  # global: over all ranks and accumulated micro-batches
+    accumulation: int = _positive(1)
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 where the device has it in hardware
+    channels_last: bool = False
+    sync_batchnorm: bool = True  # statistics over all ranks
+    clip_gradients: float = field(default=0.0, validator=ge(0))  # global norm; 0 = none
+    seed: int = field(default=0, validator=ge(0))
+    device: str = field(default="auto", validator=in_(["auto", "cpu", "cuda"]))
+    log_every: int = _positive(10)  # steps
+    checkpoint_every: int = _positive(500)  # steps
+    keep: int = _positive(2)  # checkpoints

@@ -1,0 +1,304 @@
+"""The values that pass between hooks.  Shapes stand beside each field; B images, V views, C channels, h x w cells."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from twinview.branch import Branches
+
+Role = Literal["online", "target"]
+Size = tuple[int, int]  # height, width
+
+
+# ---- where views lie
+class Geometry(NamedTuple):
+    """Where the views of an image lie.  Tensors may carry leading batch dimensions `...`; points are (x, y), fractions of a side.
+
+    A view's own frame is the picture that the network sees: after the crop, the resize and the mirroring.
+    """
+
+    boxes: Tensor  # [..., V, 4] x0 y0 x1 y1 in the source, 0..1
+    flips: Tensor  # [..., V] bool: mirrored left to right
+    source: Tensor  # [..., 2] height, width of the source in pixels
+    sizes: tuple[Size, ...]  # V output sizes in pixels
+    pairs: tuple[tuple[int, int], ...]  # ordered (online view, target view)
+    notes: dict[str, Tensor] = {}  # noqa: RUF012  numbers [...] that the sampler wants logged, never mutated
+
+    def to_source(self, points: Tensor, view: int) -> Tensor:
+        """Points [..., P, 2] in `view`'s frame -> the same places as fractions of the source, [..., P, 2]."""
+        box = self.boxes[..., view, None, :]
+        return box[..., :2] + self._mirror(points, view) * (box[..., 2:] - box[..., :2])
+
+    def to_view(self, points: Tensor, view: int) -> Tensor:
+        """The inverse of `to_source`; a place outside the view comes out below 0 or above 1."""
+        box = self.boxes[..., view, None, :]
+        return self._mirror((points - box[..., :2]) / (box[..., 2:] - box[..., :2]), view)
+
+    def overlap(self, online: int = 0, target: int = 1) -> Tensor:
+        """[..., 4]: the box that two views both see, fractions of the source; empty where x1 <= x0 or y1 <= y0."""
+        a, b = self.boxes[..., online, :], self.boxes[..., target, :]
+        return torch.cat([torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])], -1)
+
+    def iou(self, online: int = 0, target: int = 1) -> Tensor:
+        """[...]: intersection over union of two views' boxes, 0 where they do not meet."""
+        both = box_area(self.overlap(online, target))
+        return both / (box_area(self.boxes[..., online, :]) + box_area(self.boxes[..., target, :]) - both)
+
+    def centres(self, view: int, grid: Size) -> Tensor:
+        """[..., h*w, 2]: where the middles of `view`'s cells lie, fractions of the source, in the order of the view's own map."""
+        return self.to_source(cell_centres(grid, self.boxes.device).to(self.boxes.dtype), view)
+
+    def _mirror(self, points: Tensor, view: int) -> Tensor:
+        flip = self.flips[..., view, None]
+        x = torch.where(flip, 1 - points[..., 0], points[..., 0])
+        return torch.stack([x, points[..., 1].expand_as(x)], -1)
+
+
+def box_area(boxes: Tensor) -> Tensor:
+    """Area [...] of boxes [..., 4]; an empty box has area 0."""
+    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
+
+
+def cell_centres(grid: Size, device: torch.device | None = None) -> Tensor:
+    """[h*w, 2]: the middles (x, y) of the cells of a grid of height, width, as fractions, row by row."""
+    height, width = grid
+    y, x = torch.meshgrid((torch.arange(height, device=device) + 0.5) / height, (torch.arange(width, device=device) + 0.5) / width, indexing="ij")
+    return torch.stack([x, y], -1).flatten(0, 1)
+
+
+# ---- what a network gives
+class Features(NamedTuple):
+    """What an encoder makes of a batch of images.  An encoder gives what it has; its `EncoderSpec` says which."""
+
+    cells: Tensor | None = None  # [B, C, h, w]; zero where the cell was hidden and dropped
+    pooled: Tensor | None = None  # [B, C]
+    levels: Mapping[str, Tensor] = {}
+    tokens: Tensor | None = None  # [B, prefix + N, C]
+    prefix: int = 0
+    kept: Tensor | None = None  # [B, N] indices of the cells that tokens stand for, where cells were dropped
+
+    def at(self, name: str) -> Tensor:
+        """`cells`, `pooled`, `tokens`, or a level by its name.  Raises KeyError with the names there are."""
+        found: Tensor | None = getattr(self, name) if name in ("cells", "pooled", "tokens") else self.levels.get(name)
+        if found is None:
+            raise KeyError(f"the encoder gives no {name!r}; it gives: {', '.join(self.names())}")
+        return found
+
+    def names(self) -> list[str]:
+        """What `at` answers."""
+        return [n for n in ("cells", "pooled", "tokens") if getattr(self, n) is not None] + list(self.levels)
+
+    def detach(self) -> Features:
+        """The same values without gradient."""
+
+        def cut(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.detach()
+
+        return self._replace(cells=cut(self.cells), pooled=cut(self.pooled), tokens=cut(self.tokens), levels={k: v.detach() for k, v in self.levels.items()})
+
+
+class Level(NamedTuple):
+    """A feature map of an encoder."""
+
+    channels: int
+    stride: int  # pixels of the view per cell
+
+
+@attrs.frozen(kw_only=True)
+class EncoderSpec:
+    """What an encoder gives, as plain numbers: its module carries it as `spec`."""
+
+    pooled: int  # width of `pooled`
+    cells: Level
+    levels: Mapping[str, Level] = attrs.field(factory=dict)
+    prefix: int = 0  # tokens before the cells' tokens
+    patch: int | None = None  # pixels of a patch, for transformers
+
+    def grid(self, size: Size) -> Size:
+        """Cells (h, w) of a view of `size` pixels; every encoder here rounds up, as strided convolutions do."""
+        return -(-size[0] // self.cells.stride), -(-size[1] // self.cells.stride)
+
+
+class Encoder(Protocol):
+    """An `nn.Module` that also carries `spec`.  `hidden` [B, h*w] bool marks cells that it must not see."""
+
+    spec: EncoderSpec
+
+    def __call__(self, images: Tensor, hidden: Tensor | None = None) -> Features: ...
+
+
+@attrs.frozen(kw_only=True)
+class Dims:
+    """The sizes that heads and workers need, worked out once from the encoder and the recipe; plain numbers only."""
+
+    encoder: EncoderSpec
+    grids: tuple[Size, ...]  # cells (h, w) of each view
+    sizes: tuple[Size, ...]  # pixels (h, w) of each view
+    pairs: tuple[tuple[int, int], ...]
+    global_batch: int
+    dataset_size: int
+    classes: int = 0  # label classes of the training shards, 0 where there are none
+    aligned_widths: Mapping[str, tuple[int, ...]] = attrs.field(factory=dict)  # alignment name -> channel widths that losses send through it
+
+    def width(self, on: str) -> int:
+        """Channels of `cells`, `pooled`, `tokens` or a level by name."""
+        if on == "pooled":
+            return self.encoder.pooled
+        if on in ("cells", "tokens"):
+            return self.encoder.cells.channels
+        return self.encoder.levels[on].channels
+
+
+class Head(NamedTuple):
+    """A module that a part asks for, and what becomes of it."""
+
+    module: nn.Module
+    kind: Literal["averaged", "online_only", "state"] = "averaged"
+
+
+class Alignment(NamedTuple):
+    """Makes the two branches' maps comparable, cell by cell.
+
+    `online` and `target` take a map [B, C, h, w] of their own view (any width; any resolution of that view) and give
+    [B, C, h', w'] on one common grid.
+    """
+
+    online: Callable[[Tensor], Tensor]
+    target: Callable[[Tensor], Tensor]
+    weight: Tensor  # [B, h', w'], 0 where the two do not show the same place
+    extra: Tensor | None = None  # [B, k, h', w']: what a predictor is told besides, never part of a similarity
+    fills_hidden: bool = False  # it predicts cells that the online branch did not see
+
+
+# ---- what happens when
+class Progress(NamedTuple):
+    """How far a run is.  `share` runs from 0 at the first step to 1 at the end, whatever the run is measured in."""
+
+    step: int
+    steps: int  # 0 where the run is measured in hours
+    epoch: int
+    share: float
+
+
+class Batch(NamedTuple):
+    """One micro-batch of views on a rank."""
+
+    keys: tuple[str, ...]  # B sample keys
+    ids: Tensor  # [B] int64: place in the data set
+    seeds: Tensor  # [B] int64: hash of the sample's key
+    epoch: int
+    images: tuple[Tensor, ...]  # V x [B, 3, h, w] uint8
+    geometry: Geometry
+    hidden: tuple[Tensor | None, ...]  # V x ([B, h*w] bool, True = hidden), None where nothing is
+    augment: tuple[dict[str, Tensor], ...] | None = None  # V x draws that are still to be applied on the device
+    labels: dict[str, Tensor] = {}  # noqa: RUF012  what the shards hold, e.g. class [B]
+
+
+class PlainBatch(NamedTuple):
+    """Whole images, resized, without any draw: what evaluations read."""
+
+    keys: tuple[str, ...]
+    ids: Tensor  # [B] int64
+    images: Tensor  # [B, 3, H, W] float, normalised
+    labels: dict[str, Tensor]  # class [B] int64, map [B, H, W] int64 (255 = ignore), as asked for
+
+
+class DataFactory(Protocol):
+    """What `before_epoch` and `evaluate` read images with.  Each rank gets its own share."""
+
+    def plain(
+        self, shards: str | Sequence[str] | None = None, *, size: Size, labels: Sequence[str] = (), batch_size: int = 64
+    ) -> Iterator[PlainBatch]:
+        """Whole images of `shards` (default: the run's own) at `size`, in order, with the named labels."""
+        ...
+
+    def views(self, epoch: int) -> Iterator[Batch]:
+        """The training batches just as `epoch` draws them."""
+        ...
+
+
+class Traits(NamedTuple):
+    """What a part needs from the others and what it offers, checked when the recipe is assembled.
+
+    `needs`: of the encoder `cells`, `pooled`, `tokens`, `levels`; of the recipe `alignment`, `masks`, `averaged_target`, `labels`.
+    `gives`: an encoder `cells`, `pooled`, `tokens`, `levels`, `hides` (it can leave hidden cells unseen); an alignment `extra`;
+    a loss that passes an alignment's `extra` on to its predictor, `uses_extra`.
+    """
+
+    needs: frozenset[str] = frozenset()
+    gives: frozenset[str] = frozenset()
+
+
+class ParamRule(NamedTuple):
+    """How the optimizer treats one parameter; None leaves it to the recipe."""
+
+    lr_scale: float = 1.0
+    weight_decay: float | None = None
+    schedule: Literal["recipe", "constant"] = "recipe"
+    frozen: bool = False
+
+
+class Step(Protocol):
+    """What one micro-batch offers a loss.  Everything is computed when first asked for, and once."""
+
+    batch: Batch
+    progress: Progress
+    branches: Branches
+
+    @property
+    def online(self) -> Sequence[Features]:
+        """Features of each view from the online branch, with gradient."""
+        ...
+
+    @property
+    def target(self) -> Sequence[Features]:
+        """Features of each view from the target branch, without gradient; with `momentum = 0` the online ones, detached."""
+        ...
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """Ordered (online view, target view)."""
+        ...
+
+    @property
+    def geometry(self) -> Geometry:
+        """The batch's geometry, on the device."""
+        ...
+
+    @property
+    def hidden(self) -> tuple[Tensor | None, ...]:
+        """Per view [B, h*w] bool, True = hidden from the online branch."""
+        ...
+
+    @property
+    def pixels(self) -> Sequence[Tensor]:
+        """Per view [B, 3, h, w] as the encoder saw them (normalised)."""
+        ...
+
+    def alignment(self, online: int, target: int, name: str = "") -> Alignment:
+        """The recipe's alignment (of that name) for a pair of views; visibility is already in its weight."""
+        ...
+
+    def head(self, part: object, name: str) -> str:
+        """The key of a part's own head, for `apply`."""
+        ...
+
+    def apply(self, heads: str | Sequence[str], view: int, role: Role, on: str = "cells") -> Tensor:
+        """Heads (keys, applied one after another) on a view's `cells`, `pooled` or level.  Memoised by chain, view and role."""
+        ...
+
+    def uniform(self, purpose: str, n: int) -> Tensor:
+        """[B, n] float32 in [0, 1): drawn from (seed, epoch, sample, purpose) alone, the same on any rank and after a resume."""
+        ...
+
+    def note(self, name: str, value: Tensor) -> None:
+        """Log a number (a scalar, or [B] to be averaged) beside the loss terms."""
+        ...
+
+
+Options = Mapping[str, Any]
