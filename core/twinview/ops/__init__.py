@@ -1,4 +1,5 @@
-"""What several methods need, public: heads, clustering, statistics over ranks."""
+"""What several methods need, public: heads, cosines, crops, clustering, statistics over ranks."""
+from twinview.ops.cosine import cosine, cosine_loss
 from twinview.ops.heads import conv_mlp, mlp
 
-__all__ = ["conv_mlp", "mlp"]
+__all__ = ["conv_mlp", "cosine", "cosine_loss", "mlp"]

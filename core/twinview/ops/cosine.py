@@ -1,0 +1,24 @@
+"""Cosines between predictions and targets, in fp32 whatever the autocast."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine over channels, [B, C, ...] and [B, C, ...] -> [B, ...] float32; 0 where one of the two is zero."""
+    with torch.autocast(a.device.type, enabled=False):
+        return (F.normalize(a.float(), dim=1) * F.normalize(b.float(), dim=1)).sum(1)
+
+
+def cosine_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Minus the mean cosine of [B, C] vectors, or of [B, C, h, w] cells with `weight` [B, h, w]: a scalar in [-1, 1] (BYOL eq. 2, up to 2 - 2x).
+
+    No gradient goes to `target`.  With a weight it is the weighted mean; 0, and no gradient, where all weights are 0.
+    """
+    similarity = cosine(prediction, target.detach())
+    if weight is None:
+        return -similarity.mean()
+    weight = weight.float()
+    return -(similarity * weight).sum() / weight.sum().clamp(min=torch.finfo(torch.float32).tiny)
