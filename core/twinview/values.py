@@ -99,7 +99,8 @@ class Features(NamedTuple):
         def cut(value: Tensor | None) -> Tensor | None:
             return None if value is None else value.detach()
 
-        return self._replace(cells=cut(self.cells), pooled=cut(self.pooled), tokens=cut(self.tokens), levels={k: v.detach() for k, v in self.levels.items()})
+        levels = {name: value.detach() for name, value in self.levels.items()}
+        return self._replace(cells=cut(self.cells), pooled=cut(self.pooled), tokens=cut(self.tokens), levels=levels)
 
 
 class Level(NamedTuple):
@@ -129,7 +130,8 @@ class Encoder(Protocol):
 
     spec: EncoderSpec
 
-    def __call__(self, images: Tensor, hidden: Tensor | None = None) -> Features: ...
+    def __call__(self, images: Tensor, hidden: Tensor | None = None) -> Features:  # noqa: D102
+        ...
 
 
 @attrs.frozen(kw_only=True)
@@ -144,6 +146,7 @@ class Dims:
     dataset_size: int
     classes: int = 0  # label classes of the training shards, 0 where there are none
     aligned_widths: Mapping[str, tuple[int, ...]] = attrs.field(factory=dict)  # alignment name -> channel widths that losses send through it
+    extras: Mapping[str, int] = attrs.field(factory=dict)  # alignment name -> channels of its `extra`
 
     def width(self, on: str) -> int:
         """Channels of `cells`, `pooled`, `tokens` or a level by name."""
@@ -226,12 +229,13 @@ class Traits(NamedTuple):
     """What a part needs from the others and what it offers, checked when the recipe is assembled.
 
     `needs`: of the encoder `cells`, `pooled`, `tokens`, `levels`; of the recipe `alignment`, `masks`, `averaged_target`, `labels`.
-    `gives`: an encoder `cells`, `pooled`, `tokens`, `levels`, `hides` (it can leave hidden cells unseen); an alignment `extra`;
+    `gives`: an encoder `cells`, `pooled`, `tokens`, `levels`, `hides` (it can leave hidden cells unseen);
     a loss that passes an alignment's `extra` on to its predictor, `uses_extra`.
     """
 
     needs: frozenset[str] = frozenset()
     gives: frozenset[str] = frozenset()
+    extra: int = 0  # channels of the `extra` that this alignment gives
 
 
 class ParamRule(NamedTuple):
@@ -249,6 +253,7 @@ class Step(Protocol):
     batch: Batch
     progress: Progress
     branches: Branches
+    watch: bool  # this step is logged: worth computing what only `note` is told
 
     @property
     def online(self) -> Sequence[Features]:

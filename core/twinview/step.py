@@ -1,0 +1,254 @@
+"""The one module that DeepSpeed wraps, and the step that it offers to losses."""
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from twinview.assembly import Assembly
+from twinview.branch import Branch, Branches
+from twinview.errors import PluginError
+from twinview.ops.seeding import seeded, uniform
+from twinview.ops.spread import effective_rank, feature_spread
+from twinview.values import Alignment, Batch, Dims, Features, Geometry, Head, Progress, Role, Step, box_area
+
+
+class Outcome(NamedTuple):
+    """What a forward pass gives the engine."""
+
+    loss: Tensor  # scalar with gradient: the weighted sum of the terms
+    terms: dict[str, Tensor]  # each term as its part gave it, detached
+    notes: dict[str, Tensor]  # scalars to log beside them; empty unless watched
+    step: LazyStep
+
+
+class Siamese(nn.Module):
+    """Online branch, target branch and state, and the losses between them: `model(batch, progress) -> Outcome`."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, assembly: Assembly, dims: Dims, encoder: nn.Module | None = None) -> None:
+        """`encoder`: the one that `dims` was worked out from, to save making it again."""
+        super().__init__()
+        self.assembly, self.dims = assembly, dims
+        heads = dict(_heads(assembly, dims))
+        labels = {id(part): assembly.key(label) for label, part in assembly.parts.items()}
+        state = {key: head.module.requires_grad_(False) for key, head in heads.items() if head.kind == "state"}
+        self.state = nn.ModuleDict(state)
+        trained = {key: head.module for key, head in heads.items() if head.kind != "state"}
+        self.online = Branch(encoder or assembly.encoder(), trained, labels, state)
+        self.target: Branch | None = None
+        if assembly.recipe.target.momentum > 0:
+            copies = {key: _copy(head.module) for key, head in heads.items() if head.kind == "averaged"}
+            self.target = Branch(_copy(self.online.encoder), copies, labels, state)
+        self.branches = Branches(self.online, self.target or self.online, lambda: assembly.encoder(random=True))
+        self.register_buffer("mean", torch.tensor(assembly.recipe.data.mean).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(assembly.recipe.data.std).view(1, 3, 1, 1) * 255, persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters lie."""
+        return self.mean.device
+
+    def forward(self, batch: Batch, progress: Progress, watch: bool = False) -> Outcome:
+        """All losses of a micro-batch.  `watch`: also work out what is only logged.  Autocast, where the recipe asks for it, is in here."""
+        low = self.assembly.recipe.run.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
+            step = LazyStep(self, batch, progress, watch)
+            total, terms = torch.zeros((), device=self.device), dict[str, Tensor]()
+            for label in self.assembly.answers("loss"):
+                name = self.assembly.uses[label][2].name
+                for answer in self.assembly.only("loss", label)(step=step):
+                    for term, value in answer.items():
+                        term = f"{name}.{term}" if name else term
+                        if term in terms:
+                            raise PluginError(f"{self.assembly.uses[label][1]}: another loss has a term {term!r} too. Give one of the two a `name`.")
+                        if value.ndim:
+                            raise PluginError(f"{self.assembly.uses[label][1]}: the term {term!r} has shape {tuple(value.shape)}. Give a scalar.")
+                        terms[term] = value.detach()
+                        total = total + self.assembly.weight(label) * value.float()
+            if watch:
+                step.watch_features()
+        return Outcome(total, terms, step.notes if watch else {}, step)
+
+    @torch.no_grad()
+    def follow(self, momentum: float) -> None:
+        """target <- momentum * target + (1 - momentum) * online, parameters only; buffers are each branch's own (BYOL)."""
+        if self.target is not None:
+            online = dict(self.online.named_parameters())
+            pairs = [(t, online[name]) for name, t in self.target.named_parameters()]
+            torch._foreach_lerp_([t for t, _ in pairs], [o for _, o in pairs], 1 - momentum)
+
+
+class LazyStep(Step):
+    """A step that computes what it is asked for, once."""
+
+    def __init__(self, model: Siamese, batch: Batch, progress: Progress, watch: bool) -> None:
+        """`batch` may lie on the CPU; what is asked for is moved."""
+        self.batch, self.progress, self.branches, self.watch = batch, progress, model.branches, watch
+        self.notes: dict[str, Tensor] = {}
+        self._model = model
+        self._geometry: Geometry | None = None
+        self._memo: dict[tuple[Any, ...], Any] = {}
+        views = len(batch.images)
+        self._pixels = _Views(views, self._make_pixels)
+        self._online = _Views(views, lambda v: self._encode(v, "online"))
+        self._target = _Views(views, self._make_target)
+
+    @property
+    def online(self) -> Sequence[Features]:
+        return self._online
+
+    @property
+    def target(self) -> Sequence[Features]:
+        return self._target
+
+    @property
+    def pixels(self) -> Sequence[Tensor]:
+        return self._pixels
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        return self.batch.geometry.pairs
+
+    @property
+    def geometry(self) -> Geometry:
+        if self._geometry is None:
+            g, device = self.batch.geometry, self._model.device
+            notes = {name: value.to(device) for name, value in g.notes.items()}
+            self._geometry = g._replace(boxes=g.boxes.to(device), flips=g.flips.to(device), source=g.source.to(device), notes=notes)
+        return self._geometry
+
+    @property
+    def hidden(self) -> tuple[Tensor | None, ...]:
+        return cast(Any, self._once(("hidden",), lambda: tuple(None if h is None else h.to(self._model.device) for h in self.batch.hidden)))
+
+    def alignment(self, online: int, target: int, name: str = "") -> Alignment:
+        """As the recipe's part gives it, with the visibility of the online view's cells in its weight."""
+        return cast(Alignment, self._once(("align", online, target, name), lambda: self._align(online, target, name)))
+
+    def head(self, part: object, name: str) -> str:
+        return self.branches.online.key(part, name)
+
+    def apply(self, heads: str | Sequence[str], view: int, role: Role, on: str = "cells") -> Tensor:
+        chain = (heads,) if isinstance(heads, str) else tuple(heads)
+        if role == "target" and self._model.target is None:
+            return self.apply(chain, view, "online", on).detach()
+        return cast(Tensor, self._once(("apply", chain, view, role, on), lambda: self._apply(chain, view, role, on)))
+
+    def uniform(self, purpose: str, n: int) -> Tensor:
+        seed = self._model.assembly.recipe.run.seed
+        return uniform(self.batch.seeds, n, seed, self.batch.epoch, purpose).to(self._model.device)
+
+    def note(self, name: str, value: Tensor) -> None:
+        if self.watch:
+            self.notes[name] = value.detach().float().mean()
+
+    # ---- for the engine
+    def watch_features(self) -> None:
+        """Note where views lay, and feature spread and effective rank of what the branches gave (collapse shows here)."""
+        g = self.geometry
+        for name, value in {"crop_area": box_area(g.boxes).mean(-1), "iou": g.iou(*self.pairs[0]), **g.notes}.items():
+            self.note(f"views/{name}", value)
+        for role, views in (("online", self._online), ("target", self._target)):
+            made = next(views.made(), None)
+            if made is not None:
+                pooled = (made.pooled if made.pooled is not None else made.at("cells").mean((2, 3))).detach().float()
+                self.note(f"spread/{role}", feature_spread(pooled))
+                self.note(f"erank/{role}", effective_rank(pooled))
+
+    def settle(self) -> LazyStep:
+        """Drop every gradient: what `after_step` is given."""
+        for views in (self._online, self._target):
+            views.replace(lambda features: features.detach())
+        self._memo = {key: value.detach() if isinstance(value, Tensor) else value for key, value in self._memo.items() if key[0] != "align"}
+        return self
+
+    # ---- making
+    def _once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        if key not in self._memo:
+            self._memo[key] = make()
+        return self._memo[key]
+
+    def _make_pixels(self, view: int) -> Tensor:
+        model, raw = self._model, self.batch.images[view].to(self._model.device, non_blocking=True)
+        if self.batch.augment is not None:
+            params = {name: value.to(model.device, non_blocking=True) for name, value in self.batch.augment[view].items()}
+            raw = model.assembly.calls.apply_augment(pixels=raw, params=params)
+        pixels = (raw.float() - model.mean) / model.std
+        return pixels.contiguous(memory_format=torch.channels_last) if model.assembly.recipe.run.channels_last else pixels
+
+    def _encode(self, view: int, role: Role) -> Features:
+        branch = self.branches.online if role == "online" else self.branches.target
+        hidden = self.hidden[view] if role == "online" else None
+        return self._model.assembly.calls.encode(branch=branch, images=self.pixels[view], hidden=hidden, view=view, role=role)
+
+    def _make_target(self, view: int) -> Features:
+        if self._model.target is None:
+            return self.online[view].detach()
+        with torch.no_grad():
+            return self._encode(view, "target")
+
+    def _apply(self, chain: tuple[str, ...], view: int, role: Role, on: str) -> Tensor:
+        branch = self.branches.online if role == "online" else self.branches.target
+        with torch.set_grad_enabled(torch.is_grad_enabled() and role == "online"):
+            if len(chain) > 1:
+                before = self.apply(chain[:-1], view, role, on)
+            else:
+                before = (self.online if role == "online" else self.target)[view].at(on)
+            return cast(Tensor, branch.find(chain[-1])(before))
+
+    def _align(self, online: int, target: int, name: str) -> Alignment:
+        found = cast(Alignment, self._model.assembly.align(name)(step=self, online=online, target=target))
+        hidden = self.hidden[online]
+        if hidden is None or found.fills_hidden:
+            return found
+        grid = self._model.dims.grids[online]
+        seen = found.online((~hidden).float().view(-1, 1, *grid))[:, 0]
+        return found._replace(weight=found.weight * seen.clamp(0, 1))
+
+
+class _Views(Sequence[Any]):
+    """One value per view, each made when first asked for."""
+
+    def __init__(self, n: int, make: Callable[[int], Any]) -> None:
+        self._n, self._make, self._made = n, make, dict[int, Any]()
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __getitem__(self, view: Any) -> Any:
+        if not -self._n <= view < self._n:
+            raise IndexError(f"there is no view {view}; there are {self._n}")
+        view %= self._n
+        if view not in self._made:
+            self._made[view] = self._make(view)
+        return self._made[view]
+
+    def made(self) -> Iterator[Any]:
+        """What has been made so far, by view."""
+        return iter([self._made[v] for v in sorted(self._made)])
+
+    def replace(self, change: Callable[[Any], Any]) -> None:
+        """Change what has been made."""
+        self._made = {view: change(value) for view, value in self._made.items()}
+
+
+def _heads(assembly: Assembly, dims: Dims) -> Iterator[tuple[str, Head]]:
+    """Every part's heads by key, each with a random start of its own, whatever else the recipe holds."""
+    for label in assembly.answers("heads"):
+        with seeded(assembly.recipe.run.seed, "heads", label):
+            for answer in assembly.only("heads", label)(dims=dims):
+                for name, head in answer.items():
+                    if not isinstance(head, Head):
+                        said = f"heads() gives a {type(head).__name__} for {name!r}"
+                        raise PluginError(f"{assembly.uses[label][1]}: {said}. Give a twinview.values.Head.")
+                    yield f"{assembly.key(label)}/{name}", head
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    return copy.deepcopy(module).requires_grad_(False)
