@@ -1,0 +1,122 @@
+"""Weights to start from: files, timm's names, and the names that an encoder's library publishes."""
+from __future__ import annotations
+
+import difflib
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from twinview.errors import CheckpointError, RecipeError, closest
+
+State = Mapping[str, Tensor]
+FILES = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".safetensors")
+WRAPPERS = ("state_dict", "model", "module", "model_state_dict")  # keys under which checkpoints keep their tensors
+
+
+def load_weights(
+    module: nn.Module,
+    source: str,
+    *,
+    named: Mapping[str, Callable[[], State]] | None = None,
+    ignore: Sequence[str] = (),
+    optional: Sequence[str] = (),
+    place: str = "[encoder] weights",
+) -> None:
+    """Load `source` into `module`, every tensor or none.
+
+    `source`: a file (.safetensors, or a state dict that torch reads with `weights_only`, bare or within a checkpoint), `timm:NAME`, or a key
+    of `named`.  What stands before the module's own names in a file (`online.encoder.`, `backbone.`, `module.`) is found and taken off.
+    Names that start with one of `ignore` may be in the file and are left out (a classifier); names of the module that start with one of
+    `optional` may be missing from it, all together, and stay as they are.
+    Raises RecipeError for a source that nobody knows, CheckpointError for one that cannot be read or does not fit.
+    """
+    state = _read(source, named or {}, place)
+    own = module.state_dict()
+    found = _strip(state, own, f"{place} = {source!r}")
+    fitting = {k: v for k, v in found.items() if k in own or not k.startswith(tuple(ignore))}
+    spared = tuple(p for p in optional if not any(k.startswith(p) for k in fitting))
+    missing = [k for k in own if k not in fitting and not k.endswith("num_batches_tracked") and not k.startswith(spared)]
+    unexpected = [k for k in fitting if k not in own]
+    shapes = [f"{k} {tuple(v.shape)}, not {tuple(own[k].shape)}" for k, v in fitting.items() if k in own and v.shape != own[k].shape]
+    for what, names in (("it lacks", missing), ("the encoder has no", unexpected), ("it has", shapes)):
+        if names:
+            raise CheckpointError(f"{place} = {source!r}: does not fit the encoder: {what} {_some(names)}. Name weights of the same architecture.")
+    module.load_state_dict(fitting, strict=False)
+
+
+def _read(source: str, named: Mapping[str, Callable[[], State]], place: str) -> State:
+    if source in named:
+        return _fetch(named[source], f"{place} = {source!r}")
+    if source.startswith("timm:"):
+        return _timm(source.removeprefix("timm:"), place)
+    path = Path(source)
+    if path.is_dir() or (not path.exists() and (path.suffix in FILES or len(path.parts) > 1)):
+        raise CheckpointError(f"{place} = {source!r}: there is no such file. Write the path of a file that ends in {', '.join(FILES)}.")
+    if not path.exists():
+        raise RecipeError(f"{place}: no weights have the name {source!r}.{closest(source, named)} Or write a file, or timm:NAME.")
+    return _file(path, f"{place} = {source!r}")
+
+
+def _file(path: Path, place: str) -> State:
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        tree: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(f"{place}: holds more than tensors and is not read, since it could run code. Save its state dict alone.") from None
+    except Exception as e:  # safetensors, zipfile and torch each raise their own for a damaged file
+        raise CheckpointError(f"{place}: cannot be read: {_line(e)}. Is it a whole {path.suffix} file?") from None
+    while isinstance(tree, Mapping) and not any(isinstance(v, Tensor) for v in tree.values()):
+        inner = [tree[k] for k in WRAPPERS if k in tree]
+        if not inner:
+            break
+        tree = inner[0]
+    state = {k: v for k, v in tree.items() if isinstance(v, Tensor)} if isinstance(tree, Mapping) else {}
+    if not state:
+        raise CheckpointError(f"{place}: holds no tensors by name. Save the state dict of a module, bare or under one of {', '.join(WRAPPERS)}.")
+    return state
+
+
+def _timm(name: str, place: str) -> State:
+    import timm
+
+    known = timm.list_models(pretrained=True)
+    if name not in known and name not in timm.list_models():
+        raise RecipeError(f"{place}: timm has no weights {name!r}.{closest(name, difflib.get_close_matches(name, known, n=5))}")
+    with torch.random.fork_rng(devices=[]):  # building it draws random numbers; the heads' start must not depend on that
+        return _fetch(lambda: timm.create_model(name, pretrained=True).state_dict(), f"{place} = 'timm:{name}'")
+
+
+def _fetch(get: Callable[[], State], place: str) -> State:
+    try:
+        return get()
+    except Exception as e:  # whatever the library's downloader raises
+        raise CheckpointError(f"{place}: cannot be fetched: {_line(e)}. Is there a network? A file on this machine works without.") from None
+
+
+def _strip(state: State, own: State, place: str) -> State:
+    """The tensors of one encoder in `state`, by the names of `own`."""
+    anchor = next(iter(own))
+    prefixes = [k.removesuffix(anchor) for k in state if k == anchor or k.endswith("." + anchor)]
+    count = {p: sum(p + k in state for k in own) for p in prefixes}
+    best = [p for p in prefixes if count[p] == max(count.values())]
+    best = [p for p in best if "online" in p.split(".")] or best
+    if len(best) > 1:
+        raise CheckpointError(f"{place}: holds several encoders: {', '.join(best)}. Save the one that you mean alone.")
+    prefix = best[0] if best else ""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def _line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

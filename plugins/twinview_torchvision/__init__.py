@@ -1,0 +1,68 @@
+"""Encoders of torchvision: ResNets, with dilation instead of stride, a stem for small images, and a feature pyramid."""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from attrs import field
+from attrs.validators import gt
+
+from twinview.errors import RecipeError, closest
+from twinview.hooks import hookimpl, part
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from twinview.values import Traits
+
+NAMES = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2"),
+)
+STRIDES = {"imagenet": (32, 16, 8), "small": (8, 4, 2)}  # of c5, by stem; the first is the network's own
+
+
+def _known(_: Any, __: Any, name: str) -> None:
+    if name not in NAMES:
+        raise RecipeError(f"name: torchvision has no ResNet {name!r}.{closest(name, NAMES)}")
+
+
+@part
+class ResNet:
+    """A ResNet (He et al. 2016) without its classifier; `levels` are c2 to c5 and, with `fpn`, p2 to p5; `pooled` is the average of c5."""
+
+    name: str = field(default="resnet18", validator=_known)
+    cells: Literal["c2", "c3", "c4", "c5", "p2", "p3", "p4", "p5"] = "c5"  # the level that is `cells`
+    stride: int = 0  # pixels a cell of c5; 0: the network's own, 32 (small stem: 8). Smaller ones put dilation for stride in the last stages
+    stem: Literal["imagenet", "small"] = "imagenet"  # small: 3x3 convolution of stride 1 and no max-pool, for images of some 32 pixels
+    fpn: bool = False  # feature pyramid (Lin et al. 2017) over c2 to c5
+    fpn_channels: int = field(default=256, validator=gt(0))
+    zero_init_residual: bool = False  # each residual branch starts at zero (Goyal et al. 2017)
+    weights: str = ""  # a file, a name of torchvision's such as IMAGENET1K_V2, or timm:NAME; "": random
+
+    def __attrs_post_init__(self) -> None:
+        allowed = STRIDES[self.stem]
+        self.stride = self.stride or allowed[0]
+        if self.stride not in allowed:
+            raise RecipeError(f"stride: a ResNet with stem = {self.stem!r} has no stride {self.stride}. Write {', '.join(map(str, allowed))}")
+        if self.cells.startswith("p") and not self.fpn:
+            raise RecipeError(f"cells: {self.cells!r} is a level of the feature pyramid. Write fpn = true with it, or cells = 'c{self.cells[1]}'")
+
+    @hookimpl
+    def traits(self) -> Traits:
+        """Gives cells, pooled and levels; it cannot leave hidden cells unseen."""
+        from twinview.values import Traits
+
+        return Traits(gives=frozenset({"cells", "pooled", "levels"}))
+
+    @hookimpl
+    def make_encoder(self) -> nn.Module:
+        """The network.  Raises RecipeError for an unknown name of weights, CheckpointError for weights that do not fit."""
+        from twinview_torchvision.resnet import make
+
+        return make(self)
+
+
+@hookimpl
+def parts() -> dict[str, type]:
+    """`torchvision.resnet`."""
+    return {"resnet": ResNet}

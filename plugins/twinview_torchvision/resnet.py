@@ -1,0 +1,104 @@
+"""The ResNet encoder: torchvision's trunk under torchvision's parameter names."""
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import ResNet as ResNetTrunk
+from torchvision.ops import FeaturePyramidNetwork
+
+from twinview.ops.weights import load_weights
+from twinview.values import EncoderSpec, Features, Level
+
+if TYPE_CHECKING:
+    from twinview_torchvision import ResNet
+
+STAGES = ("c2", "c3", "c4", "c5")
+
+
+class ResNetEncoder(nn.Module):
+    """Images [B, 3, H, W] -> `Features`; parameters are called as in torchvision's ResNet, those of the pyramid start with `fpn.`."""
+
+    fpn: nn.Module | None
+
+    def __init__(self, trunk: ResNetTrunk, *, cells: str, stride: int, small_stem: bool, fpn_channels: int) -> None:
+        """`trunk`: torchvision's ResNet; `stride` of c5 in pixels; `fpn_channels` 0: no pyramid."""
+        super().__init__()
+        self.conv1, self.bn1, self.relu, self.maxpool = trunk.conv1, trunk.bn1, trunk.relu, trunk.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4
+        if small_stem:
+            self.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+            nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+            self.maxpool = nn.Identity()
+
+        strides = [s if small_stem else 4 * s for s in (1, 2, 4, 8)]
+        dilation = 1
+        for i, layer in enumerate(self.stages):
+            if strides[i] > stride:
+                dilation = dilate(layer, dilation)
+                strides[i] = stride
+
+        channels = [_width(layer) for layer in self.stages]
+        levels = {name: Level(c, s) for name, c, s in zip(STAGES, channels, strides)}
+        self.fpn = FeaturePyramidNetwork(channels, fpn_channels) if fpn_channels else None
+        if fpn_channels:
+            levels |= {f"p{name[1]}": Level(fpn_channels, s) for name, s in zip(STAGES, strides)}
+        self.cells = cells
+        self.spec = EncoderSpec(pooled=channels[-1], cells=levels[cells], levels=levels)
+
+    @property
+    def stages(self) -> tuple[nn.Module, ...]:
+        """The four stages, c2 to c5."""
+        return self.layer1, self.layer2, self.layer3, self.layer4
+
+    def forward(self, images: Tensor, hidden: Tensor | None = None) -> Features:
+        """Every level of the images, [B, channels, ceil(H / stride), ceil(W / stride)].  Raises ValueError where cells are to be hidden."""
+        if hidden is not None:
+            raise ValueError("torchvision.resnet cannot leave hidden cells unseen")
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        levels: dict[str, Tensor] = {}
+        for name, layer in zip(STAGES, self.stages):
+            levels[name] = x = layer(x)
+        if self.fpn is not None:
+            levels |= {f"p{name[1]}": level for name, level in self.fpn({name: levels[name] for name in STAGES}).items()}
+        return Features(cells=levels[self.cells], pooled=x.mean((2, 3)), levels=levels)
+
+
+def dilate(layer: nn.Module, dilation: int) -> int:
+    """Take the stride of 2 out of a stage (Chen et al. 2018, atrous convolution) and give the dilation of what comes after it.
+
+    `dilation` is that of the stage's input.  The strided network's cells stay as they were, every second cell of every second row of the new map,
+    since only convolutions behind the stride reach twice as far.  torchvision's own option refuses the basic blocks of ResNet-18 and 34.
+    """
+    reach = dilation
+    for conv in (m for m in layer.modules() if isinstance(m, nn.Conv2d)):
+        wide, strided = conv.kernel_size == (3, 3), conv.stride == (2, 2)
+        if wide:
+            conv.dilation = conv.padding = (reach, reach)
+        if strided:
+            conv.stride = (1, 1)
+        if wide and strided:
+            reach *= 2
+    return reach
+
+
+def _width(stage: nn.Module) -> int:
+    return [m for m in stage.modules() if isinstance(m, nn.BatchNorm2d)][-1].num_features
+
+
+def make(options: ResNet) -> ResNetEncoder:
+    """The encoder that a recipe's table describes, at random (torch's global generator) or with its weights."""
+    encoder = ResNetEncoder(
+        torchvision.models.get_model(options.name, weights=None, zero_init_residual=options.zero_init_residual),
+        cells=options.cells,
+        stride=options.stride,
+        small_stem=options.stem == "small",
+        fpn_channels=options.fpn_channels if options.fpn else 0,
+    )
+    if options.weights:
+        published = torchvision.models.get_model_weights(options.name)
+        named = {w.name: partial(w.get_state_dict, progress=False, check_hash=True) for w in published}
+        load_weights(encoder, options.weights, named=named, ignore=("fc.",), optional=("fpn.",))
+    return encoder
