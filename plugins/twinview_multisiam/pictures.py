@@ -1,0 +1,71 @@
+"""Pictures of clusters."""
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+
+from twinview.values import Batch, Geometry
+
+IMAGES, GAP, TITLE = 8, 4, 18  # rows; pixels between pictures; pixels of the headings
+TINT = 0.55  # of a cluster's colour over the picture
+
+
+def cluster_sheet(batch: Batch, clusters: Mapping[int, Tensor], k: int) -> Tensor:
+    """[3, H, W] uint8, a row for each image: every view of `clusters`, and beside it its cells [B, h, w] in their clusters' colours.
+
+    The white frame on a view is what the other view shows of it.
+    """
+    colours = palette(k)
+    columns = [c for view in clusters for c in (f"view {view + 1}", f"clusters of view {view + 1}")]
+    rows = min(IMAGES, len(batch.keys))
+    height, width = (max(s[side] for s in batch.geometry.sizes) for side in (0, 1))
+    sheet = Image.new("RGB", (len(columns) * (width + GAP) - GAP, TITLE + rows * (height + GAP) - GAP), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(columns):
+        draw.text((column * (width + GAP) + 2, 3), title, fill="black")
+    for row in range(rows):
+        for place, (view, cells) in enumerate(clusters.items()):
+            image = batch.images[view][row].cpu()
+            tinted = tint(image, colours[by_height(cells[row].cpu(), k)])
+            for column, picture in ((2 * place, to_pil_image(image)), (2 * place + 1, to_pil_image(tinted))):
+                if column % 2 == 0:
+                    outline(picture, batch.geometry, row, view)
+                sheet.paste(picture, (column * (width + GAP), TITLE + row * (height + GAP)))
+    found: Tensor = pil_to_tensor(sheet)
+    return found
+
+
+def palette(k: int) -> Tensor:
+    """[k, 3] uint8: colours whose hues lie far apart."""
+    rgb = [colorsys.hsv_to_rgb((0.58 + i * 0.381966) % 1, 0.85 if i % 2 else 0.65, 1.0 if i % 2 else 0.85) for i in range(k)]
+    return (torch.tensor(rgb) * 255).round().byte()
+
+
+def by_height(cells: Tensor, k: int) -> Tensor:
+    """Clusters [h, w] numbered anew from the top of the picture to its bottom, so that rows of a sheet share their colours."""
+    y = torch.arange(len(cells), dtype=torch.float32)[:, None].expand(cells.shape)
+    member = F.one_hot(cells.flatten(), k).float()
+    middle = (member * y.flatten()[:, None]).sum(0) / member.sum(0).clamp(min=1e-6)
+    return middle.argsort().argsort()[cells]
+
+
+def tint(image: Tensor, colours: Tensor) -> Tensor:
+    """Lay colours [h, w, 3] of cells over an image [3, H, W] uint8, in grey below."""
+    full = F.interpolate(colours.movedim(2, 0)[None].float(), image.shape[1:], mode="nearest")[0]
+    return (TINT * full + (1 - TINT) * image.float().mean(0)).round().byte()
+
+
+def outline(picture: Image.Image, geometry: Geometry, row: int, view: int) -> None:
+    """Draw the frame of what the other view of a pair shows of `view`."""
+    own = geometry._replace(boxes=geometry.boxes[row].cpu(), flips=geometry.flips[row].cpu())
+    other = next(a if b == view else b for a, b in geometry.pairs if view in (a, b))
+    corners = own.to_view(own.overlap(view, other).view(2, 2), view).numpy()
+    low, high = corners.min(0) * picture.size, np.maximum(corners.max(0) * picture.size - 1, 0)
+    ImageDraw.Draw(picture).rectangle((*low, *high), outline="white", width=max(1, picture.width // 100))

@@ -1,0 +1,86 @@
+"""View sampling: pairs of crops that show enough of the same place."""
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from attrs import field
+from attrs.validators import ge, gt, le
+
+from twinview.hooks import hookimpl, part
+from twinview.ops.crops import random_resized_box
+from twinview.values import Geometry, Size
+
+Box = tuple[int, int, int, int]  # x0 y0 x1 y1 in whole pixels
+
+
+def _range(low: float) -> Any:
+    def check(_: Any, attribute: attrs.Attribute[Any], value: tuple[float, float]) -> None:
+        if not low < value[0] <= value[1]:
+            raise ValueError(f"wants two rising numbers above {low:g}, not {list(value)}")
+        if attribute.name == "scale" and value[1] > 1:
+            raise ValueError(f"is a share of the image's area and wants numbers up to 1, not {list(value)}")
+
+    return check
+
+
+@part
+class IoUCrops:
+    """Two random resized crops, both drawn anew until they overlap by `min_iou` (MultiSiam, figure 2a).
+
+    Redrawing both samples exactly the pairs of an ordinary sampler given that IoU >= `min_iou`.  After `tries` pairs the best one is kept
+    and counted.  The gate favours large crops: compare the logged crop area before comparing thresholds.
+    """
+
+    min_iou: float = field(default=0.5, validator=[ge(0), le(1)])  # intersection over union of the two boxes in the source
+    size: int = field(default=224, validator=gt(0))  # pixels of each view's side
+    scale: tuple[float, float] = field(default=(0.08, 1.0), validator=_range(0))  # a crop's share of the image's area
+    ratio: tuple[float, float] = field(default=(3 / 4, 4 / 3), validator=_range(0))  # a crop's width : height
+    tries: int = field(default=50, validator=ge(1))  # pairs, before the best one is kept
+    flip: float = field(default=0.5, validator=[ge(0), le(1)])  # chance that a view is mirrored, each by itself
+
+    @hookimpl
+    def sample_views(self, size: Size, rng: np.random.Generator) -> Geometry:
+        """Two views, paired both ways; notes `tries`, the pairs drawn, and `fallback`, 1 where none was accepted."""
+        first, second, iou, tries = self._draw_pair(size, rng)
+        height, width = size
+        boxes = np.array([first, second], np.float32) / np.array([width, height, width, height], np.float32)
+        tried, fallback = torch.tensor([tries, iou < self.min_iou], dtype=torch.float32).unbind()
+        return Geometry(
+            boxes=torch.from_numpy(boxes),
+            flips=torch.from_numpy(rng.random(2) < self.flip),
+            source=torch.tensor([height, width], dtype=torch.float32),
+            sizes=((self.size, self.size),) * 2,
+            pairs=((0, 1), (1, 0)),
+            notes={"tries": tried, "fallback": fallback},
+        )
+
+    def _draw_pair(self, size: Size, rng: np.random.Generator) -> tuple[Box, Box, float, int]:
+        """Both boxes, their IoU and how many pairs it took."""
+        best: tuple[Box, Box, float] | None = None
+        for tried in range(1, self.tries + 1):
+            first = random_resized_box(size, rng, self.scale, self.ratio)
+            second = random_resized_box(size, rng, self.scale, self.ratio)
+            iou = box_iou(first, second)
+            if iou >= self.min_iou:
+                return first, second, iou, tried
+            if best is None or iou > best[2]:
+                best = first, second, iou
+        assert best is not None  # tries >= 1
+        if best[2] == 0:  # an alignment needs a place that both views show
+            best = best[0], best[0], best[2]
+        return *best, self.tries
+
+
+def box_iou(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes of whole pixels; 0 where they do not meet."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    both = max(width, 0) * max(height, 0)
+    return both / (_area(a) + _area(b) - both)
+
+
+def _area(box: Box) -> int:
+    return (box[2] - box[0]) * (box[3] - box[1])
