@@ -1,0 +1,332 @@
+"""What stands and moves in the street scenes: cars, people, cyclists, signs, trees."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+import numpy as np
+
+from twinview.data.scene_canvas import Camera, Canvas, Colour, Dice, Place, Plane, Point, Shader, grain, rgb
+
+CLASSES = ("sky", "building", "road", "pavement", "vegetation", "fence", "car", "person", "cyclist", "sign")
+SKY, BUILDING, ROAD, PAVEMENT, VEGETATION, FENCE, CAR, PERSON, CYCLIST, SIGN = range(len(CLASSES))
+BLACK = rgb(0.06, 0.06, 0.07)
+
+Quad = tuple[Place, Place, Place, Place]  # bottom left, bottom right, top right, top left, as seen
+
+
+@attrs.frozen
+class Scene:
+    """One street while it is drawn, and its light."""
+
+    canvas: Canvas
+    camera: Camera
+    dice: Dice
+    haze: Colour
+    murk: float  # haze at great distance, 0..1
+    sides: tuple[float, float, float]  # how bright faces are that look left, at the camera, right
+    shadow: float  # how dark shadows are, 0..1
+
+    def far(self, colour: Colour, ahead: Plane | float) -> Colour:
+        """The colour through the haze at this distance."""
+        share = np.float32(self.murk) * (ahead / (ahead + np.float32(40)))
+        return colour + share * (self.haze - colour)
+
+    def facing(self, side: int) -> float:
+        """The light on a face that looks left (-1), at the camera (0) or right (1)."""
+        return self.sides[side + 1]
+
+    def polygon(self, places: Sequence[Place], colour: Colour, label: int | None, light: float = 1.0) -> None:
+        """A plain polygon in the street."""
+        ahead = sum(place[2] for place in places) / len(places)
+        self.canvas.polygon([self.camera.see(place) for place in places], self.far(colour * np.float32(light), ahead), label)
+
+    def shade(self, right: float, ahead: float, width: float, depth: float) -> None:
+        """A soft shadow on the ground."""
+        x, y = self.camera.see((right, 0, ahead))
+        scale = self.camera.scale(ahead)
+        deep = max(depth * scale * self.camera.above / ahead, 0.12 * width * scale)
+        self.canvas.shade((x, y), 0.5 * width * scale, 0.5 * deep, self.shadow)
+
+
+def between(a: Place, b: Place, share: float) -> Place:
+    """The place this share of the way from a to b."""
+    return a[0] + share * (b[0] - a[0]), a[1] + share * (b[1] - a[1]), a[2] + share * (b[2] - a[2])
+
+
+def inset(quad: Quad, left: float, right: float, bottom: float, top: float) -> Quad:
+    """The part of a quad between these shares of its width and height."""
+    a, b, c, d = quad
+    low_left, low_right, high_left, high_right = between(a, b, left), between(a, b, right), between(d, c, left), between(d, c, right)
+    return (between(low_left, high_left, bottom), between(low_right, high_right, bottom),
+            between(low_right, high_right, top), between(low_left, high_left, top))
+
+
+def block(scene: Scene, x: tuple[float, float], y: tuple[float, float], z: tuple[float, float], colour: Colour, label: int,
+          taper: tuple[float, float, float] = (0, 0, 0)) -> tuple[Quad, Quad]:
+    """Draw a box whose top is narrower by `taper` (each side, near, far); the quads of its near face and of the flank that is seen."""
+    (x0, x1), (y0, y1), (z0, z1), (sides, near, far) = x, y, z, taper
+    edge, top = (x1, x1 - sides) if x0 + x1 < 0 else (x0, x0 + sides)
+    front: Quad = (x0, y0, z0), (x1, y0, z0), (x1 - sides, y1, z0 + near), (x0 + sides, y1, z0 + near)
+    flank: Quad = (edge, y0, z0), (edge, y0, z1), (top, y1, z1 - far), (top, y1, z0 + near)
+    if edge < 0 < x1 - x0 or edge > 0:
+        scene.polygon(flank, colour, label, scene.facing(1 if edge < 0 else -1))
+    if y1 < scene.camera.above:
+        roof = [(x0 + sides, y1, z0 + near), (x1 - sides, y1, z0 + near), (x1 - sides, y1, z1 - far), (x0 + sides, y1, z1 - far)]
+        scene.polygon(roof, colour, label, 1.15)
+    scene.polygon(front, colour, label, scene.facing(0))
+    return front, flank
+
+
+CARS = {  # body height, cabin height, cabin's start and end along the length, length, width, slope of both screens (m)
+    "saloon": (0.85, 0.55, 0.2, 0.72, 4.6, 1.8, 0.5),
+    "hatch": (0.9, 0.6, 0.02, 0.7, 3.9, 1.75, 0.4),
+    "estate": (0.95, 0.65, 0.01, 0.75, 4.7, 1.85, 0.3),
+    "van": (1.1, 0.95, 0.0, 0.85, 5.0, 2.0, 0.2),
+    "bus": (1.2, 1.7, 0.0, 1.0, 9.0, 2.5, 0.05),
+}
+
+
+def car(scene: Scene, right: float, ahead: float, along: bool) -> None:
+    """A car whose near end is `ahead`: seen from behind or before (`along` the street), or from the side (across it)."""
+    dice = scene.dice
+    body, cabin, start, end, length, width, slope = CARS[dice.pick(("saloon", "hatch", "estate", "saloon", "hatch", "van", "bus"))]
+    paint, glass = dice.colour((0, 0.8), (0.15, 0.95)), dice.colour((0, 0.3), (0.08, 0.5))
+    if dice.chance(0.5):
+        start, end = 1 - end, 1 - start
+    base, top = 0.3, body + cabin
+    if along:
+        x, z = (right - width / 2, right + width / 2), (ahead, ahead + length)
+        cabin_x, cabin_z, taper = x, (ahead + start * length, ahead + end * length), (0.18, slope, slope)
+    else:
+        x, z = (right - length / 2, right + length / 2), (ahead, ahead + width)
+        cabin_x, cabin_z, taper = (x[0] + start * length, x[0] + end * length), z, (slope, 0.12, 0.12)
+    scene.shade((x[0] + x[1]) / 2, (z[0] + z[1]) / 2, 1.25 * (x[1] - x[0]), 1.3 * (z[1] - z[0]))
+    scene.polygon([(x[0] + 0.1, 0.12, z[0] + 0.1), (x[1] - 0.1, 0.12, z[0] + 0.1), (x[1] - 0.1, base, z[0] + 0.1), (x[0] + 0.1, base, z[0] + 0.1)], BLACK, CAR)
+    front, flank = block(scene, x, (base, body), z, paint, CAR, (0.04, 0.04, 0.04))
+    wheels(scene, flank if along else front, along, x, z)
+    roof_front, roof_flank = block(scene, cabin_x, (body, top), cabin_z, paint, CAR, taper)
+    long_roof, short_roof = (roof_flank, roof_front) if along else (roof_front, roof_flank)
+    panes = 5 if length > 6 else 2
+    for i in range(panes):
+        scene.polygon(inset(long_roof, 0.07 + 0.88 * i / panes, 0.03 + 0.88 * (i + 1) / panes + 0.02, 0.12, 0.86), glass, None)
+    scene.polygon(inset(short_roof, 0.1, 0.9, 0.12, 0.86), glass, None)
+    if along:
+        lamp = dice.pick((rgb(0.85, 0.12, 0.1), rgb(0.95, 0.9, 0.75)))
+        for left in (0.04, 0.76):
+            scene.polygon(inset(front, left, left + 0.2, 0.5, 0.75), lamp, None)
+        scene.polygon(inset(front, 0.36, 0.64, 0.25, 0.45), dice.colour((0, 0.6), (0.5, 0.95)), None)
+        scene.polygon(inset(front, 0.0, 1.0, 0.0, 0.14), paint * np.float32(0.45), None)
+    else:
+        scene.polygon(inset(front, 0.5, 0.51, 0.05, 0.95), paint * np.float32(0.6), None)
+
+
+def wheels(scene: Scene, face: Quad, along: bool, x: tuple[float, float], z: tuple[float, float]) -> None:
+    """Two wheels on a flank, and the near ends of both where the car is seen from its end."""
+    radius, camera = 0.34, scene.camera
+    for share in (0.19, 0.81):
+        right, _, ahead = between(face[0], face[1], share)
+        if ahead < 1.0:
+            continue
+        scale = camera.scale(ahead)
+        wide = radius * scale
+        if along:
+            fore, aft = camera.see((right, radius, max(ahead - radius, 0.5)))[0], camera.see((right, radius, ahead + radius))[0]
+            wide = 0.5 * abs(aft - fore)
+        centre = camera.see((right, radius, ahead))
+        scene.canvas.ellipse(centre, wide, radius * scale, scene.far(BLACK, ahead), CAR)
+        scene.canvas.ellipse(centre, 0.5 * wide, 0.5 * radius * scale, scene.far(rgb(0.6, 0.6, 0.6), ahead), None)
+    if along:
+        for left in (x[0] + 0.05, x[1] - 0.3):
+            scene.polygon([(left, 0, z[0]), (left + 0.25, 0, z[0]), (left + 0.25, 0.32, z[0]), (left, 0.32, z[0])], BLACK, CAR)
+
+
+@attrs.frozen
+class Stand:
+    """A flat figure that faces the camera: its own metres, right and up, to pixels; `way` mirrors it."""
+
+    scene: Scene
+    right: float
+    ahead: float
+    label: int
+    size: float = 1.0
+    way: int = 1
+
+    def at(self, u: float, v: float) -> Point:
+        """Where the figure's point is seen."""
+        return self.scene.camera.see((self.right + self.way * self.size * u, self.size * v, self.ahead))
+
+    def pixels(self, metres: float) -> float:
+        """A length of the figure in pixels."""
+        return self.size * metres * self.scene.camera.scale(self.ahead)
+
+    def line(self, a: Point, b: Point, width: float, colour: Colour) -> None:
+        """A limb or a bar."""
+        self.scene.canvas.line(self.at(*a), self.at(*b), self.pixels(width), self.scene.far(colour, self.ahead), self.label)
+
+    def polygon(self, points: Sequence[Point], colour: Colour | Shader) -> None:
+        """A convex patch."""
+        fill = colour if callable(colour) else self.scene.far(colour, self.ahead)
+        self.scene.canvas.polygon([self.at(*point) for point in points], fill, self.label)
+
+    def ellipse(self, centre: Point, rx: float, ry: float, colour: Colour, opacity: float = 1.0) -> None:
+        """A round patch."""
+        self.scene.canvas.ellipse(self.at(*centre), self.pixels(rx), self.pixels(ry), self.scene.far(colour, self.ahead), self.label, opacity)
+
+    def ring(self, centre: Point, rx: float, ry: float, width: float, colour: Colour) -> None:
+        """A round line."""
+        self.scene.canvas.ring(self.at(*centre), self.pixels(rx), self.pixels(ry), max(self.pixels(width), 0.8), self.scene.far(colour, self.ahead), self.label)
+
+
+def clothes(dice: Dice) -> Colour:
+    """Any colour at all."""
+    return dice.colour((0, 0.85), (0.12, 0.95))
+
+
+def head(figure: Stand, u: float, v: float) -> None:
+    """A head with hair, a cap or a hood."""
+    dice = figure.scene.dice
+    skin = dice.colour((0.25, 0.5), (0.3, 0.92), (0.04, 0.09))
+    figure.line((u, v - 0.16), (u, v), 0.1, skin)
+    figure.ellipse((u, v + 0.03), 0.125, 0.15, dice.pick((BLACK, clothes(dice), dice.colour((0.2, 0.6), (0.1, 0.6), (0.03, 0.12)))))
+    figure.ellipse((u + 0.025, v - 0.015), 0.095, 0.12, skin)
+
+
+def person(scene: Scene, right: float, ahead: float) -> None:
+    """A walker: legs, torso, arms, head, perhaps a skirt or a bag."""
+    dice = scene.dice
+    figure = Stand(scene, right, ahead, PERSON, dice.pick((0.7, 0.92, 1.0, 1.0, 1.08)), dice.sign())
+    top, legs, shoe = clothes(dice), clothes(dice), dice.colour((0, 0.4), (0.08, 0.6))
+    stride, swing, stout = dice.between(0.02, 0.34), dice.between(-0.2, 0.3), dice.between(0.9, 1.25)
+    scene.shade(right, ahead, 1.1, 0.7)
+    figure.line((-0.2 * stout, 1.4), (-0.24 * stout - swing, 0.9), 0.11, top * np.float32(0.75))
+    for foot, light in ((-stride, 0.75), (stride, 1.0)):
+        knee = (0.5 * foot + 0.05, 0.45)
+        figure.line((0.3 * foot, 0.85), knee, 0.17 * stout, legs * np.float32(light))
+        figure.line(knee, (foot, 0.1), 0.13, legs * np.float32(light))
+        figure.line((foot - 0.02, 0.05), (foot + 0.14, 0.04), 0.09, shoe)
+    if dice.chance(0.3):
+        figure.polygon([(-0.15, 1.0), (0.15, 1.0), (0.3 * stout, 0.45), (-0.3 * stout, 0.45)], dice.pick((legs, top)))
+    shoulder, hip = 0.23 * stout, 0.17 * stout
+    figure.polygon([(-hip, 0.8), (hip, 0.8), (shoulder, 1.38), (0.13, 1.5), (-0.13, 1.5), (-shoulder, 1.38)], top)
+    figure.line((0.2 * stout, 1.4), (0.24 * stout + swing, 0.92), 0.12, top * np.float32(0.9))
+    if dice.chance(0.35):
+        u = (0.26 + swing) * dice.sign()
+        figure.polygon([(u - 0.14, 0.55), (u + 0.14, 0.55), (u + 0.12, 0.85), (u - 0.12, 0.85)], clothes(dice))
+    head(figure, 0.02, 1.66)
+
+
+def cyclist(scene: Scene, right: float, ahead: float, along: bool) -> None:
+    """A bicycle and its rider, from behind (`along` the street) or from the side; the wheels' discs belong to it."""
+    dice = scene.dice
+    figure = Stand(scene, right, ahead, CYCLIST, dice.between(0.95, 1.08), dice.sign())
+    frame, top, legs = dice.colour((0, 0.9), (0.2, 0.95)), clothes(dice), clothes(dice)
+    scene.shade(right, ahead, 1.0 if along else 2.0, 0.8)
+    if along:
+        figure.ellipse((0, 0.34), 0.06, 0.34, BLACK)
+        figure.line((-0.3, 1.02), (0.3, 1.02), 0.06, BLACK)
+        for side in (-1, 1):
+            knee = 0.6 + 0.1 * side
+            figure.line((0.1 * side, 0.95), (0.17 * side, knee), 0.17, legs)
+            figure.line((0.17 * side, knee), (0.13 * side, knee - 0.36), 0.12, legs * np.float32(0.9))
+            figure.line((0.2 * side, 1.42), (0.33 * side, 1.05), 0.11, top * np.float32(0.85))
+        figure.polygon([(-0.17, 0.88), (0.17, 0.88), (0.24, 1.4), (0.12, 1.52), (-0.12, 1.52), (-0.24, 1.4)], top)
+        head(figure, 0, 1.66)
+        return
+    for u in (-0.52, 0.52):
+        figure.ellipse((u, 0.34), 0.34, 0.34, rgb(0.5, 0.5, 0.5), 0.25)
+        figure.ring((u, 0.34), 0.34, 0.34, 0.06, BLACK)
+    pedal, saddle, bar = (-0.02, 0.32), (-0.2, 0.92), (0.4, 0.95)
+    figure.line((-0.08, 0.9), (0.02, 0.55), 0.16, legs * np.float32(0.7))
+    figure.line((0.02, 0.55), (-0.1, 0.25), 0.11, legs * np.float32(0.7))
+    for a, b in ((pedal, saddle), (pedal, bar), ((-0.17, 0.8), (0.38, 0.82)), ((-0.52, 0.34), pedal), ((-0.52, 0.34), (-0.17, 0.8)), ((0.52, 0.34), bar)):
+        figure.line(a, b, 0.055, frame)
+    lean = dice.between(0.05, 0.3)
+    shoulder = (-0.15 + lean, 1.45)
+    figure.line((-0.18, 0.98), (0.17, 0.7), 0.17, legs)
+    figure.line((0.17, 0.7), (0.06, 0.28), 0.12, legs)
+    figure.line((-0.17, 1.02), shoulder, 0.32, top)
+    figure.line(shoulder, (0.42, 1.02), 0.1, top * np.float32(0.85))
+    head(figure, shoulder[0] + 0.1, 1.7)
+
+
+SHAPES: dict[str, tuple[Point, ...]] = {
+    "triangle": ((-1, -0.7), (1, -0.7), (0, 1)),
+    "give way": ((-1, 0.7), (1, 0.7), (0, -1)),
+    "square": ((-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)),
+    "board": ((-1.4, -0.7), (1.4, -0.7), (1.4, 0.7), (-1.4, 0.7)),
+    "diamond": ((-1, 0), (0, -1), (1, 0), (0, 1)),
+    "octagon": ((-1, -0.41), (-0.41, -1), (0.41, -1), (1, -0.41), (1, 0.41), (0.41, 1), (-0.41, 1), (-1, 0.41)),
+    "disc": (),
+}
+
+
+def sign(scene: Scene, right: float, ahead: float) -> None:
+    """A traffic sign or a traffic light on its post."""
+    dice = scene.dice
+    figure = Stand(scene, right, ahead, SIGN, dice.between(1.0, 1.35))
+    height, post = dice.between(1.9, 2.6), dice.colour((0, 0.3), (0.2, 0.8))
+    scene.shade(right, ahead, 0.5, 0.3)
+    figure.line((0, 0), (0, height), 0.11, post)
+    if dice.chance(0.35):
+        figure.polygon([(-0.27, height - 0.65), (0.27, height - 0.65), (0.27, height + 0.65), (-0.27, height + 0.65)], dice.colour((0, 0.7), (0.1, 0.8)))
+        figure.polygon([(-0.19, height - 0.57), (0.19, height - 0.57), (0.19, height + 0.57), (-0.19, height + 0.57)], BLACK)
+        lit = dice.count(0, 2)
+        for i, lamp in enumerate((rgb(0.2, 0.9, 0.45), rgb(0.98, 0.75, 0.15), rgb(0.95, 0.15, 0.12))):
+            figure.ellipse((0, height + 0.36 * (i - 1)), 0.14, 0.14, lamp if i == lit else lamp * np.float32(0.3))
+        return
+    for i in range(dice.pick((1, 1, 2))):
+        plate(figure, height - 0.85 * i, dice.between(0.36, 0.46))
+
+
+def plate(figure: Stand, height: float, radius: float) -> None:
+    """One plate: a rim, a field, a symbol."""
+    dice = figure.scene.dice
+    rim, field, symbol = dice.colour((0, 0.9), (0.15, 0.95)), dice.colour((0, 0.9), (0.15, 0.98)), dice.colour((0, 0.8), (0.05, 0.98))
+    shape = SHAPES[dice.pick(tuple(SHAPES))]
+    for size, colour in ((radius, rim), (0.76 * radius, field)):
+        if shape:
+            figure.polygon([(size * u, height + size * v) for u, v in shape], colour)
+        else:
+            figure.ellipse((0, height), size, size, colour)
+    for _ in range(dice.count(1, 2)):
+        u, v = dice.between(-0.35, 0.35) * radius, dice.between(-0.4, 0.4) * radius
+        figure.line((u, height + v), (-u, height - v), 0.17 * radius, symbol)
+
+
+def tree(scene: Scene, right: float, ahead: float, height: float, trunk: float = 0.35) -> None:
+    """A tree (or, where the trunk's share of the height is 0, a bush): ragged leafy blobs over a trunk."""
+    dice, camera, canvas = scene.dice, scene.camera, scene.canvas
+    leaf = dice.colour((0.15, 0.65), (0.2, 0.75), dice.pick(((0.17, 0.4), (0.17, 0.4), (0.0, 0.17), (0.3, 0.55))))
+    scale, spread = camera.scale(ahead), dice.between(0.3, 0.5) * height * (1 if trunk else 1.3)
+    scene.shade(right, ahead, 2.2 * spread, 1.5 * spread)
+    if trunk:
+        bark = scene.far(dice.colour((0.05, 0.5), (0.12, 0.55), (0.02, 0.15)), ahead)
+        width = dice.between(0.05, 0.08) * height
+        canvas.line(camera.see((right, 0, ahead)), camera.see((right, 0.7 * height, ahead)), width * scale, bark, VEGETATION)
+    low, conical = trunk * height, trunk and dice.chance(0.25)
+    middle = 0.5 * (low + height)
+    blobs = [(0.0, middle, 0.75 * spread, 0.5 * (height - low))]
+    for _ in range(5):
+        v = dice.between(low + 0.15 * (height - low), height - 0.12 * (height - low))
+        narrow = (height - v) / (height - low) + 0.15 if conical else 1.0
+        blobs.append((dice.between(-0.6, 0.6) * spread * narrow, v, dice.between(0.35, 0.6) * spread * narrow, dice.between(0.18, 0.32) * (height - low)))
+    if conical:
+        blobs[0] = (0.0, low + 0.3 * (height - low), 0.7 * spread, 0.35 * (height - low))
+    centre = camera.see((right, middle, ahead))
+    box = canvas.box(centre[0] - 1.4 * spread * scale, centre[1] - 0.75 * (height - low) * scale,
+                     centre[0] + 1.4 * spread * scale, centre[1] + 0.75 * (height - low) * scale)
+    if box is None:
+        return
+    inside = np.full(canvas.labels[box].shape, -np.inf, np.float32)
+    for u, v, wide, tall in blobs:
+        away = canvas.radius(box, camera.see((right + u, v, ahead)), wide * scale, tall * scale)
+        inside = np.maximum(inside, 1 - away)
+    offset = dice.between(0, 200), dice.between(0, 200)
+    column, row = canvas.column[:, box[1]] + np.float32(offset[0]), canvas.row[box[0]] + np.float32(offset[1])
+    clump, detail = max(0.5 * scale, 1.0), max(0.16 * scale, 1.0)
+    coarse, fine = grain(clump, column, row), grain(detail, column, row)
+    inside = (inside + np.float32(0.22) * coarse + np.float32(0.12) * fine - np.float32(0.05)) * np.float32(min(wide, tall) * scale)
+    lift = (np.float32(centre[1]) - canvas.row[box[0]]) / np.float32(scale * (height - low))  # brighter above
+    light = 1 + np.float32(0.35) * lift + np.float32(0.3) * coarse + np.float32(0.45) * fine
+    canvas.paint(box, inside, scene.far(leaf * np.maximum(light, np.float32(0.1)), ahead), VEGETATION)

@@ -1,0 +1,302 @@
+"""The embedded default data: street scenes seen from a vehicle, drawn by the program itself, with a label for every pixel.
+
+Nearly every colour is drawn from palettes that the classes share: structure, texture and context tell the classes apart, colour hardly does.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twinview.data.scene_canvas import Camera, Canvas, Colour, Dice, Plane, Shader, grain, pulses, rgb
+from twinview.data.scene_objects import (
+    BUILDING,
+    CLASSES,
+    FENCE,
+    PAVEMENT,
+    ROAD,
+    SKY,
+    VEGETATION,
+    Scene,
+    car,
+    cyclist,
+    person,
+    sign,
+    tree,
+)
+
+__all__ = ["CLASSES", "VERSION", "draw_scene"]
+
+VERSION = 1  # bump when the drawing changes: caches and digests hang on it
+SMALLEST = 16
+
+Ground = tuple[float, float, float, float]  # metres right of the camera: left building line, left kerb, right kerb, right building line
+Task = tuple[float, Callable[[], None]]  # distance, what draws it
+
+
+def draw_scene(seed: int, size: tuple[int, int] = (160, 240)) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """One street scene: its image [h, w, 3] and its labels [h, w], indices into CLASSES.
+
+    The same (seed, size) gives the same bytes on every machine.  Raises ValueError for a negative seed or a side under 16 pixels.
+    """
+    height, width = size
+    if seed < 0 or min(size) < SMALLEST:
+        raise ValueError(f"draw_scene(seed={seed}, size={size}): the seed must be 0 or more and both sides {SMALLEST} pixels or more")
+    dice = Dice(seed, 0)
+    canvas = Canvas(height, width)
+    camera = Camera(focal=dice.between(0.85, 1.25) * height, x=dice.between(0.35, 0.65) * width, y=dice.between(0.38, 0.55) * height,
+                    above=dice.between(1.3, 2.4), roll=dice.between(-0.04, 0.04))
+    canvas.look(camera)
+    sun, front = dice.between(-0.3, 0.3), dice.between(-0.2, 0.15)
+    scene = Scene(canvas, camera, dice, haze=dice.colour((0, 0.35), (0.35, 0.95)), murk=dice.between(0.1, 0.75),
+                  sides=(1 - sun, 1 + front, 1 + sun), shadow=dice.between(0.3, 0.65))
+    lane = dice.between(2.8, 3.8)
+    left, right = dice.pick(((-0.5, 0.5), (-0.5, 1.5), (-1.5, 0.5), (-1.5, 1.5)))
+    kerbs = left * lane - dice.between(0, 2), right * lane + dice.between(0, 2)
+    ground = (kerbs[0] - dice.between(2, 5), *kerbs, kerbs[1] + dice.between(2, 5))
+    draw_sky(scene)
+    draw_ground(scene, ground, lane)
+    draw_sides(scene, ground)
+    for _, draw in sorted(street(scene, ground, lane), key=lambda task: -task[0]):
+        draw()
+    return develop(scene, Dice(seed, 1)), canvas.labels
+
+
+def draw_sky(scene: Scene) -> None:
+    """A gradient and clouds."""
+    dice, canvas = scene.dice, scene.canvas
+    high, cloud = dice.colour((0, 0.55), (0.3, 1.0)), dice.colour((0, 0.2), (0.4, 1.0))
+    height = canvas.labels.shape[0]
+    share = np.clip(canvas.row / np.float32(max(scene.camera.y, 1.0)), 0, 1)
+    offset, size = np.float32(dice.between(0, 200)), np.float32(160 / height)
+    puffs = grain(32, size * canvas.column + offset, 2 * size * canvas.row + offset) + np.float32(0.4) * grain(8, size * canvas.column, 2 * size * canvas.row)
+    cover = np.clip(puffs * np.float32(1.5) + np.float32(dice.between(-1.2, 0.6)), 0, 1) * np.float32(dice.between(0.3, 0.9))
+    canvas.pixels[:] = high + share * (scene.haze - high)
+    canvas.pixels += cover * (cloud - canvas.pixels)
+    canvas.labels[:] = SKY
+
+
+def draw_ground(scene: Scene, ground: Ground, lane: float) -> None:
+    """Road with its markings, kerbs, tiled or poured pavement, a verge of grass or more pavement behind it."""
+    dice, canvas, camera = scene.dice, scene.canvas, scene.camera
+    rows = slice(max(int(camera.y - abs(camera.roll) * canvas.labels.shape[1]) - 1, 0), None)
+    across, down = canvas.across[rows], canvas.down[rows]
+    below = down > np.float32(camera.above / 300)
+    z = np.float32(camera.above) / np.where(below, down, np.float32(camera.above / 300))
+    x, dx, dz = across * z, z / np.float32(camera.focal), z * z / np.float32(camera.focal * camera.above)
+    line_left, kerb_left, kerb_right, line_right = (np.float32(v) for v in ground)
+    on_road, paved = (x > kerb_left) & (x < kerb_right), (x > line_left) & (x < line_right)
+
+    tar = dice.colour((0, 0.3), (0.18, 0.75))
+    speckle, blotch = grain(1, 40 * x, 40 * z), grain(16, 8 * x, 4 * z)
+    road = tar * (1 + np.float32(dice.between(0.08, 0.25)) * speckle / (1 + 12 * dx) + np.float32(dice.between(0.05, 0.2)) * blotch)
+    paint = rgb(0.9, 0.9, 0.86) if dice.chance(0.7) else dice.colour((0.3, 0.7), (0.7, 0.95), (0.1, 0.16))
+    if dice.chance(0.85):
+        dash, middle = dice.pick((0.4, 0.55, 1.0)), kerb_left + (kerb_right - kerb_left) % np.float32(lane) / 2
+        marks = pulses((x - middle) / np.float32(lane) + np.float32(0.02), 0.045, dx / np.float32(lane)) * pulses(z / 6, dash, dz / 6)
+        marks *= (x > kerb_left + 1) & (x < kerb_right - 1)
+        road += marks * np.float32(0.8) * (paint - road)
+    if dice.chance(0.4):
+        near = dice.between(5, 16)
+        zebra = pulses(x / np.float32(1.1), 0.5, dx / np.float32(1.1)) * np.clip((np.float32(1.5) - abs(z - np.float32(near))) / dz + np.float32(0.5), 0, 1)
+        road += zebra * np.float32(0.85) * (paint - road)
+
+    stone = dice.colour((0, 0.35), (0.2, 0.85))
+    long, wide = dice.between(0.5, 1.6), dice.between(0.4, 1.2)
+    joints = 1 - (1 - pulses(x / np.float32(wide), 0.1, dx / np.float32(wide))) * (1 - pulses(z / np.float32(long), 0.08, dz / np.float32(long)))
+    slabs = grain(1, x / np.float32(wide) + 200, z / np.float32(long))
+    pavement = stone * (1 - np.float32(dice.between(0.2, 0.55)) * joints + np.float32(dice.between(0.03, 0.14)) * slabs / (1 + dz) + np.float32(0.06) * speckle / (1 + 12 * dx))
+    edge = np.minimum(abs(x - kerb_left), abs(x - kerb_right))
+    pavement *= 1 + np.float32(0.35 * dice.sign()) * np.clip((np.float32(0.2) - edge) / dx + np.float32(0.5), 0, 1)
+
+    colour, label = np.where(on_road, road, pavement), np.where(on_road, ROAD, PAVEMENT)
+    if dice.chance(0.6):
+        grass = dice.colour((0.15, 0.6), (0.2, 0.7), (0.08, 0.42))
+        blades = grain(1, 25 * x, 12 * z) / (1 + 8 * dx) + grain(4, 12 * x, 6 * z)
+        colour, label = np.where(paved, colour, grass * (1 + np.float32(0.3) * blades)), np.where(paved, label, VEGETATION)
+    canvas.pixels[:, rows] = np.where(below, scene.far(colour.astype(np.float32), z), canvas.pixels[:, rows])
+    canvas.labels[rows][below] = label[below]
+
+
+def wall(scene: Scene, light: float) -> Callable[[Plane, Plane, Plane, Plane], Colour]:
+    """A facade as a function of metres along and up it, and of a pixel's size in both: bricks, panels or plaster; windows, doors or shops."""
+    dice = scene.dice
+    face, frame, glass = dice.colour((0, 0.6), (0.2, 0.95)), dice.colour((0, 0.3), (0.3, 1.0)), dice.colour((0, 0.5), (0.05, 0.9))
+    bay, storey = np.float32(dice.between(1.6, 3.6)), np.float32(dice.between(2.7, 3.6))
+    wide, tall, lit = dice.between(0.3, 0.7), dice.between(0.4, 0.7), np.float32(dice.between(0.2, 0.7))
+    masonry = dice.pick(((0.5, 0.25), (0.9, 0.4), (1.2, 1.5), (100.0, 100.0)))
+    mortar, rough = np.float32(dice.between(-0.35, 0.25)), np.float32(dice.between(0.05, 0.16))
+    shop, light = dice.chance(0.5), np.float32(light)
+
+    def paint(u: Plane, v: Plane, du: Plane, dv: Plane) -> Colour:
+        course, run = v / np.float32(masonry[1]), u / np.float32(masonry[0])
+        run = run + np.float32(0.5) * np.floor(course)
+        joints = np.maximum(pulses(course, 0.16, dv / np.float32(masonry[1])), pulses(run, 0.1, du / np.float32(masonry[0])))
+        colour = face * (1 + mortar * joints + rough * grain(1, 8 * u, 8 * v))
+        ground_floor = shop & (v < storey)
+        duty_u, duty_v = np.where(ground_floor, np.float32(0.86), np.float32(wide)), np.where(ground_floor, np.float32(0.75), np.float32(tall))
+        s, t = u / bay - (1 - duty_u) / 2, v / storey - (1 - duty_v) * np.float32(0.6)
+        panes = pulses(s, duty_u, du / bay) * pulses(t, duty_v, dv / storey)
+        frames = pulses(s + np.float32(0.04), duty_u + np.float32(0.08), du / bay) * pulses(t + np.float32(0.035), duty_v + np.float32(0.07), dv / storey)
+        colour = colour + np.float32(0.8) * frames * (frame - colour)
+        reflection = 1 + lit * grain(1, np.floor(s) * 7, np.floor(t) * 3) + np.float32(0.25) * (t - np.floor(t))
+        colour = colour + panes * (glass * reflection - colour)
+        return np.asarray(np.clip(colour * light, 0, 1.2), np.float32)
+
+    return paint
+
+
+def along(scene: Scene, right: float, near: float, far: float, paint: Callable[[Plane, Plane, Plane, Plane], Colour]) -> Shader:
+    """A facade's pixels on the plane that lies `right` of the camera and runs along the street."""
+    camera = scene.camera
+
+    def shader(across: Plane, down: Plane) -> tuple[Colour, float]:
+        z = np.clip(np.float32(abs(right)) / np.maximum(across * np.float32(1 if right > 0 else -1), np.float32(1e-4)), near, far).astype(np.float32)
+        pixel = z / np.float32(camera.focal)
+        return scene.far(paint(z - np.float32(near), np.float32(camera.above) - down * z, pixel * z / np.float32(abs(right)), pixel), z), 1.0
+
+    return shader
+
+
+def facing(scene: Scene, left: float, ahead: float, paint: Callable[[Plane, Plane, Plane, Plane], Colour]) -> Shader:
+    """A facade's pixels on the plane that faces the camera."""
+    camera, z = scene.camera, np.float32(ahead)
+
+    def shader(across: Plane, down: Plane) -> tuple[Colour, float]:
+        pixel = np.full((1, 1), z / np.float32(camera.focal), np.float32)
+        return scene.far(paint(across * z - np.float32(left), np.float32(camera.above) - down * z, pixel, pixel), ahead), 1.0
+
+    return shader
+
+
+def upright(scene: Scene, right: float, near: float, far: float, top: float, fill: Shader, label: int) -> None:
+    """A wall of any kind along the street."""
+    places = ((right, 0.0, near), (right, 0.0, far), (right, top, far), (right, top, near))
+    scene.canvas.polygon([scene.camera.see(place) for place in places], fill, label)
+
+
+def house(scene: Scene, side: int, line: float, near: float, far: float, deep: float = 14.0) -> None:
+    """A building on one side of the street: the facade along it, the end that faces us, a cornice or a pitched roof."""
+    dice, camera = scene.dice, scene.camera
+    top, right = dice.count(2, 5) * 3.1, line + side * dice.between(0, 0.6)
+    out = right + side * deep
+    left = min(right, out)
+    roof = dice.colour((0, 0.6), (0.15, 0.7))
+    pitched = dice.chance(0.5)
+    end = wall(scene, scene.facing(0))
+    if pitched:
+        scene.polygon([(right, top, near), (out, top, near), (right + side * deep / 2, top + 3.5, near)], roof, BUILDING, scene.facing(0))
+    places = ((right, 0.0, near), (out, 0.0, near), (out, top, near), (right, top, near))
+    scene.canvas.polygon([camera.see(place) for place in places], facing(scene, left, near, end), BUILDING)
+    if pitched:
+        scene.polygon([(right, top, near), (right, top, far), (right + side * deep / 2, top + 3.5, far), (right + side * deep / 2, top + 3.5, near)],
+                      roof, BUILDING, scene.facing(-side))
+    upright(scene, right, near, far, top, along(scene, right, near, far, wall(scene, scene.facing(-side))), BUILDING)
+    eaves = ((right, top - 0.35, near), (right, top - 0.35, far), (right, top, far), (right, top, near))
+    scene.polygon(eaves, roof, BUILDING, 0.8)
+
+
+def pickets(scene: Scene, right: float, near: float, far: float, top: float) -> Shader:
+    """A fence's pixels: upright pickets with rails, bars, or a mesh."""
+    dice, camera = scene.dice, scene.camera
+    bar, pitch, duty = dice.colour((0, 0.6), (0.1, 0.95)), np.float32(dice.between(0.12, 0.4)), dice.between(0.3, 0.75)
+    rail, mesh = dice.between(0.08, 0.2), dice.chance(0.3)
+    sign_, light = np.float32(1 if right > 0 else -1), np.float32(scene.facing(-1 if right > 0 else 1))
+
+    def shader(across: Plane, down: Plane) -> tuple[Colour, Plane]:
+        z = np.clip(np.float32(abs(right)) / np.maximum(across * sign_, np.float32(1e-4)), near, far).astype(np.float32)
+        v, pixel = np.float32(camera.above) - down * z, z / np.float32(camera.focal)
+        wide = pixel * z / np.float32(abs(right))
+        if mesh:
+            bars = np.maximum(pulses((z + v) / pitch, 0.3, wide / pitch), pulses((z - v) / pitch, 0.3, wide / pitch))
+        else:
+            bars = pulses(z / pitch, duty, wide / pitch)
+        rails = pulses(v / np.float32(top * 0.45) + np.float32(0.3), rail, pixel / np.float32(top * 0.45))
+        posts = pulses(z / 2, 0.07, wide / 2)
+        cover = np.maximum(np.maximum(bars, rails), posts)
+        return scene.far(bar * light * (1 - np.float32(0.2) * rails), z), cover
+
+    return shader
+
+
+def draw_sides(scene: Scene, ground: Ground) -> None:
+    """What bounds the street, far to near: perhaps a building across its end, then houses, gardens and fences on both sides."""
+    dice = scene.dice
+    end = dice.between(50, 110)
+    if dice.chance(0.6):
+        house(scene, 1, -dice.between(8, 25), end, end + 5, deep=dice.between(25, 45))
+    for _ in range(3):
+        tree(scene, dice.between(-25, 25), end - 1, dice.between(5, 10), dice.pick((0.0, 0.3)))
+    for side, line in ((-1, ground[0]), (1, ground[3])):
+        plots = []
+        near = dice.between(1.5, 6)
+        while near < end:
+            far = near + dice.between(7, 18)
+            plots.append((near, min(far, end)))
+            near = far
+        fenced, bare = dice.chance(0.65), dice.between(0.15, 0.45)
+        for near, far in reversed(plots):
+            if dice.chance(bare):
+                for _ in range(dice.count(1, 3)):
+                    tree(scene, line + side * dice.between(2, 9), dice.between(near + 1, far + 1), dice.between(3, 8), dice.pick((0.0, 0.3)))
+                fence = True
+            else:
+                house(scene, side, line + side * dice.pick((0.0, 0.0, 3.0)), near, far)
+                fence = fenced
+            if fence:
+                top = dice.between(0.9, 1.7)
+                upright(scene, line, near, far, top, pickets(scene, line, near, far, top), FENCE)
+
+
+def street(scene: Scene, ground: Ground, lane: float) -> list[Task]:
+    """What stands and moves between the building lines, each with its distance."""
+    dice = scene.dice
+    line_left, kerb_left, kerb_right, line_right = ground
+    tasks: list[Task] = []
+
+    def add(ahead: float, draw: Callable[..., None], right: float, *rest: object) -> None:
+        tasks.append((ahead, lambda: draw(scene, right, ahead, *rest)))
+
+    def pavement() -> float:
+        return dice.pick((dice.between(line_left + 0.5, kerb_left - 0.4), dice.between(kerb_right + 0.4, line_right - 0.5)))
+
+    for side, kerb in ((-1, kerb_left), (1, kerb_right)):
+        if dice.chance(0.6):
+            ahead = dice.between(4, 12)
+            while ahead < 45:
+                add(ahead, car, kerb - side * 1.1, True)
+                ahead += dice.between(6, 16)
+        if dice.chance(0.6):
+            ahead, gap, height = dice.between(5, 14), dice.between(7, 14), dice.between(4, 8)
+            while ahead < 50:
+                add(ahead, tree, kerb + side * 0.7, height * dice.between(0.85, 1.15), dice.between(0.3, 0.45))
+                ahead += gap
+    for _ in range(dice.count(0, 2)):
+        add(dice.between(8, 40), car, dice.between(kerb_left + 1.5, kerb_right - 1.5), dice.chance(0.7))
+    for _ in range(dice.count(3, 7)):
+        add(dice.between(4.5, 20), person, pavement())
+    for _ in range(dice.count(0, 2)):
+        add(dice.between(6, 18), person, dice.between(kerb_left, kerb_right))
+    for _ in range(dice.count(1, 3)):
+        add(dice.between(5, 16), cyclist, dice.between(kerb_left + 0.4, kerb_right - 0.4), dice.chance(0.45))
+    for _ in range(dice.count(2, 5)):
+        add(dice.between(4.5, 20), sign, dice.pick((kerb_left - 0.4, kerb_right + 0.4)) + dice.between(-0.4, 0.4))
+    return tasks
+
+
+def develop(scene: Scene, dice: Dice) -> NDArray[np.uint8]:
+    """The camera's part: brightness, a colour cast, contrast, vignette, softness, noise; [h, w, 3]."""
+    pixels = scene.canvas.pixels
+    _, height, width = pixels.shape
+    light = dice.colour((0, 0.3), (0.9, 1.0)) * np.float32(dice.between(0.45, 1.2))
+    contrast, middle = np.float32(dice.between(0.7, 1.2)), np.float32(0.45)
+    x, y = (scene.canvas.column / width - np.float32(0.5)), (scene.canvas.row / height - np.float32(0.5))
+    vignette = 1 - np.float32(dice.between(0, 0.5)) * (x * x + y * y)
+    pixels = ((pixels - middle) * contrast + middle) * (light * vignette)
+    soft = np.float32(dice.between(0, 0.25))
+    pixels[:, :, 1:-1] += soft * (pixels[:, :, :-2] + pixels[:, :, 2:] - 2 * pixels[:, :, 1:-1])
+    pixels[:, 1:-1] += soft * (pixels[:, :-2] + pixels[:, 2:] - 2 * pixels[:, 1:-1])
+    noise = dice.generator.random((height, width), np.float32) + dice.generator.random((height, width), np.float32) - 1
+    pixels += np.float32(dice.between(0.01, 0.06)) * noise
+    return np.ascontiguousarray((np.clip(pixels, 0, 1) * 255 + np.float32(0.5)).astype(np.uint8).transpose(1, 2, 0))
