@@ -13,30 +13,30 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from twinview.values import Batch, Geometry
 
-IMAGES, GAP, TITLE = 8, 4, 18  # rows; pixels between pictures; pixels of the headings
+IMAGES, SIDE, GAP, TITLE = 8, 192, 4, 18  # rows; least pixels of a picture's side, between pictures, of the headings
 TINT = 0.55  # of a cluster's colour over the picture
 
 
 def cluster_sheet(batch: Batch, clusters: Mapping[int, Tensor], k: int) -> Tensor:
     """[3, H, W] uint8, a row for each image: every view of `clusters`, and beside it its cells [B, h, w] in their clusters' colours.
 
-    The white frame on a view is what the other view shows of it.
+    The yellow frame on a view holds what the other view shows of it.
     """
     colours = palette(k)
     columns = [c for view in clusters for c in (f"view {view + 1}", f"clusters of view {view + 1}")]
     rows = min(IMAGES, len(batch.keys))
-    height, width = (max(s[side] for s in batch.geometry.sizes) for side in (0, 1))
+    zoom = -(-SIDE // max(max(batch.geometry.sizes[view]) for view in clusters))
+    height, width = (zoom * max(batch.geometry.sizes[view][side] for view in clusters) for side in (0, 1))
     sheet = Image.new("RGB", (len(columns) * (width + GAP) - GAP, TITLE + rows * (height + GAP) - GAP), "white")
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(columns):
         draw.text((column * (width + GAP) + 2, 3), title, fill="black")
     for row in range(rows):
         for place, (view, cells) in enumerate(clusters.items()):
-            image = batch.images[view][row].cpu()
-            tinted = tint(image, colours[by_height(cells[row].cpu(), k)])
-            for column, picture in ((2 * place, to_pil_image(image)), (2 * place + 1, to_pil_image(tinted))):
-                if column % 2 == 0:
-                    outline(picture, batch.geometry, row, view)
+            image = batch.images[view][row].cpu().repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
+            plain, tinted = to_pil_image(image), to_pil_image(tint(image, colours[by_height(cells[row].cpu(), k)]))
+            outline(plain, batch.geometry, row, view)
+            for column, picture in ((2 * place, plain), (2 * place + 1, tinted)):
                 sheet.paste(picture, (column * (width + GAP), TITLE + row * (height + GAP)))
     found: Tensor = pil_to_tensor(sheet)
     return found
@@ -52,7 +52,7 @@ def by_height(cells: Tensor, k: int) -> Tensor:
     """Clusters [h, w] numbered anew from the top of the picture to its bottom, so that rows of a sheet share their colours."""
     y = torch.arange(len(cells), dtype=torch.float32)[:, None].expand(cells.shape)
     member = F.one_hot(cells.flatten(), k).float()
-    middle = (member * y.flatten()[:, None]).sum(0) / member.sum(0).clamp(min=1e-6)
+    middle = (member * y.flatten()[:, None]).sum(0) / member.sum(0)  # NaN, which sorts last, for an empty cluster
     return middle.argsort().argsort()[cells]
 
 
@@ -68,4 +68,4 @@ def outline(picture: Image.Image, geometry: Geometry, row: int, view: int) -> No
     other = next(a if b == view else b for a, b in geometry.pairs if view in (a, b))
     corners = own.to_view(own.overlap(view, other).view(2, 2), view).numpy()
     low, high = corners.min(0) * picture.size, np.maximum(corners.max(0) * picture.size - 1, 0)
-    ImageDraw.Draw(picture).rectangle((*low, *high), outline="white", width=max(1, picture.width // 100))
+    ImageDraw.Draw(picture).rectangle((*low, *high), outline="yellow", width=max(1, picture.width // 100))
