@@ -143,7 +143,7 @@ class Assembly:
         widths: dict[str, set[int]] = {name: set() for name in self.recipe.align}
         for label in self.answers("aligned_widths"):
             for answer in self.only("aligned_widths", label)(dims=dims):
-                widths[getattr(self.parts[label], "align", "")].update(answer)
+                widths[option(self.parts[label], "align") or ""].update(answer)
         return attrs.evolve(dims, aligned_widths={name: tuple(sorted(found)) for name, found in widths.items()})
 
     def distributions(self) -> dict[str, str]:
@@ -233,31 +233,39 @@ class Assembly:
         recipe, used = self.recipe, set()
         for label, part in self.parts.items():
             place, traits = self.uses[label][1], self.traits[label]
-            if not hasattr(part, "align") or self.uses[label][0] == "align":
+            wanted = option(part, "align")
+            if wanted is None:
                 continue
             if not recipe.align:
                 if "alignment" in traits.needs:
                     raise RecipeError(f"{place}: needs an alignment. Add an [align] table.")
                 continue
-            if part.align not in recipe.align:
-                known = closest(part.align, [k for k in recipe.align if k]) if part.align or "" not in recipe.align else ""
-                said = f"no alignment has the name {part.align!r}" if part.align else "the recipe names its alignments; say which with align = \"NAME\""
+            if wanted not in recipe.align:
+                known = closest(wanted, [k for k in recipe.align if k]) if wanted or "" not in recipe.align else ""
+                said = "the recipe names its alignments; say which with align = \"NAME\""
+                if wanted:
+                    said = f"no alignment has the name {wanted!r}"
                 if list(recipe.align) == [""]:
                     said, known = "the recipe's one alignment, [align], has no name", " Leave the key out, or write [align.NAME]."
                 raise RecipeError(f"{place}.align: {said}.{known}")
-            used.add(part.align)
-            gives = self.traits[recipe.align[part.align].label]
+            used.add(wanted)
+            gives = self.traits[recipe.align[wanted].label]
             if gives.extra and "uses_extra" not in traits.gives:
-                other = recipe.align[part.align].use
+                other = recipe.align[wanted].use
                 raise RecipeError(f"{place}: does not use what [align] {other} tells a predictor. Choose an alignment that resamples the maps.")
         for name, use in recipe.align.items():
             if name not in used:
                 raise RecipeError(f"[align{'.' * bool(name)}{name}] {use.use}: no loss uses it. Leave it out, or add a loss that aligns cells.")
         heads = [use.label for use in recipe.head]
         for label, part in self.parts.items():
-            wanted = getattr(part, "head", "")
+            wanted = option(part, "head")
             if wanted and wanted not in heads:
                 raise RecipeError(f"{self.uses[label][1]}.head: no [[head]] has the name {wanted!r}.{closest(wanted, heads)}")
+
+
+def option(part: Any, name: str) -> Any:
+    """A part's option by name, None where it has no such option."""
+    return getattr(part, name) if name in {f.name for f in attrs.fields(type(part))} else None
 
 
 def options(part: Any) -> dict[str, Any]:

@@ -125,7 +125,8 @@ class LazyStep(Step):
 
     @property
     def hidden(self) -> tuple[Tensor | None, ...]:
-        return cast(Any, self._once(("hidden",), lambda: tuple(None if h is None else h.to(self._model.device) for h in self.batch.hidden)))
+        device, found = self._model.device, self.batch.hidden
+        return cast(tuple[Tensor | None, ...], self._once(("hidden",), lambda: tuple(None if h is None else h.to(device) for h in found)))
 
     def alignment(self, online: int, target: int, name: str = "") -> Alignment:
         """As the recipe's part gives it, with the visibility of the online view's cells in its weight."""

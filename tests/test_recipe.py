@@ -1,0 +1,114 @@
+"""What a recipe says is read strictly, and what it says wrong is named."""
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from twinview.errors import RecipeError
+from twinview.recipe import names, override, read
+
+
+def good() -> dict[str, Any]:
+    return {
+        "views": {"use": "toy.views", "size": 96},
+        "encoder": {"use": "toy.encoder"},
+        "loss": [{"use": "toy.pooled", "weight": 0.5}],
+        "data": {"shards": "x.tar"},
+        "optimizer": {"use": "sgd", "lr": 0.1},
+        "run": {"steps": 10},
+    }
+
+
+def test_a_recipe_survives_its_own_table() -> None:
+    recipe = read({**good(), "align": {"a": {"use": "toy.align"}, "b": {"use": "toy.align", "name": "other"}}, "deepspeed": {"csv_monitor": {"enabled": True}}})
+    assert read(recipe.table()) == recipe
+    assert recipe.table()["loss"] == [{"use": "toy.pooled", "weight": 0.5}]
+    assert [place for _, place, _ in recipe.uses()] == ["[views] toy.views", "[encoder] toy.encoder", "[align.a] toy.align", "[align.b] toy.align", "[[loss]] toy.pooled"]
+
+
+def test_overrides_reach_tables_and_lists() -> None:
+    recipe = read(good(), ["run.steps=7", "loss.0.weight=0.25", "data.shards=a b.tar", "views.scale=[0.2, 1.0]", "target.momentum=0"])
+    assert (recipe.run.steps, recipe.loss[0].weight, recipe.data.shards, recipe.target.momentum) == (7, 0.25, "a b.tar", 0)
+    assert recipe.views.options["scale"] == [0.2, 1.0]
+
+
+FAULTS: list[tuple[list[str], str]] = [
+    (["veiws.x=1"], "the recipe: nothing takes [veiws]. Did you mean 'views'?"),
+    (["run.stesp=1"], "[run]: nothing takes 'stesp'. Did you mean 'steps'?"),
+    (["run.steps='a'"], "[run].steps: wants a whole number, not 'a'"),
+    (["run.steps=1.5"], "[run].steps: wants a whole number, not 1.5"),
+    (["run.steps=0"], "[run].steps: wants a number above 0, not 0"),
+    (["run.epochs=1"], "[run]: wants exactly one of steps, epochs, hours; it has steps and epochs"),
+    (["run.channels_last=1"], "[run].channels_last: wants true or false, not 1"),
+    (["run.batch_size=0"], "batch_size must be > 0"),
+    (["run.accumulation=7"], "[run] accumulation: 7 does not divide batch_size 256"),
+    (["run.precision=fp16"], "[run].precision: wants one of 'fp32', 'bf16', 'auto', not 'fp16'"),
+    (["target.momentum=2"], "momentum must be <= 1"),
+    (["data.shards=3"], "[data].shards: wants a string or a list of strings, not 3"),
+    (["data.std=[1, 1]"], "[data] mean, std: want three numbers each"),
+    (["schedule.warmup_steps=1", "schedule.warmup_epochs=1"], "[schedule]: wants at most one of warmup_epochs, warmup_steps, warmup_share"),
+    (["optimizer.use=sdg"], "[optimizer] use: no optimizer 'sdg'. Did you mean 'sgd'?"),
+    (["optimizer.base_lr=1"], "[optimizer]: wants exactly one of lr and base_lr"),
+    (["optimizer.betas=[0, 1]"], "[optimizer]: nothing takes 'betas'"),
+    (["format=9"], "format: this recipe is of format 9, this twinview reads 1"),
+    (["views.use=toy"], "[views]: wants `use = \"method.part\"`, not 'toy'"),
+    (["augment.name=x"], "[augment]: wants `use = \"method.part\"`; it names no part"),
+    (["loss.weight=1"], "is a list of parts; write the place too, for example loss.0.weight"),
+    (["loss.3.weight=1"], "'3' is no place in a list of 1. Write 0 to 0"),
+    (["run.steps.x=1"], "'steps' is a value, not a table"),
+    (["nonsense"], "an override is written table.key=value"),
+    (["views.name=a/b"], "[views].name: 'a/b' has a '/'"),
+    (["deepspeed=3"], "[deepspeed]: wants a table, not 3"),
+    (["run=3"], "[run]: wants a table, not 3"),
+    (["align=3"], "[align]: wants a table"),
+]
+
+
+@pytest.mark.parametrize(("assignments", "said"), FAULTS, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_a_fault_is_named(assignments: list[str], said: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(said)) as caught:
+        read(good(), assignments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("slot", "value", "said"), [
+    ("loss", {"use": "toy.pooled"}, "[loss]: there may be several; write [[loss]]"),
+    ("views", [{"use": "toy.views"}], "[[views]]: takes one part; write [views]"),
+    ("align", [{"use": "toy.align"}], "[[align]]: takes one part; write [align], or [align.NAME] for each of several"),
+    ("loss", [], "[loss]: is missing. A recipe needs views, encoder, loss, data, optimizer, run"),
+    ("loss", [3], "[[loss]]: wants a table with `use"),
+])
+def test_a_slot_has_its_shape(slot: str, value: Any, said: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(said)):
+        read({**good(), slot: value})
+
+
+@pytest.mark.parametrize("slot", ["views", "encoder", "loss", "data", "optimizer", "run"])
+def test_a_missing_table_is_named(slot: str) -> None:
+    table = good()
+    del table[slot]
+    with pytest.raises(RecipeError, match=rf"\[{slot}\]"):
+        read(table)
+
+
+def test_files(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="there is no such file"):
+        read(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("[views]\nuse = 'a.b'\n[views]\n")
+    with pytest.raises(RecipeError, match=r"bad.toml: is no TOML: Cannot declare \('views',\) twice"):
+        read(tmp_path / "bad.toml")
+
+
+def test_a_recipe_by_a_near_name() -> None:
+    assert "multisiam/quickstart" in names()
+    with pytest.raises(RecipeError, match="no recipe has this name. Did you mean 'multisiam/quickstart'"):
+        read("multisiam/quikstart")
+
+
+def test_override_does_not_touch_what_it_was_given() -> None:
+    table = good()
+    read(table, ["run.steps=3"])
+    assert table == good() and override({}, ["a.b=1"]) == {"a": {"b": 1}}
