@@ -1,0 +1,110 @@
+"""Photometric augmentation: BYOL's two settings, one for each view."""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from attrs import field
+from attrs.validators import ge, le
+from torch import Tensor
+
+from twinview.hooks import hookimpl, part
+from twinview.values import Size
+from twinview_byol import colour
+from twinview_byol.blur import gaussian_blur, gaussian_kernels
+from twinview_byol.checks import rising, share, shares
+
+JITTER = (colour.brightness, colour.contrast, colour.saturation, colour.hue)
+NEUTRAL = (1.0, 1.0, 1.0, 0.0)  # the factors that change nothing
+
+
+@part
+class Photometry:
+    """Colour jitter in random order, grey, Gaussian blur, solarisation (BYOL, appendix B, table 6).
+
+    Lists give one chance for each view; further views start over.  Where chances differ, as published, the views are asymmetric.
+    The blur is published in pixels of 224 px views: `blur_reference = 224` scales it with the view, for smaller ones.
+    """
+
+    jitter: float = field(default=0.8, validator=share)  # chance of the four below, together
+    brightness: float = field(default=0.4, validator=ge(0))  # factor uniform in 1 - x .. 1 + x, at least 0
+    contrast: float = field(default=0.4, validator=ge(0))
+    saturation: float = field(default=0.2, validator=ge(0))
+    hue: float = field(default=0.1, validator=[ge(0), le(0.5)])  # turn uniform in -x .. x of the full circle
+    grey: float = field(default=0.2, validator=share)  # chance
+    blur: list[float] = field(factory=lambda: [1.0, 0.1], validator=shares)  # chance, by view
+    blur_sigma: tuple[float, float] = field(default=(0.1, 2.0), validator=rising)  # uniform; pixels
+    blur_reference: int = field(default=0, validator=ge(0))  # side of the views, in pixels, that blur_sigma is meant for; 0: any
+    solarize: list[float] = field(factory=lambda: [0.0, 0.2], validator=shares)  # chance, by view; values from 128 are inverted
+
+    @hookimpl
+    def draw_augment(self, view: int, size: Size, rng: np.random.Generator) -> dict[str, Tensor]:
+        """The `order` [4] and `factors` [4] of brightness, contrast, saturation, hue, neutral where the coin says no; `grey`; `sigma`, 0 = no blur; `solarize`.
+
+        Every call takes as many numbers from `rng`, whatever the options and coins.
+        """
+        order = rng.permutation(len(JITTER))
+        coin = rng.random(4)
+        place = rng.random(5)
+        neutral, strength = np.array(NEUTRAL), np.array([self.brightness, self.contrast, self.saturation, self.hue])
+        low = np.maximum(neutral - strength, [0, 0, 0, -0.5])
+        factors = low + place[:4] * (neutral + strength - low) if coin[0] < self.jitter else neutral
+        scale = min(size) / self.blur_reference if self.blur_reference else 1
+        sigma = scale * (self.blur_sigma[0] + place[4] * (self.blur_sigma[1] - self.blur_sigma[0]))
+        return {
+            "order": torch.from_numpy(order),
+            "factors": torch.from_numpy(factors.astype(np.float32)),
+            "grey": torch.tensor(coin[1] < self.grey),
+            "sigma": torch.tensor(sigma if coin[2] < self.blur[view % len(self.blur)] else 0.0, dtype=torch.float32),
+            "solarize": torch.tensor(coin[3] < self.solarize[view % len(self.solarize)]),
+        }
+
+    @hookimpl
+    @torch.no_grad()
+    def apply_augment(self, pixels: Tensor, params: dict[str, Tensor]) -> Tensor:
+        """The same uint8 images alone and in a batch, on a CPU and on an accelerator.
+
+        Which image takes which operation is settled on the CPU: leave `params` there, so that nothing waits for the device.
+        """
+        draws = {name: value.cpu() for name, value in params.items()}
+        x = pixels.float()
+        for i, images in _jitter_groups(draws["order"], draws["factors"]):
+            x = _on(x, images, JITTER[i], draws["factors"][:, i, None, None, None])
+        x = _on(x, _chosen(draws["grey"]), colour.luma)
+        blurred = _chosen(draws["sigma"] > 0)
+        if blurred:
+            x = _on(x, blurred, gaussian_blur, gaussian_kernels(draws["sigma"], (pixels.shape[2], pixels.shape[3])))
+        out = torch.empty_like(pixels).copy_(x.to(torch.int16))  # by way of int16: half the time.  One channel if all are grey
+        return _on(out, _chosen(draws["solarize"]), _solarize)
+
+
+def _jitter_groups(order: Tensor, factors: Tensor) -> list[tuple[int, list[int]]]:
+    """(operation, the images that take it next), turn by turn, of `order` and `factors` [B, 4]."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for image, (operations, strengths) in enumerate(zip(order.tolist(), factors.tolist())):
+        for turn, i in enumerate(operations):
+            if strengths[i] != NEUTRAL[i]:
+                groups.setdefault((turn, i), []).append(image)
+    return [(i, groups[turn, i]) for turn, i in sorted(groups)]
+
+
+def _chosen(coins: Tensor) -> list[int]:
+    return [image for image, coin in enumerate(coins.tolist()) if coin]
+
+
+def _on(x: Tensor, images: list[int], change: Callable[..., Tensor], *args: Tensor) -> Tensor:
+    """`change` some of the images [B, ...], each with its own part of `args` [B, ...]."""
+    if not images:
+        return x
+    if len(images) == len(x):
+        return change(x, *(a.to(x.device, non_blocking=True) for a in args))
+    at = torch.tensor(images)
+    here = at.to(x.device, non_blocking=True)
+    x[here] = change(x[here], *(a[at].to(x.device, non_blocking=True) for a in args))
+    return x
+
+
+def _solarize(x: Tensor) -> Tensor:
+    """Invert the values from 128 on: of a uint8 and its complement, exactly one is below 128."""
+    return torch.minimum(x, x.bitwise_not())
