@@ -1,0 +1,101 @@
+"""From a recipe to a model on its device, its optimizer, its shards, and the DeepSpeed engine around them."""
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from twinview.assembly import Assembly, assemble
+from twinview.data.order import steps_per_epoch
+from twinview.data.shards import Shards, open_shards
+from twinview.engine.config import check_recipe, deepspeed_config, micro_batch
+from twinview.engine.optimizer import make_optimizer, warmup_share
+from twinview.engine.process import Ranks, join, on_first
+from twinview.engine.run import resolve_precision
+from twinview.errors import RecipeError
+from twinview.ops.seeding import seed_of
+from twinview.recipe import Recipe
+from twinview.step import Siamese
+from twinview.values import Dims
+
+
+class Built(NamedTuple):
+    """What a run trains with, on one rank."""
+
+    ranks: Ranks
+    recipe: Recipe  # as resolved: precision said plainly
+    assembly: Assembly
+    shards: Shards
+    dims: Dims
+    model: Siamese
+    optimizer: Optimizer
+    moved: dict[str, nn.Parameter]  # what the optimizer moves, by name in the online branch
+    epoch: int  # steps of an epoch
+    steps: int  # of the run; 0 where it is measured in hours
+    warmup: float  # share of the run
+
+
+def build(recipe: Recipe) -> Built:
+    """Join the ranks and make everything that a recipe names; every rank calls it.  Raises TwinviewError before the first step.
+
+    Faults of composition come before the shards are opened.
+    """
+    check_recipe(recipe)
+    ranks = join(recipe.run.device)
+    micro_batch(recipe, ranks.world)
+    recipe = resolve_precision(recipe, ranks.device.type)
+    assembly = assemble(recipe)
+    shards = _open_shards(recipe)
+    epoch = steps_per_epoch(len(shards), recipe.run.batch_size)
+    if not epoch:
+        raise RecipeError(f"[run] batch_size: {recipe.run.batch_size} is more than the {len(shards)} images of [data] shards.")
+    encoder = assembly.encoder()
+    dims = assembly.dims(encoder, len(shards), shards.classes)
+    model = Siamese(assembly, dims, encoder).to(ranks.device)
+    if recipe.run.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    if recipe.run.sync_batchnorm and ranks.world > 1:
+        from twinview.ops.sync_batchnorm import synchronise_batchnorm
+
+        for branch in (model.online, model.target):
+            if branch is not None:
+                synchronise_batchnorm(branch)
+    optimizer, moved = make_optimizer(assembly, model.online)
+    _seed(recipe.run.seed, ranks.rank)
+    steps = _steps(recipe, epoch)
+    return Built(ranks, recipe, assembly, shards, dims, model, optimizer, moved, epoch, steps, warmup_share(recipe, steps, epoch))
+
+
+def _open_shards(recipe: Recipe) -> Shards:
+    """Rank 0 first: it may have to draw the scenes, or to index the tars, and the others read what it left."""
+    mine: list[Shards] = []
+    on_first(lambda: mine.append(open_shards(recipe.data.shards)))
+    return mine[0] if mine else open_shards(recipe.data.shards)
+
+
+def _steps(recipe: Recipe, epoch: int) -> int:
+    run = recipe.run
+    return run.steps or (round(run.epochs * epoch) or 1 if run.epochs else 0)
+
+
+def _seed(seed: int, rank: int) -> None:
+    """Other draws on each rank, for dropout and its like; starts of weights and draws of samples have seeds of their own."""
+    torch.manual_seed(seed_of(seed, "rank", rank))
+    random.seed(seed_of(seed, "python", rank))
+    np.random.seed(seed_of(seed, "numpy", rank) % 2**32)
+
+
+def wrap(built: Built, folder: Path) -> Any:
+    """The DeepSpeed engine around the model: it averages gradients over ranks, clips, accumulates, steps and feeds the monitors."""
+    import deepspeed
+
+    built.model.train()
+    config = deepspeed_config(built.recipe, built.ranks.world, folder)
+    engine, *_ = deepspeed.initialize(model=built.model, optimizer=built.optimizer, config=config)
+    engine.enable_backward_allreduce = built.ranks.world > 1  # alone it would copy every gradient there and back
+    return engine

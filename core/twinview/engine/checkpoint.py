@@ -1,0 +1,246 @@
+"""Checkpoints: a folder for each, complete or not there at all, tensors by name, read back without pickles.
+
+    checkpoints/latest              the name of the newest
+    checkpoints/step-000500/        model.pt       name -> tensor: online, target, state, buffers too (rank 0's)
+                                    optimizer.pt   parameter name -> momenta, moments, counts
+                                    rank-K.pt      what each rank has of its own: BatchNorm statistics, random states
+                                    meta.json      step, epoch, elapsed, ranks, data, recipe, a checksum of each file
+"""
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import sys
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from twinview.engine.process import barrier, gathered
+from twinview.errors import CheckpointError
+from twinview.options import FORMAT
+
+Rest = Mapping[str, Any]
+
+
+@attrs.frozen
+class Checkpoint:
+    """A complete checkpoint, its files found whole."""
+
+    path: Path
+    meta: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps that it has behind it."""
+        return int(self.meta["step"])
+
+    def load(self, name: str) -> Any:
+        """One of its files, on the CPU."""
+        return _load(self.path / name)
+
+
+# ---- writing
+def save_checkpoint(folder: Path, model: nn.Module, optimizer: Mapping[str, Mapping[str, Any]], meta: Mapping[str, Any], *, keep: int) -> Path:
+    """Write a checkpoint into `folder`; every rank calls it.  A kill at any moment leaves the one before whole.
+
+    `optimizer`: state by parameter name; `meta`: `step` and what else to remember; `keep`: how many to leave, the newest.
+    """
+    rank = torch.distributed.get_rank()
+    name = f"step-{meta['step']:06d}"
+    fresh, final = folder / f".{name}.tmp", folder / name
+    if rank == 0:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+    barrier()
+    device = next(model.parameters()).device
+    files = {f"rank-{rank}.pt": {"buffers": _own_buffers(model), "random": random_states(device)}}
+    if rank == 0:
+        files |= {"model.pt": {k: v.detach().cpu() for k, v in model.state_dict().items()}, "optimizer.pt": _to_cpu(optimizer)}
+    sums = {file: _write(fresh / file, content) for file, content in files.items()}
+    everyone = gathered(sums)  # also says that all ranks' files are on disk
+    if rank == 0:
+        whole = {"format": FORMAT, **meta, "ranks": len(everyone), "files": {k: v for one in everyone for k, v in one.items()}}
+        _write_text(fresh / "meta.json", json.dumps(whole, indent=1))
+        _fsync(fresh)
+        shutil.rmtree(final, ignore_errors=True)
+        os.rename(fresh, final)
+        _write_text(folder / ".latest.tmp", name)
+        os.replace(folder / ".latest.tmp", folder / "latest")
+        _fsync(folder)
+        older = [step for step in steps_in(folder) if step < meta["step"]]
+        for step in older[: max(0, len(older) - (keep - 1))]:
+            shutil.rmtree(folder / f"step-{step:06d}", ignore_errors=True)
+    return final
+
+
+def _own_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Buffers of the branches (BatchNorm statistics differ from rank to rank); `state` is the same everywhere and in model.pt."""
+    kept = model.state_dict().keys()
+    return {k: v.detach().cpu() for k, v in model.named_buffers() if k in kept and not k.startswith("state.")}
+
+
+def _to_cpu(state: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: {k: v.detach().cpu() if isinstance(v, Tensor) else v for k, v in values.items()} for name, values in state.items()}
+
+
+def _write(path: Path, content: Any) -> int:
+    with path.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    return _checksum(path)
+
+
+def _write_text(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _fsync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _checksum(path: Path) -> int:
+    """CRC-32 of a file; torch.load would not notice a wrong byte."""
+    found = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            found = zlib.crc32(block, found)
+    return found
+
+
+# ---- finding
+def steps_in(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a folder, in order."""
+    found = (re.fullmatch(r"step-(\d{6,})", p.name) for p in folder.glob("step-*"))
+    return sorted(int(m[1]) for m in found if m)
+
+
+def find_checkpoint(folder: Path, step: int | None = None) -> Checkpoint:
+    """The newest checkpoint of a run's `checkpoints` folder, or that of `step`.  Raises CheckpointError.
+
+    Where the newest is damaged, the one before it is taken, and a line on stderr says so.
+    """
+    there = steps_in(folder)
+    if not there:
+        raise CheckpointError(f"{folder}: holds no checkpoint. Start the run without --resume, or name another folder with --run.")
+    if step is not None:
+        if step not in there:
+            raise CheckpointError(f"{folder}: holds no checkpoint of step {step}. There is: {', '.join(map(str, there))}.")
+        return read_checkpoint(folder / f"step-{step:06d}")
+    first = _latest(folder)
+    newest = [n for n in reversed(there) if first is None or n <= first] or there[::-1]
+    faults = []
+    for n in ([first] if first is not None and first not in there else []) + newest:
+        try:
+            found = read_checkpoint(folder / f"step-{n:06d}")
+        except CheckpointError as e:
+            faults.append(str(e))
+            continue
+        for fault in faults:
+            print(f"{fault} Going on from step {found.step} instead.", file=sys.stderr)
+        return found
+    raise CheckpointError(faults[0])
+
+
+def _latest(folder: Path) -> int | None:
+    path = folder / "latest"
+    named = re.fullmatch(r"step-(\d+)\s*", path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else None
+    return int(named[1]) if named else None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Check a checkpoint's files.  Raises CheckpointError where one is missing, damaged or not ours."""
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: is missing.")
+    try:
+        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+        files = dict(meta["files"])
+        int(meta["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{path}: is no checkpoint of twinview, or a damaged one (meta.json).") from None
+    if meta.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: is of format {meta.get('format')!r}, this twinview reads {FORMAT}. Install the twinview that wrote it.")
+    for name, checksum in files.items():
+        if not (path / name).is_file():
+            raise CheckpointError(f"{path}: is damaged: {name} is missing.")
+        if _checksum(path / name) != checksum:
+            raise CheckpointError(f"{path}: is damaged: {name} is not as it was written.")
+    return Checkpoint(path, meta)
+
+
+def _load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # torch raises whatever its zip and unpickler raise
+        raise CheckpointError(f"{path}: cannot be read: {str(e).splitlines()[0]}") from None
+
+
+# ---- reading
+def load_model(checkpoint: Checkpoint, model: nn.Module, rank: int, world: int) -> None:
+    """Weights and buffers into `model`, a rank's own buffers too where the number of ranks is the same.  Raises CheckpointError."""
+    weights = checkpoint.load("model.pt")
+    if world == checkpoint.meta["ranks"]:
+        weights.update(checkpoint.load(f"rank-{rank}.pt")["buffers"])
+    have = model.state_dict()
+    if weights.keys() != have.keys():
+        name = min(weights.keys() ^ have.keys())
+        said = "lacks" if name in have else "has besides"
+        raise CheckpointError(f"{checkpoint.path}: belongs to another model: it {said} {name!r}.")
+    for name, value in weights.items():
+        if value.shape != have[name].shape:
+            raise CheckpointError(f"{checkpoint.path}: belongs to another model: {name!r} is {tuple(value.shape)}, not {tuple(have[name].shape)}.")
+    model.load_state_dict(weights)
+
+
+def random_states(device: torch.device) -> dict[str, Any]:
+    """The states of all random generators of this process, as plain values and tensors."""
+    name, keys, *rest = np.random.get_state(legacy=True)
+    states = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": (name, torch.from_numpy(np.asarray(keys, np.int64)), *rest)}
+    return {**states, "cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
+
+
+def set_random_states(states: Rest, device: torch.device) -> None:
+    """The inverse of `random_states`; a GPU's state is left where there is none."""
+    torch.set_rng_state(states["torch"])
+    random.setstate(states["python"])
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def load_encoder(run: Path, step: int | None = None) -> nn.Module:
+    """The online branch's encoder of a run, in eval mode, on the CPU: of its newest checkpoint, or that of `step`.
+
+    Needs the methods that the run's recipe names, and no DeepSpeed.  Raises CheckpointError.
+    """
+    from twinview import recipe
+    from twinview.assembly import assemble
+
+    if not (run / "recipe.toml").is_file():
+        raise CheckpointError(f"{run}: is no run's folder: it holds no recipe.toml.")
+    checkpoint = find_checkpoint(run / "checkpoints", step)
+    encoder = assemble(recipe.read(run / "recipe.toml")).encoder(random=True)
+    start = "online.encoder."
+    weights = {k.removeprefix(start): v for k, v in checkpoint.load("model.pt").items() if k.startswith(start)}
+    try:
+        encoder.load_state_dict(weights)
+    except RuntimeError as e:
+        raise CheckpointError(f"{checkpoint.path}: does not fit the run's recipe.toml: {' '.join(str(e).split())}") from None
+    return encoder.eval()

@@ -1,0 +1,89 @@
+"""What a recipe will cost on this machine: a few real steps, nothing written."""
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from statistics import median
+
+import attrs
+import torch
+from torch import nn
+
+from twinview.data.loader import training_batches
+from twinview.engine.build import build, wrap
+from twinview.engine.config import MONITORS, check_recipe, micro_batch
+from twinview.engine.stepper import take_step
+from twinview.recipe import Recipe
+from twinview.values import Progress
+
+STEPS = 3  # the first pays for what is made once, and is not timed
+
+
+@attrs.frozen(kw_only=True)
+class Report:
+    """A recipe on this machine."""
+
+    device: str
+    precision: str
+    ranks: int
+    micro_batch: int  # images that a rank holds at once
+    images: int  # in the shards
+    steps_per_epoch: int
+    steps: int  # of the run; where it is measured in hours, what fits into them
+    parameters: int  # of the online branch
+    trained: int  # of them, those that the optimizer moves
+    memory: int  # bytes, peak: of the GPU, or of this process
+    seconds: float  # a step, with the batch in memory
+    images_per_second: float
+    data_seconds: float  # until the first batch was there
+    hours: float  # of the whole run at this pace
+    loss: float
+    terms: dict[str, float]
+
+
+def dry_run(recipe: Recipe) -> Report:
+    """Load one real batch and train a few steps on it.  Raises TwinviewError as `train` would; every rank calls it."""
+    check_recipe(recipe)
+    built = build(attrs.evolve(recipe, deepspeed={k: v for k, v in recipe.deepspeed.items() if k not in MONITORS}))
+    run = built.recipe.run
+    progress = Progress(0, built.steps, 0, 0.0)
+    asked = time.perf_counter()
+    with closing(training_batches(built.recipe, built.dims, built.shards, rank=built.ranks.rank, world=built.ranks.world, steps=1)) as loaded:
+        batch = list(loaded)
+    data_seconds = time.perf_counter() - asked
+    engine = wrap(built, Path())
+    taken = [take_step(built, engine, iter(batch), progress, watch=i == 0) for i in range(STEPS)]
+    seconds = median(t.seconds for t in taken[1:])
+    steps = built.steps or round(3600 * (run.hours or 0) / seconds)
+    values = taken[0].values
+    return Report(
+        device=str(built.ranks.device),
+        precision=run.precision,
+        ranks=built.ranks.world,
+        micro_batch=micro_batch(built.recipe, built.ranks.world),
+        images=len(built.shards),
+        steps_per_epoch=built.epoch,
+        steps=steps,
+        parameters=_count(built.model.online),
+        trained=sum(p.numel() for p in built.moved.values()),
+        memory=_peak(built.ranks.device),
+        seconds=seconds,
+        images_per_second=run.batch_size / seconds,
+        data_seconds=data_seconds,
+        hours=steps * seconds / 3600,
+        loss=values["loss"],
+        terms={k.removeprefix("loss/"): v for k, v in values.items() if k.startswith("loss/")},
+    )
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

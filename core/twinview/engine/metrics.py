@@ -1,0 +1,57 @@
+"""A run's `metrics.jsonl`: one JSON object for each logged step, each step once, numbers to the last bit."""
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+Row = Mapping[str, Any]
+
+
+class Metrics:
+    """The open file of rank 0.  A row is on its way to disk when `write` returns, and on it after `sync`."""
+
+    def __init__(self, path: Path, *, upto: int) -> None:
+        """Keep the rows up to step `upto` (what a resumed run repeats is dropped, and a line that a kill cut short) and go on behind them."""
+        kept = [row for row in read_metrics(path) if row["step"] <= upto]
+        fresh = path.with_name(path.name + ".tmp")
+        with fresh.open("w", encoding="utf-8") as file:
+            file.writelines(_line(row) for row in kept)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, path)
+        self._file: IO[str] = path.open("a", encoding="utf-8")
+
+    def write(self, row: Row) -> None:
+        """Add a row; numbers that are not finite become null."""
+        self._file.write(_line(row))
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Wait until all rows are on disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`, in order; nothing where there is none.  A last line that was cut short is left out."""
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict) and "step" in row:
+            yield row
+
+
+def _line(row: Row) -> str:
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    return json.dumps(finite, allow_nan=False) + "\n"

@@ -1,0 +1,148 @@
+"""The ranks of a run: this process alone, several that are started here, or those that a launcher started."""
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from twinview.errors import TwinviewError
+
+T = TypeVar("T")
+STORE = "TWINVIEW_STORE"  # a file through which ranks of one machine find each other; set by `twinview.engine.launch`
+TIMEOUT = "TWINVIEW_TIMEOUT"  # seconds that a rank waits for the others
+
+
+class Ranks(NamedTuple):
+    """Where this process stands among the others."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+
+def pick_device(device: str) -> str:
+    """`cpu` or `cuda` for a recipe's `run.device`.  Raises TwinviewError where there is no GPU; starts no CUDA context."""
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # the other way of asking would make forked ranks unable to use the GPU
+    if device == "cuda" and not torch.cuda.is_available():
+        raise TwinviewError("[run] device: this machine shows no CUDA device. Write cpu or auto.")
+    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def quiet_deepspeed(kind: str) -> None:
+    """Import DeepSpeed without its probes of vendor stacks and compilers, and without its log lines.  `kind`: cpu or cuda.
+
+    Left alone it compiles a shared-memory kernel at the first start, which takes half a minute and fails without a compiler; training does
+    not use it.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", kind)
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__ = {}
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+
+
+def join(device: str = "auto") -> Ranks:
+    """Make this process a rank: of the launcher's ranks where RANK and WORLD_SIZE are set, else the only one.  May be called again.
+
+    Every wait for another rank ends after TWINVIEW_TIMEOUT seconds (1800).  Raises TwinviewError where the others cannot be reached.
+    """
+    kind = pick_device(device)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local = int(os.environ.get("LOCAL_RANK", rank if STORE in os.environ else 0))
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", 1)))
+    place = torch.device("cuda", local) if kind == "cuda" else torch.device("cpu")
+    if not dist.is_initialized():
+        if kind == "cuda":
+            if local >= torch.cuda.device_count():
+                raise TwinviewError(f"rank {rank} has no GPU of its own: {local_world} ranks here, {torch.cuda.device_count()} GPUs.")
+            torch.cuda.set_device(place)
+        elif local_world > 1 and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, cores() // local_world))
+        # DeepSpeed reads these even where it is given a process group
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(local), LOCAL_SIZE=str(local_world))
+        _meet(rank, world, place)
+        quiet_deepspeed(kind)
+    elif (dist.get_backend() == "nccl") != (kind == "cuda"):
+        raise TwinviewError(f"[run] device: this process trains on another device than {kind} already. Start a new one.")
+    return Ranks(rank, world, place)
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _meet(rank: int, world: int, device: torch.device) -> None:
+    wait = datetime.timedelta(seconds=float(os.environ.get(TIMEOUT, 1800)))
+    # DeepSpeed clones the world's group without its time-out, so the default has to change too
+    c10d: Any = dist.distributed_c10d
+    c10d.default_pg_timeout = c10d.default_pg_nccl_timeout = wait
+    store: Any = None  # None: torch's env:// rendezvous
+    if world == 1:
+        store = c10d.HashStore()
+    elif STORE in os.environ:
+        store = c10d.FileStore(os.environ[STORE], world)
+    elif "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
+        raise TwinviewError(f"WORLD_SIZE is {world}, but MASTER_ADDR or MASTER_PORT is not set. Start with torchrun, deepspeed or --ranks {world}.")
+    backend, own = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+    try:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=wait, device_id=own)
+    except (RuntimeError, ValueError, TimeoutError) as e:
+        if store is not None:
+            raise
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        why = str(e).strip().splitlines()[0].rstrip(".")
+        variable = "NCCL_SOCKET_IFNAME" if backend == "nccl" else "GLOO_SOCKET_IFNAME"
+        hint = f"Across machines, set {variable} to the network interface that joins them (`ip addr` lists them)."
+        raise TwinviewError(f"rank {rank} cannot reach the other ranks ({where}): {why}. {hint}") from e
+
+
+def leave() -> None:
+    """Give the process group back, at the end of a process that was one of several ranks."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.destroy_process_group()
+
+
+# ---- between ranks
+def barrier() -> None:
+    """Wait for all ranks."""
+    if dist.get_world_size() > 1:
+        dist.barrier()
+
+
+def on_first(work: Callable[[], T]) -> T:
+    """Do `work` on rank 0 alone and give its (picklable) result to every rank; a TwinviewError is raised on every rank too."""
+    answer: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            answer[0] = work()
+        except TwinviewError as e:
+            answer[1] = e
+    if dist.get_world_size() > 1:
+        dist.broadcast_object_list(answer, src=0)
+    if answer[1] is not None:
+        raise answer[1]
+    result: T = answer[0]
+    return result
+
+
+def averaged(values: dict[str, float]) -> dict[str, float]:
+    """Numbers averaged over the ranks that have them, in rank order: the same sum every time."""
+    everyone = gathered(values)
+    names = dict.fromkeys(name for one in everyone for name in one)
+    found = {name: [one[name] for one in everyone if name in one] for name in names}
+    return {name: sum(numbers) / len(numbers) for name, numbers in found.items()}
+
+
+def gathered(value: T) -> list[T]:
+    """Every rank's (picklable) value, in rank order."""
+    if dist.get_world_size() == 1:
+        return [value]
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, value)
+    return everyone

@@ -1,0 +1,53 @@
+"""What rank 0 says while a run goes on: a bar on a terminal, plain lines in a log."""
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+EVERY = 10.0  # seconds between two lines of a log
+SHARE = "{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"  # of a run that is measured in hours
+
+
+class Bar:
+    """How far a run is.  `steps` 0: the run is measured in hours, and its share is shown."""
+
+    def __init__(self, steps: int, start: int, share: float) -> None:
+        """`start`, `share`: where this sitting begins."""
+        self._steps, self._share, self._began, self._said = steps, share, time.monotonic(), float("-inf")
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            total, initial = (steps, start) if steps else (1000, round(1000 * share))
+            self._bar = tqdm(total=total, initial=initial, unit=" step", dynamic_ncols=True, bar_format=None if steps else SHARE)
+
+    def update(self, step: int, share: float) -> None:
+        """After every step."""
+        if self._bar is not None:
+            self._bar.update((step if self._steps else round(1000 * share)) - self._bar.n)
+
+    def tell(self, row: dict[str, Any], share: float) -> None:
+        """After every logged step."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {row['loss']:.4f}, {row['images_per_second']:.0f} images/s")
+        elif share >= 1 or time.monotonic() - self._said >= EVERY:
+            self._said = time.monotonic()
+            at = f"step {row['step']}" + (f" of {self._steps}" if self._steps else f" ({share:.0%})")
+            pace = f"{row['images_per_second']:.0f} images/s{self._left(share)}"
+            print(f"{at}, epoch {row['epoch']}: loss {row['loss']:.4f}, {pace}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _left(self, share: float) -> str:
+        gone = share - self._share
+        if gone <= 0 or share >= 1:
+            return ""
+        seconds = (time.monotonic() - self._began) * (1 - share) / gone
+        for unit, size, digits in (("h", 3600, 1), ("min", 60, 0)):
+            if seconds >= 1.5 * size:
+                return f", {seconds / size:.{digits}f} {unit} left"
+        return f", {seconds:.0f} s left"

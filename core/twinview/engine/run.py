@@ -1,0 +1,129 @@
+"""A run's folder: what it was made of, where it stands, and whether a recipe may go on in it."""
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+import tomli_w
+
+from twinview.engine.checkpoint import Checkpoint, find_checkpoint, steps_in
+from twinview.engine.config import MONITORS
+from twinview.errors import CheckpointError
+from twinview.options import FORMAT
+from twinview.recipe import Recipe
+
+Resume = Literal["auto"] | bool
+HARMLESS = ("data.workers", "data.shards", "run.log_every", "run.checkpoint_every", "run.keep", "evaluate", *(f"deepspeed.{m}" for m in MONITORS))
+PACKAGES = ("twinview", "torch", "torchvision", "deepspeed", "webdataset", "timm", "numpy", "attrs", "cattrs", "pluggy")
+
+
+def resolve_precision(recipe: Recipe, device: str) -> Recipe:
+    """`run.precision = "auto"` said plainly: bf16 where `device` (cpu or cuda) has it in hardware, else fp32."""
+    if recipe.run.precision != "auto":
+        return recipe
+    return attrs.evolve(recipe, run=attrs.evolve(recipe.run, precision="bf16" if _has_bf16(device) else "fp32"))
+
+
+def _has_bf16(device: str) -> bool:
+    if device == "cuda":
+        import torch
+
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(_cpu_flags(Path("/proc/cpuinfo")))
+
+
+def _cpu_flags(cpuinfo: Path) -> set[str]:
+    """What the first processor says it can do; nothing on systems that do not say."""
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.is_file() else []
+    return set(next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), []))
+
+
+# ---- the folder
+def find_start(folder: Path, table: Mapping[str, Any], data: str, resume: Resume) -> Checkpoint | None:
+    """The checkpoint to go on from, or None for a new run.  Raises CheckpointError where `resume` does not fit what `folder` holds.
+
+    `table`: the recipe as resolved; `data`: checksum of the shards.  "auto" goes on where there is a checkpoint and starts where there is none.
+    """
+    begun = any((folder / name).exists() for name in ("recipe.toml", "metrics.jsonl", "checkpoints"))
+    if begun and not resume:
+        raise CheckpointError(f"{folder}: holds a run already. Add --resume to go on with it, or --run DIR for another folder.")
+    if resume is True and not begun:
+        raise CheckpointError(f"{folder}: holds no run to go on with. Leave --resume out to start one.")
+    if not resume or (resume == "auto" and not steps_in(folder / "checkpoints")):
+        return None
+    found = find_checkpoint(folder / "checkpoints")
+    if found.meta.get("data") != data:
+        raise CheckpointError(f"{folder}: the run began with other shards. Name the same in [data], or start another run with --run DIR.")
+    changed = list(differences(found.meta.get("recipe", {}), table))
+    if changed:
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise CheckpointError(f"{folder}: the run began with another recipe: {', '.join(changed[:5])}{more}. Write these as they were, or --run DIR.")
+    return found
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """`run.batch_size 32 -> 64` for every key of two resolved recipes that may change what is learned."""
+    old, new = dict(_flat(before)), dict(_flat(now))
+    for key in [*old, *(k for k in new if k not in old)]:
+        harmless = any(key == h or key.startswith(f"{h}.") for h in HARMLESS)
+        if not harmless and old.get(key) != new.get(key):
+            yield f"{key} {_said(old, key)} -> {_said(new, key)}"
+
+
+def _said(flat: Mapping[str, Any], key: str) -> str:
+    return json.dumps(flat[key]) if key in flat else "(not there)"
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves by dotted key.  A list of tables is gone into, a list of numbers is one leaf."""
+    if isinstance(value, Mapping):
+        items: Any = value.items()
+    elif isinstance(value, (list, tuple)) and any(isinstance(v, Mapping) for v in value):
+        items = enumerate(value)
+    else:
+        yield path, list(value) if isinstance(value, tuple) else value
+        return
+    for key, inner in items:
+        yield from _flat(inner, f"{path}.{key}".lstrip("."))
+
+
+def write_run(folder: Path, table: Mapping[str, Any], about: Mapping[str, Any], sitting: Mapping[str, Any], *, fresh: bool) -> None:
+    """Write `recipe.toml` and `manifest.json`; a resumed run adds a sitting to the manifest.
+
+    `about`: what holds for the whole run (methods, data); `sitting`: what holds from this start on (command, ranks, device, step).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if fresh:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # what a kill before the first checkpoint left
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    _replace(folder / "recipe.toml", tomli_w.dumps(dict(table)))
+    path = folder / "manifest.json"
+    before = [] if fresh or not path.is_file() else json.loads(path.read_text(encoding="utf-8")).get("sittings", [])
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    now = {"started": started, **sitting, "machine": platform.platform(), "python": platform.python_version(), "versions": versions()}
+    _replace(path, json.dumps({"format": FORMAT, **about, "sittings": [*before, now]}, indent=2) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what a run's numbers may depend on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _replace(path: Path, text: str) -> None:
+    fresh = path.with_name(path.name + ".tmp")
+    fresh.write_text(text, encoding="utf-8")
+    os.replace(fresh, path)

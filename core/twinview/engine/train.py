@@ -1,0 +1,221 @@
+"""The training loop.  Every rank runs it; rank 0 writes and speaks."""
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+import torch.distributed as dist
+
+from twinview.data.factory import Factory
+from twinview.data.loader import training_batches
+from twinview.engine.build import Built, build, wrap
+from twinview.engine.checkpoint import Checkpoint, load_model, random_states, save_checkpoint, set_random_states
+from twinview.engine.metrics import Metrics, read_metrics
+from twinview.engine.optimizer import load_optimizer_state, optimizer_state
+from twinview.engine.process import averaged, barrier, on_first
+from twinview.engine.progress import Bar
+from twinview.engine.run import Resume, find_start, write_run
+from twinview.engine.stepper import Taken, take_step
+from twinview.errors import CheckpointError
+from twinview.recipe import Recipe
+from twinview.values import Batch, Progress
+
+OnProgress = Callable[[dict[str, Any]], None]
+
+
+@attrs.frozen(kw_only=True)
+class RunResult:
+    """What a run came to."""
+
+    folder: Path
+    step: int  # optimizer steps
+    seconds: float  # of all its sittings
+    loss: float  # of the last step
+    scores: dict[str, float]  # of the evaluations at the end
+    checkpoint: Path
+
+
+def train(recipe: Recipe, run_dir: Path, *, resume: Resume = False, command: str = "", on_progress: OnProgress | None = None) -> RunResult:
+    """Train a recipe to its end in the folder `run_dir`.  Raises TwinviewError (RecipeError, DataError, CheckpointError).
+
+    In a process that a launcher started, every rank calls it.  `resume`: True goes on from the newest checkpoint, "auto" where there is one;
+    the losses are those of a run that was never stopped, to the last bit on a CPU.  `on_progress` is given each logged row, on rank 0.
+    """
+    built = build(recipe)
+    table, data = built.assembly.table(), str(built.shards.checksum)
+    start = on_first(lambda: _open(built, run_dir, table, data, resume, command))
+    if start is not None:
+        load_model(start, built.model, built.ranks.rank, built.ranks.world)
+    engine = wrap(built, run_dir)
+    if start is not None:
+        _restore(built, start)
+    return _Loop(built, engine, run_dir, {"data": data, "recipe": table}, start, on_progress).run()
+
+
+def _open(built: Built, folder: Path, table: dict[str, Any], data: str, resume: Resume, command: str) -> Checkpoint | None:
+    start = find_start(folder, table, data, resume)
+    about = {
+        "methods": built.assembly.distributions(),
+        "data": {"shards": [str(p) for p in built.shards.paths], "images": len(built.shards), "checksum": data},
+    }
+    sitting = {
+        "command": command,
+        "step": start.step if start else 0,
+        "ranks": built.ranks.world,
+        "device": torch.cuda.get_device_name(built.ranks.device) if built.ranks.device.type == "cuda" else "cpu",
+        "precision": built.recipe.run.precision,
+    }
+    write_run(folder, table, about, sitting, fresh=start is None)
+    if start and start.meta["ranks"] != built.ranks.world:
+        print(f"{start.path}: was written by {start.meta['ranks']} ranks and goes on with {built.ranks.world}: not to the last bit.", file=sys.stderr)
+    return start
+
+
+def _restore(built: Built, start: Checkpoint) -> None:
+    try:
+        load_optimizer_state(built.optimizer, built.moved, start.load("optimizer.pt"))
+    except (KeyError, ValueError) as e:
+        raise CheckpointError(f"{start.path}: belongs to another model: optimizer.pt: {e}.") from None
+    if start.meta["ranks"] == built.ranks.world:
+        set_random_states(start.load(f"rank-{built.ranks.rank}.pt")["random"], built.ranks.device)
+
+
+class _Loop:
+    """A run from where it stands to its end."""
+
+    def __init__(
+        self, built: Built, engine: Any, folder: Path, meta: dict[str, Any], start: Checkpoint | None, on_progress: OnProgress | None
+    ) -> None:
+        self.built, self.engine, self.folder, self.meta, self.on_progress = built, engine, folder, meta, on_progress
+        self.step = start.step if start else 0
+        self.spent = float(start.meta["elapsed"]) if start else 0.0  # seconds of earlier sittings
+        self.began = time.monotonic()
+        self.first = built.ranks.rank == 0
+        self.data = Factory(built.recipe, built.dims, built.shards, built.ranks.rank, built.ranks.world)
+        self.checkpoint = start.path if start else folder / "checkpoints"
+        self.metrics = Metrics(folder / "metrics.jsonl", upto=self.step) if self.first else None
+        self.row: dict[str, Any] = {}
+        self.seconds = self.waited = 0.0  # since the last logged step
+        self.since = self.step
+
+    def run(self) -> RunResult:
+        """Every step that is left, with its hooks, rows and checkpoints."""
+        built, run = self.built, self.built.recipe.run
+        share = self.share()
+        self.bar = Bar(built.steps, self.step, share) if self.first else None
+        left = built.steps - self.step if built.steps else None
+        batches = training_batches(
+            built.recipe, built.dims, built.shards, rank=built.ranks.rank, world=built.ranks.world, start=self.step, steps=left
+        )
+        try:
+            with closing(batches):
+                while share < 1:
+                    taken = self.take(batches, share)
+                    share = self.share()
+                    scores = self.evaluate(share)
+                    if self.is_logged(self.step) or scores or share >= 1:
+                        self.log(taken, scores, share)
+                    if self.step % run.checkpoint_every == 0 or share >= 1:
+                        self.save()
+                    if self.bar:
+                        self.bar.update(self.step, share)
+        finally:
+            if self.bar:
+                self.bar.close()
+            if self.metrics:
+                self.metrics.close()
+        barrier()
+        return self.result()
+
+    def share(self) -> float:
+        """How far the run is, 0 to 1: of its steps, or of its hours by rank 0's clock."""
+        if self.built.steps:
+            return self.step / self.built.steps
+        clock = torch.tensor(self.elapsed() / (3600 * (self.built.recipe.run.hours or 1)), dtype=torch.float64, device=self.built.ranks.device)
+        if self.built.ranks.world > 1:
+            dist.broadcast(clock, 0)
+        return min(1.0, float(clock))
+
+    def elapsed(self) -> float:
+        """Seconds of this run, earlier sittings too."""
+        return self.spent + time.monotonic() - self.began
+
+    def progress(self, share: float) -> Progress:
+        """As hooks see it; `step` counts from 0."""
+        return Progress(self.step, self.built.steps, self.step // self.built.epoch, share)
+
+    def is_logged(self, step: int) -> bool:
+        """Whether a row is due after `step` steps, counted from 1."""
+        return step == 1 or step % self.built.recipe.run.log_every == 0 or step == self.built.steps
+
+    def take(self, batches: Iterator[Batch], share: float) -> Taken:
+        """One optimizer step, and what comes before an epoch."""
+        progress = self.progress(share)
+        if self.step % self.built.epoch == 0:
+            self.built.assembly.calls.before_epoch(branches=self.built.model.branches, data=self.data, progress=progress)
+        taken = take_step(self.built, self.engine, batches, progress, watch=self.is_logged(self.step + 1))
+        self.step += 1
+        self.seconds += taken.seconds
+        self.waited += taken.waited
+        return taken
+
+    def evaluate(self, share: float) -> dict[str, float]:
+        """Scores of the evaluations that are due, in eval mode and without gradient; no random state of the training moves."""
+        built, scores = self.built, dict[str, float]()
+        due = [label for label in built.assembly.answers("evaluate") if self.is_due(label, share)]
+        if not due:
+            return scores
+        states = random_states(built.ranks.device)
+        built.model.eval()
+        with torch.no_grad():
+            for label in due:
+                name = built.assembly.uses[label][2].name
+                for answer in built.assembly.only("evaluate", label)(branches=built.model.branches, data=self.data, progress=self.progress(share)):
+                    scores |= {f"score/{name}.{k}" if name else f"score/{k}": float(v) for k, v in answer.items()}
+        built.model.train()
+        set_random_states(states, built.ranks.device)
+        return scores
+
+    def is_due(self, label: str, share: float) -> bool:
+        """Whether an evaluation runs now: every N steps where it says so, and at the end."""
+        every = self.built.assembly.uses[label][2].every
+        return share >= 1 or bool(every and self.step % every == 0)
+
+    def log(self, taken: Taken, scores: dict[str, float], share: float) -> None:
+        """A row of metrics.jsonl, averaged over ranks, to the monitors too."""
+        images = (self.step - self.since) * self.built.recipe.run.batch_size
+        pace = {"images_per_second": images / self.seconds, "data_wait": self.waited / self.seconds}
+        values = averaged({**taken.values, **pace})
+        self.seconds, self.waited, self.since = 0.0, 0.0, self.step
+        if self.metrics is None:
+            return
+        self.row = {"step": self.step, "epoch": (self.step - 1) // self.built.epoch, **values, **scores}
+        self.metrics.write(self.row)
+        if self.engine.monitor.enabled:
+            self.engine.monitor.write_events([(name, value, self.step) for name, value in (values | scores).items()])
+        if self.bar:
+            self.bar.tell(self.row, share)
+        if self.on_progress:
+            self.on_progress(self.row)
+
+    def save(self) -> None:
+        """A checkpoint of all that the next step depends on."""
+        if self.metrics:
+            self.metrics.sync()
+        meta = {"step": self.step, "epoch": self.step // self.built.epoch, "elapsed": self.elapsed(), **self.meta}
+        state = optimizer_state(self.built.optimizer, self.built.moved)
+        self.checkpoint = save_checkpoint(self.folder / "checkpoints", self.built.model, state, meta, keep=self.built.recipe.run.keep)
+
+    def result(self) -> RunResult:
+        """The last row's numbers, of this sitting or of the one that reached the end."""
+        row = on_first(lambda: self.row or list(read_metrics(self.folder / "metrics.jsonl"))[-1])
+        scores = {k.removeprefix("score/"): v for k, v in row.items() if k.startswith("score/")}
+        return RunResult(
+            folder=self.folder, step=self.step, seconds=self.elapsed(), loss=row["loss"], scores=scores, checkpoint=self.checkpoint
+        )
