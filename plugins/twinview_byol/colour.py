@@ -42,16 +42,16 @@ def hue(x: Tensor, turn: Tensor) -> Tensor:
     With V and C the largest of a pixel's three values and its distance from the smallest, and H the hue in sixths of a turn from red:
         |H| = 2 + (green + blue - red - V) / C    and H is positive where green >= blue,
         channel = V - C * clamp(|distance from its own hue| - 1, 0, 1),    own hues: red 0, green 2, blue 4.
-    Neither formula branches, so each is a few passes over memory; distances wrap round by |d| -> 3 - ||d| - 3|, which holds for |d| <= 6.
+    Neither formula branches, so each is a few passes over memory; distances wrap round by |d| -> 3 - ||d| - 3|, which holds up to |d| = 6.
     """
     red, green, blue = x.chunk(3, dim=1)
     value = x.amax(1, keepdim=True)
     chroma = value - x.amin(1, keepdim=True)
     angle = (green + blue).sub_(red).sub_(value).div_(chroma.clamp(min=1)).add_(2)
-    angle = torch.copysign(angle, green - blue)  # -3..3
+    angle.copysign_(green - blue)  # -3..3
     own = torch.arange(0, 6, 2, device=x.device).view(1, 3, 1, 1)
     shift = (6 * turn - own + 3).remainder(6).sub_(3)  # -3..3 too, so that the sum stays within 6
-    unlike = (angle + shift).abs_().sub_(3).abs_().clamp_(1, 2)  # 2 - clamp(|distance| - 1, 0, 1)
+    unlike = torch.add(angle, shift, out=x).abs_().sub_(3).abs_().clamp_(1, 2)  # 2 - clamp(|distance| - 1, 0, 1)
     nearly = (TOP + 1 - 1e-3) / TOP  # by which torchvision goes from float back to uint8
     chroma.mul_(nearly)
-    return torch.addcmul(value.mul_(nearly).sub_(chroma, alpha=2), chroma, unlike).floor_()
+    return torch.addcmul(value.mul_(nearly).sub_(chroma, alpha=2), chroma, unlike, out=x).floor_()

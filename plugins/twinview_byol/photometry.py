@@ -40,9 +40,9 @@ class Photometry:
 
     @hookimpl
     def draw_augment(self, view: int, size: Size, rng: np.random.Generator) -> dict[str, Tensor]:
-        """The `order` [4] and `factors` [4] of brightness, contrast, saturation, hue, neutral where the coin says no; `grey`; `sigma`, 0 = no blur; `solarize`.
+        """`order` [4] and `factors` [4] of brightness, contrast, saturation, hue (neutral without jitter), `grey`, `sigma` (0: no blur), `solarize`.
 
-        Every call takes as many numbers from `rng`, whatever the options and coins.
+        Every call takes as many numbers from `rng`, whatever the options and the coins.
         """
         order = rng.permutation(len(JITTER))
         coin = rng.random(4)
