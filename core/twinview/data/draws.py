@@ -1,0 +1,21 @@
+"""Random numbers of a sample: from (seed, epoch, key, purpose) alone, so that ranks, workers and restarts cannot matter."""
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+
+def rng(seed: int, epoch: int, key: str, purpose: str) -> np.random.Generator:
+    """A Philox generator keyed by a 128-bit hash: the same in any process, independent for any two arguments that differ."""
+    text = f"{seed}\0{epoch}\0{purpose}\0".encode() + _bytes(key)  # the key stands last: it alone may hold anything
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little")))
+
+
+def key_hash(key: str) -> int:
+    """A 64-bit hash of a sample's key, as a signed number that fits an int64 tensor."""
+    return int.from_bytes(hashlib.blake2b(_bytes(key), digest_size=8).digest(), "little", signed=True)
+
+
+def _bytes(key: str) -> bytes:
+    return key.encode("utf-8", "surrogateescape")  # names in a tar are bytes; some are no UTF-8

@@ -1,0 +1,106 @@
+"""What `before_epoch` and `evaluate` read images with: whole images without any draw, or an epoch's own batches."""
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+
+import torch
+from torch import Tensor
+
+from twinview.data import decode
+from twinview.data.decode import BadSample
+from twinview.data.loader import load, training_batches
+from twinview.data.order import steps_per_epoch
+from twinview.data.shards import Shards, open_shards
+from twinview.data.views import BadSamples
+from twinview.errors import DataError, closest
+from twinview.recipe import Recipe
+from twinview.values import Batch, Dims, PlainBatch, Size
+
+LABELS = ("class", "map")
+
+
+class Factory:
+    """A rank's share of the run's data; implements `values.DataFactory`."""
+
+    def __init__(self, recipe: Recipe, dims: Dims, shards: Shards, rank: int = 0, world: int = 1) -> None:
+        self.recipe, self.dims, self.shards, self.rank, self.world = recipe, dims, shards, rank, world
+        self._opened: dict[tuple[str, ...], Shards] = {}
+
+    def views(self, epoch: int) -> Generator[Batch]:
+        """The training batches of this rank just as `epoch` draws them, to its end."""
+        length = steps_per_epoch(len(self.shards), self.recipe.run.batch_size)
+        return training_batches(self.recipe, self.dims, self.shards, rank=self.rank, world=self.world, start=epoch * length, steps=length)
+
+    def plain(
+        self, shards: str | Sequence[str] | None = None, *, size: Size, labels: Sequence[str] = (), batch_size: int = 64
+    ) -> Generator[PlainBatch]:
+        """Whole images of `shards` (default: the run's own), every `world`-th from `rank` on, in order, with the labels `class`, `map`.
+
+        Images [B, 3, H, W] float are resized bilinearly with antialiasing and normalised; label maps take the nearest label.  Images that do
+        not decode are left out, up to [data] bad_samples.  Raises DataError, also where a label is missing.
+        """
+        for label in labels:
+            if label not in LABELS:
+                raise DataError(f"plain(labels=...): there are no labels {label!r}.{closest(label, LABELS)}")
+        source = self._open(shards)
+        share = range(self.rank, len(source), self.world)
+        places = [share[at : at + batch_size] for at in range(0, len(share), batch_size)]
+
+        def batches() -> Generator[PlainBatch]:
+            bad = BadSamples(self.recipe.data.bad_samples)
+            loaded = load(_Plain(source, size, tuple(labels)), places, self.recipe.data.workers)
+            try:
+                for batch, failed in loaded:
+                    bad.add(failed)
+                    if batch.keys:
+                        yield batch._replace(images=self._normalised(batch.images))
+            finally:
+                loaded.close()
+
+        return batches()
+
+    def _open(self, shards: str | Sequence[str] | None) -> Shards:
+        if shards is None:
+            return self.shards
+        names = (shards,) if isinstance(shards, str) else tuple(shards)
+        if names not in self._opened:
+            self._opened[names] = open_shards(names)
+        return self._opened[names]
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        mean, std = (torch.tensor(numbers).view(3, 1, 1) * 255 for numbers in (self.recipe.data.mean, self.recipe.data.std))
+        return (images.float() - mean) / std
+
+
+class _Plain:
+    """Makes a batch of whole images; they stay uint8 until they are out of the worker."""
+
+    def __init__(self, shards: Shards, size: Size, labels: tuple[str, ...]) -> None:
+        self.shards, self.size, self.labels = shards, size, labels
+
+    def __call__(self, places: Sequence[int]) -> tuple[PlainBatch, tuple[BadSample, ...]]:
+        good, images, bad = list[int](), list[Tensor](), list[BadSample]()
+        labels: dict[str, list[Tensor]] = {name: [] for name in self.labels}
+        for i in places:
+            try:
+                pixels = decode.read_image(self.shards, i)
+            except BadSample as e:
+                bad.append(e)
+                continue
+            good.append(i)
+            images.append(decode.resize(pixels, self.size))
+            if "class" in labels:
+                labels["class"].append(torch.tensor(decode.read_class(self.shards, i)))
+            if "map" in labels:
+                labels["map"].append(decode.resize_map(self._map(i, pixels), self.size))
+        keys = tuple(self.shards.key(i) for i in good)
+        stacked = {name: torch.stack(found) for name, found in labels.items() if found}
+        pixels = torch.stack(images) if images else torch.empty(0, 3, *self.size, dtype=torch.uint8)
+        return PlainBatch(keys, torch.tensor(good), pixels, stacked), tuple(bad)
+
+    def _map(self, i: int, pixels: Tensor) -> Tensor:
+        found = decode.read_map(self.shards, i)
+        if found.shape != pixels.shape[-2:]:
+            sizes = f"its label map is {tuple(found.shape)} pixels (height, width), its image {tuple(pixels.shape[-2:])}"
+            raise DataError(f"{decode.bad_sample(self.shards, i, sizes)}.")
+        return found

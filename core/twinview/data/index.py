@@ -1,0 +1,168 @@
+"""Where the samples of a shard lie: an index over an ordinary tar in WebDataset's layout, kept beside it as `x.tar.index.npz`.
+
+Key = a member's name up to the first dot of its last component; field = the rest, lower-cased.  Nothing is extracted or unpickled.
+"""
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from twinview.data.draws import key_hash
+from twinview.data.tar import Member, members
+from twinview.errors import DataError
+
+FORMAT = 1
+SUFFIX = ".index.npz"
+ARRAYS = ("hashes", "keys", "key_starts", "members", "offsets", "sizes", "kinds")
+
+
+class Stamp(NamedTuple):
+    """What a file's index is known to be fresh by."""
+
+    size: int
+    mtime_ns: int
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Index:
+    """Samples of one shard, in the order of the tar; n samples of m members, as arrays that forked workers share."""
+
+    stamp: Stamp
+    fields: tuple[str, ...]  # names that `kinds` counts
+    classes: int  # 1 + the largest class number of the field `cls`; 0 where it is missing or holds no numbers
+    hashes: NDArray[np.int64]  # [n] of the keys
+    keys: NDArray[np.uint8]  # all keys, one behind the other
+    key_starts: NDArray[np.int64]  # [n + 1] into `keys`
+    members: NDArray[np.int64]  # [n + 1] first member of each sample
+    offsets: NDArray[np.int64]  # [m] of the bytes in the tar
+    sizes: NDArray[np.int64]  # [m]
+    kinds: NDArray[np.int32]  # [m] field
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def key(self, i: int) -> str:
+        """The key of sample `i`."""
+        return self.keys[self.key_starts[i] : self.key_starts[i + 1]].tobytes().decode("utf-8", "surrogateescape")
+
+    def files(self, i: int) -> Iterator[tuple[str, int, int]]:
+        """(field, offset, size) of each file of sample `i`."""
+        for m in range(int(self.members[i]), int(self.members[i + 1])):
+            yield self.fields[self.kinds[m]], int(self.offsets[m]), int(self.sizes[m])
+
+
+def load(path: Path) -> Index:
+    """A shard's index from its side-car file, built where that is missing, stale or damaged.  Raises DataError."""
+    return read(path) or build(path)
+
+
+def read(path: Path) -> Index | None:
+    """A shard's index from its side-car file; None where that is missing, stale or damaged."""
+    try:
+        with np.load(sidecar(path)) as file:
+            meta = json.loads(file["meta"].tobytes())
+            if meta["format"] != FORMAT or Stamp(*meta["stamp"]) != _stamp(path):
+                return None
+            arrays = {name: file[name] for name in ARRAYS}
+            return Index(stamp=Stamp(*meta["stamp"]), fields=tuple(meta["fields"]), classes=meta["classes"], **arrays)
+    except Exception:  # whatever is wrong with it, it can be built anew
+        return None
+
+
+def build(path: Path) -> Index:
+    """Scan a shard and write its side-car file; where the folder cannot be written, the index is only returned.  Raises DataError."""
+    index = scan(path)
+    meta = {"format": FORMAT, "stamp": index.stamp, "fields": index.fields, "classes": index.classes}
+    arrays = {name: getattr(index, name) for name in ARRAYS}
+    with suppress(OSError):
+        fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=SUFFIX)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                np.savez(file, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8), **arrays)
+            os.chmod(temporary, path.stat().st_mode & 0o666)  # whoever reads the shard may read its index
+            os.replace(temporary, sidecar(path))
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    return index
+
+
+def scan(path: Path) -> Index:
+    """Read every header of a shard.  Raises DataError with the shard, the offset and what is wrong there."""
+    stamp = _stamp(path)
+    kinds: dict[str, int] = {}
+    seen: dict[str, int] = {}  # key -> offset of its first file
+    files: list[tuple[int, int, int]] = []
+    firsts: list[int] = []
+    classes: list[int | None] = []
+    with path.open("rb") as file:
+        last, fields = "", set[str]()
+        for member in members(file.fileno(), stamp.size, str(path)):
+            key, field = split(member.name)
+            if not field:
+                continue
+            if key != last:
+                if key in seen:
+                    raise DataError(f"{path}, offset {member.header}: the key {key!r} stands already at offset {seen[key]}. "
+                                    "Keys name samples, and the files of a sample stand together; pack the shard anew.")
+                seen[key] = member.header
+                firsts.append(len(files))
+                last, fields = key, set()
+            if field in fields:
+                raise DataError(f"{path}, offset {member.header}: the sample {key!r} has a second file {field!r}. Give one of them another name.")
+            fields.add(field)
+            files.append((member.offset, member.size, kinds.setdefault(field, len(kinds))))
+            if field == "cls":
+                classes.append(_class(file.fileno(), member))
+    if not files:
+        raise DataError(f"{path}: holds no samples. WebDataset names the files of a tar KEY.FIELD, for example 000123.jpg.")
+    names = [key.encode("utf-8", "surrogateescape") for key in seen]
+    table = np.array(files, np.int64)
+    return Index(
+        stamp=stamp,
+        fields=tuple(kinds),
+        classes=1 + max(c for c in classes if c is not None) if classes and None not in classes else 0,
+        hashes=np.fromiter((key_hash(key) for key in seen), np.int64, len(seen)),
+        keys=np.frombuffer(b"".join(names), np.uint8),
+        key_starts=np.cumsum([0, *map(len, names)], dtype=np.int64),
+        members=np.array([*firsts, len(files)], np.int64),
+        offsets=table[:, 0].copy(),
+        sizes=table[:, 1].copy(),
+        kinds=table[:, 2].astype(np.int32),
+    )
+
+
+def split(name: str) -> tuple[str, str]:
+    """`a/b.seg.PNG` -> (`a/b`, `seg.png`).  The field is empty for what WebDataset passes over: no dot, a dot file, `__meta__`."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, field = base.partition(".")
+    if not stem or (stem.startswith("__") and stem.endswith("__")):
+        return name, ""
+    return folder + slash + stem, field.lower()
+
+
+def sidecar(path: Path) -> Path:
+    """Where the index of a shard lies."""
+    return path.with_name(path.name + SUFFIX)
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        found = path.stat()
+    except OSError as e:
+        raise DataError(f"{path}: {e.strerror}.") from None
+    return Stamp(found.st_size, found.st_mtime_ns)
+
+
+def _class(file: int, member: Member) -> int | None:
+    text = os.pread(file, min(member.size, 20), member.offset).strip()
+    return int(text) if text.isdigit() else None

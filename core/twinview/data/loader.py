@@ -1,0 +1,94 @@
+"""Batches of a rank, made by worker processes that live as long as they are wanted; how many there are changes nothing but the speed."""
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any, Generic, TypeVar, cast
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from twinview.data.order import Plan
+from twinview.data.shards import Shards
+from twinview.data.views import BadSamples, Views
+from twinview.errors import DataError, TwinviewError
+from twinview.recipe import Recipe
+from twinview.values import Batch, Dims
+
+P = TypeVar("P")
+T = TypeVar("T")
+
+
+def training_batches(
+    recipe: Recipe, dims: Dims, shards: Shards, *, rank: int, world: int, start: int = 0, steps: int | None = None
+) -> Generator[Batch]:
+    """This rank's micro-batches, `run.accumulation` for each optimizer step, from optimizer step `start` on, for `steps` or without end.
+
+    Close it to end its workers.  Raises DataError: at once where the batch size does not fit, on the way where samples do not decode.
+    """
+    plan = Plan(
+        starts=shards.starts,
+        seed=recipe.run.seed,
+        window=recipe.data.window,
+        global_batch=recipe.run.batch_size,
+        accumulation=recipe.run.accumulation,
+        rank=rank,
+        world=world,
+    )
+    pin = recipe.run.device != "cpu" and torch.cuda.is_available()
+
+    def batches() -> Generator[Batch]:
+        bad = BadSamples(recipe.data.bad_samples)
+        loaded = load(Views(recipe, dims, shards).collate, plan.batches(start, steps), recipe.data.workers, pin=pin)
+        try:
+            for batch, failed in loaded:
+                bad.add(failed)
+                yield batch
+        finally:
+            loaded.close()
+
+    return batches()
+
+
+def load(make: Callable[[Sequence[P]], T], places: Iterable[Sequence[P]], workers: int, *, pin: bool = False) -> Generator[T]:
+    """`make(places)` for each batch of places, in order, by worker processes (0: in this one).
+
+    A TwinviewError of a worker comes out as it was raised; the death of one becomes a DataError.  torch's global generator is left alone.
+    """
+    loader = DataLoader(
+        _Made(make),
+        batch_size=None,  # an entry of the data set is a batch already
+        sampler=cast(Any, places),
+        num_workers=workers,
+        collate_fn=_same,
+        pin_memory=pin,
+        generator=torch.Generator().manual_seed(0),
+    )
+    entries = iter(loader)
+    try:
+        for entry in entries:
+            if isinstance(entry, TwinviewError):
+                raise entry
+            yield entry
+    except RuntimeError as e:
+        if str(e).startswith("DataLoader worker"):
+            raise DataError(f"[data] workers: one ended unexpectedly ({e}). Where memory is short, write fewer.") from None
+        raise
+    finally:
+        del entries, loader  # joins the workers
+
+
+class _Made(Dataset[Any], Generic[P, T]):
+    """What a worker runs.  An error of the input is an entry like another: raised there, it would come out as a traceback in a traceback."""
+
+    def __init__(self, make: Callable[[Sequence[P]], T]) -> None:
+        self.make = make
+
+    def __getitem__(self, places: Sequence[P]) -> T | TwinviewError:
+        try:
+            return self.make(places)
+        except TwinviewError as e:
+            return e
+
+
+def _same(entry: T) -> T:
+    return entry

@@ -1,0 +1,207 @@
+"""Samples of many shards by number.  Shards are local, uncompressed tars in WebDataset's layout, read by offset."""
+from __future__ import annotations
+
+import difflib
+import glob
+import hashlib
+import json
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twinview.data import index
+from twinview.data.embedded import scenes
+from twinview.data.progress import progress
+from twinview.errors import DataError
+
+OPEN_FILES = 64  # shards held open by a process
+
+
+class Sample(NamedTuple):
+    """A sample as it lies in a shard."""
+
+    key: str
+    fields: dict[str, bytes]
+
+
+class Shards:
+    """All samples of a list of shards, in the order of the list.  Safe to fork (reads by `pread` share no position) and to pickle."""
+
+    def __init__(self, paths: Sequence[Path], indexes: Sequence[index.Index]) -> None:
+        """Raises DataError where two samples have one key."""
+        self.paths, self.indexes = tuple(paths), tuple(indexes)
+        self.starts: NDArray[np.int64] = np.cumsum([0, *map(len, indexes)], dtype=np.int64)  # [shards + 1]
+        self._files: OrderedDict[int, int] = OrderedDict()  # shard -> descriptor, the longest unused first
+        self._check_keys()
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def place(self, i: int) -> tuple[int, int]:
+        """(shard, sample within it) of sample `i`."""
+        shard = int(np.searchsorted(self.starts, i, side="right")) - 1
+        return shard, i - int(self.starts[shard])
+
+    def key(self, i: int) -> str:
+        """The key of sample `i`."""
+        shard, local = self.place(i)
+        return self.indexes[shard].key(local)
+
+    def key_hash(self, i: int) -> int:
+        """`draws.key_hash` of the key of sample `i`."""
+        shard, local = self.place(i)
+        return int(self.indexes[shard].hashes[local])
+
+    def path(self, i: int) -> Path:
+        """The shard that holds sample `i`."""
+        return self.paths[self.place(i)[0]]
+
+    def read(self, i: int, only: Collection[str] | None = None) -> Sample:
+        """Sample `i`, all fields or those named.  Raises DataError where the shard has changed since it was opened."""
+        shard, local = self.place(i)
+        found = self.indexes[shard]
+        files = {field: self._pread(shard, offset, size) for field, offset, size in found.files(local) if only is None or field in only}
+        return Sample(found.key(local), files)
+
+    def names(self, i: int) -> list[str]:
+        """The fields of sample `i`."""
+        shard, local = self.place(i)
+        return [field for field, _, _ in self.indexes[shard].files(local)]
+
+    @property
+    def fields(self) -> set[str]:
+        """Every field that some sample has."""
+        return {field for found in self.indexes for field in found.fields}
+
+    @property
+    def classes(self) -> int:
+        """1 + the largest class number (field `cls`); 0 where there are none, or a shard's are no numbers."""
+        found = [i.classes for i in self.indexes if "cls" in i.fields]
+        return max(found, default=0) if all(found) else 0
+
+    @cached_property
+    def checksum(self) -> str:
+        """A hash of all keys, fields, offsets and sizes, in order: the same set of shards, wherever it lies."""
+        digest = hashlib.blake2b(digest_size=16)
+        for found in self.indexes:
+            digest.update(json.dumps([len(found), found.fields]).encode())
+            for name in index.ARRAYS:
+                digest.update(getattr(found, name).tobytes())
+        return digest.hexdigest()
+
+    def close(self) -> None:
+        """Close the shards; a later read opens them again."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def __del__(self) -> None:
+        if hasattr(self, "_files"):
+            self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": OrderedDict()}
+
+    def _pread(self, shard: int, offset: int, size: int) -> bytes:
+        if shard not in self._files:
+            if len(self._files) >= OPEN_FILES:
+                os.close(self._files.popitem(last=False)[1])
+            try:
+                self._files[shard] = os.open(self.paths[shard], os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as e:
+                raise DataError(f"{self.paths[shard]}: {e.strerror}.") from None
+        self._files.move_to_end(shard)
+        data = os.pread(self._files[shard], size, offset)
+        if len(data) != size:
+            raise DataError(f"{self.paths[shard]}, offset {offset}: {len(data)} of {size} bytes read. The shard has changed since it was opened.")
+        return data
+
+    def _check_keys(self) -> None:
+        hashes = np.concatenate([i.hashes for i in self.indexes])
+        order = np.argsort(hashes, kind="stable")
+        for twin in np.flatnonzero(np.diff(hashes[order]) == 0):
+            one, other = int(order[twin]), int(order[twin + 1])
+            if self.key(one) == self.key(other):
+                places = f"{self.path(one)} and {self.path(other)}"
+                raise DataError(f"{places}: both have a sample {self.key(one)!r}. Keys name samples: pack anew, or list each shard once.")
+
+
+def open_shards(spec: str | Sequence[str]) -> Shards:
+    """Open shards by path: `{000..063}`, `*` and folders are expanded, in order; `scenes:train` and `scenes:val` are the embedded scenes.
+
+    Raises DataError with the shard that is missing or damaged.
+    """
+    paths = [path for one in ([spec] if isinstance(spec, str) else spec) for path in _paths(one)]
+    if not paths:
+        raise DataError("[data] shards: names no shard. Write the paths of some .tar files.")
+    indexes = {path: index.read(path) for path in paths}
+    todo = [path for path, found in indexes.items() if found is None]
+    for path in progress(todo, len(todo), "index", "shards"):
+        indexes[path] = index.build(path)
+    return Shards(paths, [found for path in paths if (found := indexes[path]) is not None])
+
+
+def _paths(spec: str) -> Iterator[Path]:
+    if spec.startswith("scenes:"):
+        yield from _folder(scenes(spec.removeprefix("scenes:")))
+        return
+    if spec.startswith("pipe:"):
+        raise DataError(f"{spec!r}: a pipe runs a shell command. Write the path of a local .tar instead.")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", spec):
+        raise DataError(f"{spec!r}: remote shards are not read. Copy them here, and write the path.")
+    for text in expand(spec):
+        path = Path(text).expanduser()
+        if path.is_dir():
+            yield from _folder(path)
+        elif path.is_file():
+            yield path
+        elif found := sorted(glob.glob(str(path))):
+            yield from map(Path, found)
+        else:
+            raise DataError(f"{path}: there is no such shard.{_nearest(path)}")
+
+
+def expand(spec: str) -> Iterator[str]:
+    """`a-{000..063}.tar`, `{train,extra}.tar`: every path that braces stand for, in order, zero-padded as written."""
+    found = re.search(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}", spec)
+    if found is None:
+        yield spec
+        return
+    first, last, words = found.groups()
+    if words is None and int(first) > int(last):
+        raise DataError(f"{spec!r}: {first}..{last} counts down. Write {{{last}..{first}}}.")
+    width = len(first) if first and (first[0] == "0" or last[0] == "0") else 0
+    for word in words.split(",") if words is not None else (f"{n:0{width}}" for n in range(int(first), int(last) + 1)):
+        yield from expand(spec[: found.start()] + word + spec[found.end() :])
+
+
+def _folder(folder: Path) -> list[Path]:
+    found = sorted(folder.glob("*.tar"))
+    if not found:
+        raise DataError(f"{folder}: holds no .tar. `twinview shards pack images DIR {folder}` makes shards of a folder of images.")
+    manifest = folder / "manifest.json"
+    if manifest.is_file():
+        try:
+            listed = [shard["name"] for shard in json.loads(manifest.read_text())["shards"]]
+        except (ValueError, KeyError, TypeError):
+            return found  # not ours
+        missing = [name for name in listed if not (folder / name).is_file()]
+        if missing:
+            listing = f"{len(missing)} of {len(listed)} shards of manifest.json are"
+            raise DataError(f"{folder / missing[0]}: is missing ({listing}). Copy the folder anew.")
+    return found
+
+
+def _nearest(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f" There is no folder {folder} either."
+    names = [p.name for p in folder.iterdir() if p.suffix == ".tar" or p.is_dir()]
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.0)
+    return f" The nearest is {folder / near[0]}." if near else f" {folder} holds no .tar."

@@ -1,0 +1,184 @@
+"""Training samples: an image is decoded once, its views are cut from it, and every draw is one of the sample itself."""
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from twinview.assembly import Assembly, assemble
+from twinview.data import decode, draws
+from twinview.data.decode import BadSample
+from twinview.data.order import Place
+from twinview.data.shards import Shards
+from twinview.errors import DataError, PluginError
+from twinview.recipe import Recipe
+from twinview.values import Batch, Dims, Geometry
+
+log = logging.getLogger(__name__)
+
+
+class Item(NamedTuple):
+    """One image's part of a Batch; the same fields, without the batch dimension."""
+
+    key: str
+    id: int
+    seed: int
+    epoch: int
+    images: tuple[Tensor, ...]  # V x [3, h, w] uint8
+    geometry: Geometry
+    hidden: tuple[Tensor | None, ...]
+    augment: tuple[dict[str, Tensor], ...] | None
+    labels: dict[str, Tensor]
+    bad: tuple[BadSample, ...] = ()  # samples that this one stands in for
+
+
+class Views:
+    """Items by (epoch, index): a map-style data set whose worker processes each make their own parts from the recipe."""
+
+    def __init__(self, recipe: Recipe, dims: Dims, shards: Shards) -> None:
+        self.recipe, self.dims, self.shards = recipe, dims, shards
+        self._assembly: Assembly | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_assembly": None}
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __getitem__(self, place: Place) -> Item:
+        """A sample's views; should it not decode, those of another, drawn from (seed, epoch, key) alone.  Raises DataError, PluginError."""
+        epoch, index = place
+        bad: list[BadSample] = []
+        for candidate in self._candidates(epoch, index):
+            try:
+                return self._item(epoch, candidate)._replace(bad=tuple(bad))
+            except BadSample as e:
+                bad.append(e)
+        raise too_many(bad[-1], self.recipe.data.bad_samples)
+
+    def collate(self, places: Sequence[Place]) -> tuple[Batch, tuple[BadSample, ...]]:
+        """The batch of some places of one epoch, and the samples in it that had to be replaced."""
+        items = [self[place] for place in places]
+        return collate(items), tuple(bad for item in items for bad in item.bad)
+
+    def _candidates(self, epoch: int, index: int) -> Iterator[int]:
+        """The sample, then as many others as may be bad; a run of neighbours from a random place, so none is tried twice."""
+        yield index
+        if self.recipe.data.bad_samples:
+            first = draws.rng(self.recipe.run.seed, epoch, self.shards.key(index), "replacement").integers(len(self))
+            yield from ((int(first) + n) % len(self) for n in range(self.recipe.data.bad_samples))
+
+    def _item(self, epoch: int, index: int) -> Item:
+        self._assembly = self._assembly or assemble(self.recipe)
+        calls, seed, key = self._assembly.calls, self.recipe.run.seed, self.shards.key(index)
+        pixels = decode.read_image(self.shards, index)
+        height, width = pixels.shape[-2:]
+
+        geometry = calls.sample_views(size=(height, width), rng=draws.rng(seed, epoch, key, "views"))
+        if geometry.sizes != self.dims.sizes or geometry.pairs != self.dims.pairs:
+            raise PluginError(f"[views] {self.recipe.views.use}: gives other sizes or pairs for an image of {height}x{width} than for the first. "
+                              "They are the same for every image.")
+        geometry, boxes = on_pixels(geometry, height, width)
+        images = tuple(cut(pixels, box, size, bool(flip)) for box, size, flip in zip(boxes, geometry.sizes, geometry.flips))
+
+        augment: tuple[dict[str, Tensor], ...] | None = None
+        if self._assembly.has("draw_augment"):
+            augment = tuple(
+                calls.draw_augment(view=v, size=size, rng=draws.rng(seed, epoch, key, f"augment/{v}")) or {} for v, size in enumerate(geometry.sizes)
+            )
+            if self.recipe.data.augment_on == "worker":
+                images = tuple(_augmented(calls, image, params) for image, params in zip(images, augment))
+                augment = None
+
+        masks = None
+        if self._assembly.has("make_masks"):
+            masks = calls.make_masks(geometry=geometry, grids=self.dims.grids, rng=draws.rng(seed, epoch, key, "masks"))
+        return Item(
+            key=key,
+            id=index,
+            seed=self.shards.key_hash(index),
+            epoch=epoch,
+            images=images,
+            geometry=geometry,
+            hidden=masks or (None,) * len(images),
+            augment=augment,
+            labels={"class": torch.tensor(decode.read_class(self.shards, index))} if self.dims.classes else {},
+        )
+
+
+def on_pixels(geometry: Geometry, height: int, width: int) -> tuple[Geometry, list[list[int]]]:
+    """Round boxes to whole pixels of the source, at least one: what is cut is what Geometry says.  Gives x0 y0 x1 y1 in pixels too."""
+    sides = torch.tensor([width, height, width, height])
+    pixels = (geometry.boxes.double() * sides).round().long()
+    first = pixels[:, :2].clamp(min=0).minimum(sides[:2] - 1)
+    pixels = torch.cat([first, pixels[:, 2:].minimum(sides[2:]).maximum(first + 1)], -1)
+    boxes = (pixels.double() / sides).float()
+    return geometry._replace(boxes=boxes, source=torch.tensor([height, width])), pixels.tolist()
+
+
+def cut(pixels: Tensor, box: Sequence[int], size: tuple[int, int], flip: bool) -> Tensor:
+    """[3, H, W] uint8 -> [3, h, w] uint8: the box x0 y0 x1 y1, resized with antialiasing, then mirrored."""
+    x0, y0, x1, y1 = box
+    view = decode.resize(pixels[:, y0:y1, x0:x1], size)
+    return view.flip(-1) if flip else view
+
+
+def collate(items: Sequence[Item]) -> Batch:
+    """Items of one epoch -> a Batch."""
+    first = items[0]
+    views = range(len(first.images))
+
+    def stack(tensors: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: torch.stack([t[name] for t in tensors]) for name in tensors[0]}
+
+    geometries = [item.geometry for item in items]
+    hidden = [[h for item in items if (h := item.hidden[v]) is not None] for v in views]
+    return Batch(
+        keys=tuple(item.key for item in items),
+        ids=torch.tensor([item.id for item in items]),
+        seeds=torch.tensor([item.seed for item in items]),
+        epoch=first.epoch,
+        images=tuple(torch.stack([item.images[v] for item in items]) for v in views),
+        geometry=Geometry(
+            boxes=torch.stack([g.boxes for g in geometries]),
+            flips=torch.stack([g.flips for g in geometries]),
+            source=torch.stack([g.source for g in geometries]),
+            sizes=first.geometry.sizes,
+            pairs=first.geometry.pairs,
+            notes=stack([g.notes for g in geometries]),
+        ),
+        hidden=tuple(torch.stack(masks) if masks else None for masks in hidden),
+        augment=tuple(stack([item.augment[v] for item in items if item.augment]) for v in views) if first.augment else None,
+        labels=stack([item.labels for item in items]),
+    )
+
+
+class BadSamples:
+    """Counts the samples that a rank could not decode, names each once, and stops the run where they are too many."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.seen: set[int] = set()
+
+    def add(self, bad: Sequence[BadSample]) -> None:
+        """Raises DataError where there are more than `limit` different ones."""
+        for one in bad:
+            if one.index not in self.seen:
+                self.seen.add(one.index)
+                if len(self.seen) > self.limit:
+                    raise too_many(one, self.limit)
+                log.warning("%s. Another sample takes its place (%d of %d).", one, len(self.seen), self.limit)
+
+
+def too_many(last: BadSample, limit: int) -> DataError:
+    """More samples are bad than the recipe lets pass."""
+    passed = f"[data] bad_samples lets {limit} pass" + (", and this is one more" if limit else "; raise it to have such samples replaced")
+    return DataError(f"{last}. {passed}.")
+
+
+def _augmented(calls: Any, image: Tensor, params: dict[str, Tensor]) -> Tensor:
+    applied: Tensor = calls.apply_augment(pixels=image[None], params={name: value[None] for name, value in params.items()})
+    return applied[0]
