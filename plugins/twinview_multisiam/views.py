@@ -17,14 +17,11 @@ from twinview.values import Geometry, Size
 Box = tuple[int, int, int, int]  # x0 y0 x1 y1 in whole pixels
 
 
-def _range(low: float) -> Any:
-    def check(_: Any, attribute: attrs.Attribute[Any], value: tuple[float, float]) -> None:
-        if not low < value[0] <= value[1]:
-            raise ValueError(f"wants two rising numbers above {low:g}, not {list(value)}")
-        if attribute.name == "scale" and value[1] > 1:
-            raise ValueError(f"is a share of the image's area and wants numbers up to 1, not {list(value)}")
-
-    return check
+def _range(_: Any, attribute: attrs.Attribute[Any], value: tuple[float, float]) -> None:
+    if not 0 < value[0] <= value[1]:
+        raise ValueError(f"{attribute.name} wants two numbers above 0, the second no smaller, not {list(value)}")
+    if attribute.name == "scale" and value[1] > 1:
+        raise ValueError(f"{attribute.name} is a share of the image's area and wants numbers up to 1, not {list(value)}")
 
 
 @part
@@ -37,8 +34,8 @@ class IoUCrops:
 
     min_iou: float = field(default=0.5, validator=[ge(0), le(1)])  # intersection over union of the two boxes in the source
     size: int = field(default=224, validator=gt(0))  # pixels of each view's side
-    scale: tuple[float, float] = field(default=(0.08, 1.0), validator=_range(0))  # a crop's share of the image's area
-    ratio: tuple[float, float] = field(default=(3 / 4, 4 / 3), validator=_range(0))  # a crop's width : height
+    scale: tuple[float, float] = field(default=(0.08, 1.0), validator=_range)  # a crop's share of the image's area
+    ratio: tuple[float, float] = field(default=(3 / 4, 4 / 3), validator=_range)  # a crop's width : height
     tries: int = field(default=50, validator=ge(1))  # pairs, before the best one is kept
     flip: float = field(default=0.5, validator=[ge(0), le(1)])  # chance that a view is mirrored, each by itself
 

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from twinview.ops.maps import resize_map, unflip
+
+
+def test_unflip_mirrors_only_what_was_mirrored() -> None:
+    maps = torch.arange(12.0).view(2, 1, 2, 3)
+    found = unflip(maps, torch.tensor([True, False]))
+    assert found[0, 0].tolist() == [[2, 1, 0], [5, 4, 3]]
+    assert torch.equal(found[1], maps[1])
+    assert torch.equal(unflip(found, torch.tensor([True, False])), maps)
+
+
+@pytest.mark.parametrize("grid", [(4, 6), (2, 3), (8, 12), (3, 4), (2, 9)], ids=str)
+def test_a_ramp_over_the_frame_stays_the_same_ramp(grid: tuple[int, int]) -> None:
+    def ramp(width: int) -> torch.Tensor:
+        return (torch.arange(width) + 0.5) / width
+
+    found = resize_map(ramp(6).expand(1, 1, 4, 6), grid)
+    assert found.shape == (1, 1, *grid)
+    inside = slice(None) if grid[1] <= 6 else slice(2, -2)  # a finer map repeats the outermost cells
+    torch.testing.assert_close(found[0, 0, :, inside], ramp(grid[1])[inside].expand(grid[0], -1), atol=0.09 if 6 % grid[1] and grid[1] < 6 else 1e-6, rtol=0)
+
+
+def test_a_coarser_map_holds_the_means() -> None:
+    maps = torch.arange(16.0).view(1, 1, 4, 4)
+    assert resize_map(maps, (2, 2))[0, 0].tolist() == [[2.5, 4.5], [10.5, 12.5]]
+    assert resize_map(maps, (4, 4)) is maps
