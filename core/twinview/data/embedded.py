@@ -21,6 +21,7 @@ from twinview.data import scenes as drawing
 from twinview.errors import DataError, closest
 
 if TYPE_CHECKING:
+    from twinview.data.pack import Summary
     from twinview.data.shards import Sample
     from twinview.values import Size
 
@@ -38,12 +39,12 @@ def scenes(split: str) -> Path:
     """
     if split not in SPLITS:
         raise DataError(f"scenes:{split}: there is no such split.{closest(split, SPLITS)}")
-    images, seed = SPLITS[split]
-    folder = cache() / f"scenes-{drawing.VERSION}-{SIZE[0]}x{SIZE[1]}-q{QUALITY}-{split}-{images}"
+    count, seed = SPLITS[split]
+    folder = cache() / f"scenes-{drawing.VERSION}-{SIZE[0]}x{SIZE[1]}-q{QUALITY}-{split}-{count}"
     if not folder.is_dir():
         with _locked(folder):
             if not folder.is_dir():
-                write_scenes(folder, images=images, seed=seed)
+                write_scenes(folder, count=count, seed=seed)
     return folder
 
 
@@ -52,26 +53,26 @@ def cache() -> Path:
     return Path(os.environ.get("TWINVIEW_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "twinview")
 
 
-def write_scenes(out: Path, *, images: int, seed: int = 0, size: Size = SIZE) -> None:
-    """Draw `images` scenes of `size` (height, width), seeds from `seed` on, into shards in OUT, on all cores.  Raises DataError."""
+def write_scenes(out: Path, *, count: int, seed: int = 0, size: Size = SIZE) -> Summary:
+    """Draw `count` scenes of `size` (height, width), seeds from `seed` on, into shards in OUT, on all cores.  Raises DataError."""
     from twinview.data.pack import write_shards
 
-    about = {"labels": images, "classes": drawing.CLASSES, "drawing": drawing.VERSION, "seed": seed, "size": size}
-    write_shards(_drawn(images, seed, size), out, total=images, shard_size=SHARD_SIZE, name="scenes", what="draw scenes", about=about)
+    about = {"classes": drawing.CLASSES, "drawing": drawing.VERSION, "seed": seed, "size": size}
+    return write_shards(_drawn(count, seed, size), out, total=count, shard_size=SHARD_SIZE, name="scenes", what="draw scenes", about=about)
 
 
-def _drawn(images: int, seed: int, size: Size) -> Iterator[Sample]:
+def _drawn(count: int, seed: int, size: Size) -> Iterator[Sample]:
     """Scenes in order; process p of P draws every P-th, and waits where its pipe is full."""
     from twinview.data.decode import MAP_FIELD
     from twinview.data.shards import Sample
 
-    count = min(len(os.sched_getaffinity(0)), images)
+    processes = min(len(os.sched_getaffinity(0)), count)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    command = [sys.executable, "-m", "twinview.data.embedded", str(count), str(seed + images), *map(str, size)]
-    artists = [subprocess.Popen([*command, str(seed + p)], stdout=subprocess.PIPE, env=environment) for p in range(count)]
+    command = [sys.executable, "-m", "twinview.data.embedded", str(processes), str(seed + count), *map(str, size)]
+    artists = [subprocess.Popen([*command, str(seed + p)], stdout=subprocess.PIPE, env=environment) for p in range(processes)]
     try:
-        for i in range(images):
-            pipe = cast(IO[bytes], artists[i % count].stdout)
+        for i in range(count):
+            pipe = cast(IO[bytes], artists[i % processes].stdout)
             lengths = LENGTHS.unpack(_exactly(pipe, LENGTHS.size))
             image, labels = (_exactly(pipe, length) for length in lengths)
             yield Sample(f"{seed + i:07}", {"jpg": image, MAP_FIELD: labels})

@@ -27,7 +27,7 @@ from twinview.errors import DataError
 from twinview.values import Size
 
 SHARD_SIZE = 1000  # samples
-FEWEST = 8  # shards of a set that is smaller than FEWEST * SHARD_SIZE
+FEWEST = 8  # shards that a folder of images is packed into, small as it may be
 MAX_BYTES = 1 << 30  # of a shard's files
 SUFFIXES = tuple("." + field for field in decode.IMAGE_FIELDS)
 
@@ -49,53 +49,54 @@ class Summary:
         """How fast it went."""
         return self.images / max(self.seconds, 1e-9)
 
+    def text(self) -> str:
+        """One line for a person."""
+        maps = f" with {self.labels} label maps" if self.labels else ""
+        speed = f"{self.seconds:.1f} s, {self.images_per_second:.0f} images/s"
+        others = f"; {self.passed_over} other files passed over" if self.passed_over else ""
+        return f"{self.out}: {self.images} images{maps} in {self.shards} shard{'s' * (self.shards != 1)}, {self.bytes / 1e6:.1f} MB ({speed}){others}"
+
 
 def pack_images(
-    images: Path, out: Path, labels: Path | None = None, *, shard_size: int | None = None, max_bytes: int = MAX_BYTES, name: str | None = None
+    images: Path, out: Path, labels: Path | None = None, *, shard_size: int = SHARD_SIZE, max_bytes: int = MAX_BYTES, name: str | None = None
 ) -> Summary:
     """Pack every image under `images`, sorted by path, into OUT/NAME-000000.tar, ...; NAME is OUT's own unless given.
 
     A sample's key is the image's path without its suffix; what is neither letter, digit, `/`, `-` nor `_` becomes `_`.  `labels` holds a
-    PNG of class numbers of the same size under the same path for each.  A shard closes after `shard_size` samples (default: 1000, fewer
-    for sets under 8000 images, so that there are eight) or `max_bytes`.  OUT appears when all is written.  Raises DataError.
+    PNG of class numbers of the same size under the same path for each.  A shard has at most `shard_size` samples and
+    `max_bytes`, fewer where the set would fill less than eight.  OUT appears when all is written.  Raises DataError.
     """
-    started = time.monotonic()
+    if shard_size < 1:
+        raise DataError(f"shard_size: wants a number above 0, not {shard_size}.")
     pictures, passed_over = _pictures(images, labels)
     paths = _keys(images, pictures)
     maps = _maps(images, labels, pictures) if labels else {}
-    shard_size = shard_size or min(SHARD_SIZE, -(-len(paths) // FEWEST))
+    shard_size = min(shard_size, -(-len(paths) // FEWEST))
     samples = (_sample(key, path, maps.get(path)) for key, path in paths.items())
-    about = {"labels": len(maps)}
-    shards = write_shards(samples, out, total=len(paths), shard_size=shard_size, max_bytes=max_bytes, name=name, what="pack", about=about)
-    return Summary(
-        out=out,
-        shards=len(shards),
-        images=len(paths),
-        labels=len(maps),
-        bytes=sum(shard["bytes"] for shard in shards),
-        seconds=time.monotonic() - started,
-        passed_over=passed_over,
-    )
+    written = write_shards(samples, out, total=len(paths), shard_size=shard_size, max_bytes=max_bytes, name=name, what="pack")
+    return attrs.evolve(written, passed_over=passed_over)
 
 
 def write_shards(
     samples: Iterable[Sample], out: Path, *, total: int, shard_size: int, max_bytes: int = MAX_BYTES, name: str | None = None,
-    what: str, about: Mapping[str, Any],
-) -> list[dict[str, Any]]:
+    what: str, about: Mapping[str, Any] | None = None,
+) -> Summary:
     """Write samples to OUT/NAME-000000.tar, ..., each with its index, and OUT/manifest.json; OUT appears when all is written.
 
-    Returns the manifest's entries.  `what` and `total` are for the progress bar, `about` goes to the manifest.  Raises DataError where OUT
-    is there and not empty, or cannot be written.
+    `what` and `total` are for the progress bar, `about` goes to the manifest.  Raises DataError where OUT is there and not empty, or cannot
+    be written.
     """
+    started = time.monotonic()
     name = re.sub(r"[^\w-]", "_", name or out.resolve().name)
     shards: list[dict[str, Any]] = []
     with _appearing(out) as folder:
         numbered = _numbered(progress(samples, total, what, "images"), shard_size, max_bytes)
         for number, group in groupby(numbered, key=lambda pair: pair[0]):
             shards.append(_write(folder / f"{name}-{number:06}.tar", (sample for _, sample in group)))
-        manifest = {"format": 1, "images": sum(shard["images"] for shard in shards), **about, "shards": shards}
+        totals = {count: sum(shard[count] for shard in shards) for count in ("images", "labels", "bytes")}
+        manifest = {"format": 1, **totals, **(about or {}), "shards": shards}
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    return shards
+    return Summary(out=out, shards=len(shards), **totals, seconds=time.monotonic() - started)
 
 
 def _numbered(samples: Iterable[Sample], shard_size: int, max_bytes: int) -> Iterator[tuple[int, Sample]]:
@@ -116,10 +117,11 @@ def _write(path: Path, samples: Iterable[Sample]) -> dict[str, Any]:
                 tar.write({"__key__": sample.key, **sample.fields})
         file.flush()
         os.fsync(file.fileno())
-    images = len(index.build(path))
+    found = index.build(path)
+    labels = sum(found.fields[kind] == decode.MAP_FIELD for kind in found.kinds)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"name": path.name, "images": images, "bytes": path.stat().st_size, "sha256": digest}
+    return {"name": path.name, "images": len(found), "labels": labels, "bytes": found.stamp.size, "sha256": digest}
 
 
 @contextmanager

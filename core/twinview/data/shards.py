@@ -132,15 +132,15 @@ class Shards:
                 raise DataError(f"{places}: both have a sample {self.key(one)!r}. Keys name samples: pack anew, or list each shard once.")
 
 
-def open_shards(spec: str | Sequence[str]) -> Shards:
+def open_shards(spec: str | Sequence[str], *, rebuild: bool = False) -> Shards:
     """Open shards by path: `{000..063}`, `*` and folders are expanded, in order; `scenes:train` and `scenes:val` are the embedded scenes.
 
-    Raises DataError with the shard that is missing or damaged.
+    A shard without a fresh index gets one, with `rebuild` every shard.  Raises DataError with the shard that is missing or damaged.
     """
     paths = [path for one in ([spec] if isinstance(spec, str) else spec) for path in _paths(one)]
     if not paths:
         raise DataError("[data] shards: names no shard. Write the paths of some .tar files.")
-    indexes = {path: index.read(path) for path in paths}
+    indexes = {path: None if rebuild else index.read(path) for path in paths}
     todo = [path for path, found in indexes.items() if found is None]
     for path in progress(todo, len(todo), "index", "shards"):
         indexes[path] = index.build(path)
