@@ -311,20 +311,32 @@ def test_the_weights_are_lambda_and_one_leaves_byol(toy: dict[str, Any], weights
             torch.testing.assert_close(mixed_model.online.get_parameter(name).grad, parameter.grad)
 
 
-def test_projections_stay_spread_over_a_short_run(toy: dict[str, Any]) -> None:
-    siamese = model(recipe(toy, "roi"))
-    optimizer = torch.optim.SGD(siamese.online.parameters(), lr=0.05, momentum=0.9)
+def short_run(siamese: Siamese, steps: int, lr: float) -> tuple[list[float], list[float]]:
+    """Losses and spreads of the projections."""
+    optimizer = torch.optim.SGD(siamese.online.parameters(), lr=lr, momentum=0.9)
     losses, spreads = [], []
-    for step in range(30):
+    for step in range(steps):
         outcome = run(siamese, watched=True, n=8, seed=step)
         optimizer.zero_grad()
         outcome.loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         siamese.follow(0.9)
-        losses.append(float(outcome.loss.detach()))
-        spreads.append(float(outcome.notes["clusters/spread"]))
+        losses.append(outcome.loss.item())
+        spreads.append(outcome.notes["clusters/spread"].item())
+    return losses, spreads
+
+
+def test_projections_stay_spread_over_a_short_run(toy: dict[str, Any]) -> None:
+    losses, spreads = short_run(model(recipe(toy)), 30, 0.05)
     assert sum(losses[-5:]) < sum(losses[:5]) - 0.5
     assert min(spreads) > 0.5, spreads
+
+
+def test_without_predictor_and_average_the_spread_tells_of_the_collapse(toy: dict[str, Any]) -> None:
+    siamese = model({**recipe(toy), "target": {"momentum": 0}})
+    siamese.online.heads["multisiam/clusters/predictor"] = nn.Identity()
+    losses, spreads = short_run(siamese, 20, 0.5)
+    assert losses[-1] < -0.99 and spreads[-1] < 0.25 < 0.6 < spreads[0]
 
 
 def test_pictures_show_views_and_their_clusters(toy: dict[str, Any]) -> None:
