@@ -17,7 +17,6 @@ from twinview.engine.config import check_recipe, deepspeed_config, micro_batch
 from twinview.engine.optimizer import make_optimizer, warmup_share
 from twinview.engine.process import Ranks, join, on_first
 from twinview.engine.run import resolve_precision
-from twinview.errors import RecipeError
 from twinview.ops.seeding import seed_of
 from twinview.recipe import Recipe
 from twinview.step import Siamese
@@ -52,8 +51,6 @@ def build(recipe: Recipe) -> Built:
     assembly = assemble(recipe)
     shards = _open_shards(recipe)
     epoch = steps_per_epoch(len(shards), recipe.run.batch_size)
-    if not epoch:
-        raise RecipeError(f"[run] batch_size: {recipe.run.batch_size} is more than the {len(shards)} images of [data] shards.")
     encoder = assembly.encoder()
     dims = assembly.dims(encoder, len(shards), shards.classes)
     model = Siamese(assembly, dims, encoder).to(ranks.device)

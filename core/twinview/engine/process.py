@@ -80,13 +80,13 @@ def cores() -> int:
 def _meet(rank: int, world: int, device: torch.device) -> None:
     wait = datetime.timedelta(seconds=float(os.environ.get(TIMEOUT, 1800)))
     # DeepSpeed clones the world's group without its time-out, so the default has to change too
-    c10d: Any = dist.distributed_c10d
-    c10d.default_pg_timeout = c10d.default_pg_nccl_timeout = wait
+    torch_dist: Any = dist  # its stores are not in the stubs
+    torch_dist.distributed_c10d.default_pg_timeout = torch_dist.distributed_c10d.default_pg_nccl_timeout = wait
     store: Any = None  # None: torch's env:// rendezvous
     if world == 1:
-        store = c10d.HashStore()
+        store = torch_dist.HashStore()
     elif STORE in os.environ:
-        store = c10d.FileStore(os.environ[STORE], world)
+        store = torch_dist.FileStore(os.environ[STORE], world)
     elif "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
         raise TwinviewError(f"WORLD_SIZE is {world}, but MASTER_ADDR or MASTER_PORT is not set. Start with torchrun, deepspeed or --ranks {world}.")
     backend, own = ("nccl", device) if device.type == "cuda" else ("gloo", None)
