@@ -4,7 +4,7 @@ Only IEEE-exact element-wise arithmetic (+ - * / sqrt floor) on Philox's uniform
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from math import floor, sqrt
 from typing import TypeVar
@@ -14,14 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 T = TypeVar("T")
-Plane = NDArray[np.float32]  # [h, w]
-Colour = NDArray[np.float32]  # [3, 1, 1] or, pixel by pixel, [3, h, w]; 0..1
+Plane = NDArray[np.floating]  # [h, w], float32
+Colour = NDArray[np.floating]  # float32: [3, 1, 1] or, pixel by pixel, [3, h, w]; 0..1
 Point = tuple[float, float]  # pixels: right, down
 Place = tuple[float, float, float]  # metres: right of the camera, above the ground, ahead
 Box = tuple[slice, slice]  # rows and columns of the canvas
 Shader = Callable[[Plane, Plane], tuple[Colour, Plane | float]]  # pixels without the roll -> colour and opacity
 
 NOISE = 256  # side of a noise tile, a power of two
+SPECK = 1.0  # square pixels: what is smaller is left out
 
 
 class Dice:
@@ -29,18 +30,24 @@ class Dice:
 
     def __init__(self, seed: int, stream: int) -> None:
         self.generator = np.random.Generator(np.random.Philox(key=seed + (stream << 64)))
+        self.numbers = self.draw()
+
+    def draw(self) -> Iterator[float]:
+        """Numbers in [0, 1), without end; drawn a thousand at a time, which is quicker."""
+        while True:
+            yield from self.generator.random(1024).tolist()
 
     def between(self, low: float, high: float) -> float:
         """A number in [low, high)."""
-        return low + (high - low) * float(self.generator.random())
+        return low + (high - low) * next(self.numbers)
 
     def count(self, low: int, high: int) -> int:
         """An integer, both ends included."""
-        return low + int((high - low + 1) * self.generator.random())
+        return low + int((high - low + 1) * next(self.numbers))
 
     def chance(self, share: float) -> bool:
         """True in this share of the draws."""
-        return float(self.generator.random()) < share
+        return next(self.numbers) < share
 
     def sign(self) -> int:
         """-1 or 1."""
@@ -62,10 +69,16 @@ def rgb(red: float, green: float, blue: float) -> Colour:
     return np.array([red, green, blue], np.float32).reshape(3, 1, 1)
 
 
+def unit(values: Plane) -> Plane:
+    """Clipped to 0..1 (quicker than np.clip on small planes)."""
+    clipped: Plane = np.minimum(np.maximum(values, 0), 1)
+    return clipped
+
+
 @cache
 def noise(cell: int) -> Plane:
     """A tile [NOISE, NOISE] of smooth noise in -1..1 that wraps around, one knot every `cell` pixels (a power of two)."""
-    knots = 2 * np.random.Generator(np.random.Philox(key=cell)).random((NOISE // cell,) * 2).astype(np.float32) - 1
+    knots: Plane = 2 * np.random.Generator(np.random.Philox(key=cell)).random((NOISE // cell,) * 2).astype(np.float32) - 1
     share = (np.arange(cell, dtype=np.float32) / cell).reshape(1, cell, 1)
     for _ in range(2):  # rows, then columns
         ahead = np.roll(knots, -1, 0)
@@ -73,7 +86,7 @@ def noise(cell: int) -> Plane:
     return np.ascontiguousarray(knots)
 
 
-def grain(cell: float, u: NDArray[np.generic], v: NDArray[np.generic]) -> Plane:
+def grain(cell: float, u: Plane, v: Plane) -> Plane:
     """Noise in -1..1 at the places (u, v), in units of its finest detail; `cell` is rounded down to a power of two, 1..64."""
     size = 1
     while 2 * size <= cell and size < 64:
@@ -83,9 +96,10 @@ def grain(cell: float, u: NDArray[np.generic], v: NDArray[np.generic]) -> Plane:
 
 def pulses(t: Plane, duty: Plane | float, width: Plane | float) -> Plane:
     """The share of [t - width/2, t + width/2] that the unit-spaced pulses [k, k + duty] cover: stripes without moiré."""
-    low, high = t - np.float32(0.5) * width, t + np.float32(0.5) * width
+    low, high = t - 0.5 * width, t + 0.5 * width
     whole_low, whole_high = np.floor(low), np.floor(high)
-    return ((whole_high - whole_low) * duty + np.minimum(high - whole_high, duty) - np.minimum(low - whole_low, duty)) / width
+    share: Plane = ((whole_high - whole_low) * duty + np.minimum(high - whole_high, duty) - np.minimum(low - whole_low, duty)) / width
+    return share
 
 
 @attrs.frozen
@@ -105,9 +119,9 @@ class Camera:
         return self.x + x - self.roll * y, self.y + y + self.roll * x
 
     def upright(self, x: Plane, y: Plane) -> tuple[Plane, Plane]:
-        """Rays through pixels: right and down per metre ahead, the roll undone."""
-        x, y, norm = x - np.float32(self.x), y - np.float32(self.y), np.float32(self.focal * (1 + self.roll**2))
-        return (x + np.float32(self.roll) * y) / norm, (y - np.float32(self.roll) * x) / norm
+        """Rays through pixels, columns x [1, w] and rows y [h, 1]: metres right and down per metre ahead [h, w], the roll undone."""
+        x, y, norm = x - self.x, y - self.y, self.focal * (1 + self.roll * self.roll)
+        return (x + self.roll * y) / norm, (y - self.roll * x) / norm
 
     def scale(self, ahead: float) -> float:
         """Pixels per metre at this distance."""
@@ -117,16 +131,12 @@ class Camera:
 class Canvas:
     """A picture [3, h, w] of 0..1 and its labels [h, w], painted far to near with antialiased shapes."""
 
-    def __init__(self, height: int, width: int) -> None:
+    def __init__(self, height: int, width: int, camera: Camera) -> None:
         self.pixels = np.zeros((3, height, width), np.float32)
         self.labels = np.zeros((height, width), np.uint8)
-        self.column = np.arange(width, dtype=np.float32)[None] + np.float32(0.5)
-        self.row = np.arange(height, dtype=np.float32)[:, None] + np.float32(0.5)
-        self.across, self.down = self.column + 0 * self.row, self.row + 0 * self.column  # rays, once a camera looks
-
-    def look(self, camera: Camera) -> None:
-        """Shaders get this camera's rays."""
-        self.across, self.down = camera.upright(self.column + 0 * self.row, self.row + 0 * self.column)
+        self.column = np.arange(width, dtype=np.float32)[None] + 0.5
+        self.row = np.arange(height, dtype=np.float32)[:, None] + 0.5
+        self.across, self.down = camera.upright(self.column, self.row)
 
     def box(self, left: float, top: float, right: float, bottom: float) -> Box | None:
         """The pixels that a shape within these bounds can touch; None where it lies outside."""
@@ -137,14 +147,14 @@ class Canvas:
 
     def paint(self, box: Box, inside: Plane, fill: Colour | Shader, label: int | None, opacity: float = 1.0) -> None:
         """Paint where `inside`, the distance from the border in pixels (positive within), says; label what is half covered."""
-        cover = np.clip(inside + np.float32(0.5), 0, 1)
+        cover = unit(inside + 0.5)
         if label is not None:
             self.labels[box][cover >= 0.5] = label
         if callable(fill):
             fill, density = fill(self.across[box], self.down[box])
             cover = cover * density
         if opacity != 1.0:
-            cover *= np.float32(opacity)
+            cover *= opacity
         region = self.pixels[:, box[0], box[1]]
         region += cover * (fill - region)
 
@@ -153,7 +163,7 @@ class Canvas:
         xs, ys = [p[0] for p in points], [p[1] for p in points]
         box = self.box(min(xs), min(ys), max(xs), max(ys))
         turn = sum(xs[i - 1] * ys[i] - xs[i] * ys[i - 1] for i in range(len(xs)))
-        if box is None or abs(turn) < 0.2:
+        if box is None or abs(turn) < 2 * SPECK:
             return
         column, row, way = self.column[:, box[1]], self.row[box[0]], 1 if turn > 0 else -1
         inside: Plane | None = None
@@ -163,7 +173,7 @@ class Canvas:
             if abs(length) < 1e-3:
                 continue
             a, b = -dy / length, dx / length
-            edge = column * np.float32(a) + (row * np.float32(b) - np.float32(a * xs[i] + b * ys[i]))
+            edge = column * a + (row * b - (a * xs[i] + b * ys[i]))
             inside = edge if inside is None else np.minimum(inside, edge, out=inside)
         if inside is not None:
             self.paint(box, inside, fill, label, opacity)
@@ -171,23 +181,23 @@ class Canvas:
     def ellipse(self, centre: Point, rx: float, ry: float, fill: Colour | Shader, label: int | None, opacity: float = 1.0) -> None:
         """An ellipse with half axes rx and ry."""
         box = self.box(centre[0] - rx, centre[1] - ry, centre[0] + rx, centre[1] + ry)
-        if box is None or min(rx, ry) < 0.2:
+        if box is None or rx * ry < SPECK:
             return
         away = self.radius(box, centre, rx, ry)
-        self.paint(box, (1 - away) * np.float32(min(rx, ry)), fill, label, opacity)
+        self.paint(box, (1 - away) * min(rx, ry), fill, label, opacity)
 
     def ring(self, centre: Point, rx: float, ry: float, width: float, fill: Colour, label: int | None) -> None:
         """An ellipse's line, drawn inside it."""
         box = self.box(centre[0] - rx, centre[1] - ry, centre[0] + rx, centre[1] + ry)
-        if box is None or min(rx, ry) < 0.2:
+        if box is None or rx * ry < SPECK:
             return
-        away = (1 - self.radius(box, centre, rx, ry)) * np.float32(min(rx, ry))
-        self.paint(box, np.minimum(away, np.float32(width) - away), fill, label)
+        away = (1 - self.radius(box, centre, rx, ry)) * min(rx, ry)
+        self.paint(box, np.minimum(away, width - away), fill, label)
 
     def radius(self, box: Box, centre: Point, rx: float, ry: float) -> Plane:
         """How far each pixel lies from the centre: 1 on the ellipse."""
-        x = (self.column[:, box[1]] - np.float32(centre[0])) / np.float32(rx)
-        y = (self.row[box[0]] - np.float32(centre[1])) / np.float32(ry)
+        x = (self.column[:, box[1]] - centre[0]) / rx
+        y = (self.row[box[0]] - centre[1]) / ry
         away: Plane = np.sqrt(x * x + y * y)
         return away
 
@@ -197,16 +207,16 @@ class Canvas:
         box = self.box(min(start[0], end[0]) - half, min(start[1], end[1]) - half, max(start[0], end[0]) + half, max(start[1], end[1]) + half)
         if box is None:
             return
-        x, y = self.column[:, box[1]] - np.float32(start[0]), self.row[box[0]] - np.float32(start[1])
+        x, y = self.column[:, box[1]] - start[0], self.row[box[0]] - start[1]
         dx, dy = end[0] - start[0], end[1] - start[1]
         square = max(dx * dx + dy * dy, 1e-6)
-        along = np.clip(x * np.float32(dx / square) + y * np.float32(dy / square), 0, 1)
-        x, y = x - along * np.float32(dx), y - along * np.float32(dy)
-        self.paint(box, np.float32(half) - np.sqrt(x * x + y * y), fill, label, opacity)
+        along = unit(x * (dx / square) + y * (dy / square))
+        x, y = x - along * dx, y - along * dy
+        self.paint(box, half - np.sqrt(x * x + y * y), fill, label, opacity)
 
     def shade(self, centre: Point, rx: float, ry: float, strength: float) -> None:
         """Darken a soft ellipse: the shadow under a thing."""
         box = self.box(centre[0] - rx, centre[1] - ry, centre[0] + rx, centre[1] + ry)
         if box is not None and min(rx, ry) >= 0.5:
-            depth = np.clip(2 * (1 - self.radius(box, centre, rx, ry)), 0, 1)
-            self.pixels[:, box[0], box[1]] *= 1 - np.float32(strength) * depth
+            depth = unit(2 * (1 - self.radius(box, centre, rx, ry)))
+            self.pixels[:, box[0], box[1]] *= 1 - strength * depth

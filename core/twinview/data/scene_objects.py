@@ -29,17 +29,22 @@ class Scene:
 
     def far(self, colour: Colour, ahead: Plane | float) -> Colour:
         """The colour through the haze at this distance."""
-        share = np.float32(self.murk) * (ahead / (ahead + np.float32(40)))
+        share = self.murk * (ahead / (ahead + 40))
         return colour + share * (self.haze - colour)
 
     def facing(self, side: int) -> float:
         """The light on a face that looks left (-1), at the camera (0) or right (1)."""
         return self.sides[side + 1]
 
+    def seen(self, ahead: float) -> tuple[float, float]:
+        """How far to the left and right the picture reaches at this distance (m)."""
+        reach = ahead / self.camera.focal
+        return -self.camera.x * reach, (self.canvas.labels.shape[1] - self.camera.x) * reach
+
     def polygon(self, places: Sequence[Place], colour: Colour, label: int | None, light: float = 1.0) -> None:
         """A plain polygon in the street."""
         ahead = sum(place[2] for place in places) / len(places)
-        self.canvas.polygon([self.camera.see(place) for place in places], self.far(colour * np.float32(light), ahead), label)
+        self.canvas.polygon([self.camera.see(place) for place in places], self.far(colour * light, ahead), label)
 
     def shade(self, right: float, ahead: float, width: float, depth: float) -> None:
         """A soft shadow on the ground."""
@@ -102,7 +107,8 @@ def car(scene: Scene, right: float, ahead: float, along: bool) -> None:
         x, z = (right - length / 2, right + length / 2), (ahead, ahead + width)
         cabin_x, cabin_z, taper = (x[0] + start * length, x[0] + end * length), z, (slope, 0.12, 0.12)
     scene.shade((x[0] + x[1]) / 2, (z[0] + z[1]) / 2, 1.25 * (x[1] - x[0]), 1.3 * (z[1] - z[0]))
-    scene.polygon([(x[0] + 0.1, 0.12, z[0] + 0.1), (x[1] - 0.1, 0.12, z[0] + 0.1), (x[1] - 0.1, base, z[0] + 0.1), (x[0] + 0.1, base, z[0] + 0.1)], BLACK, CAR)
+    near, beneath = z[0] + 0.1, (x[0] + 0.1, x[1] - 0.1)
+    scene.polygon([(beneath[0], 0.12, near), (beneath[1], 0.12, near), (beneath[1], base, near), (beneath[0], base, near)], BLACK, CAR)
     front, flank = block(scene, x, (base, body), z, paint, CAR, (0.04, 0.04, 0.04))
     wheels(scene, flank if along else front, along, x, z)
     roof_front, roof_flank = block(scene, cabin_x, (body, top), cabin_z, paint, CAR, taper)
@@ -116,9 +122,9 @@ def car(scene: Scene, right: float, ahead: float, along: bool) -> None:
         for left in (0.04, 0.76):
             scene.polygon(inset(front, left, left + 0.2, 0.5, 0.75), lamp, None)
         scene.polygon(inset(front, 0.36, 0.64, 0.25, 0.45), dice.colour((0, 0.6), (0.5, 0.95)), None)
-        scene.polygon(inset(front, 0.0, 1.0, 0.0, 0.14), paint * np.float32(0.45), None)
+        scene.polygon(inset(front, 0.0, 1.0, 0.0, 0.14), paint * 0.45, None)
     else:
-        scene.polygon(inset(front, 0.5, 0.51, 0.05, 0.95), paint * np.float32(0.6), None)
+        scene.polygon(inset(front, 0.5, 0.51, 0.05, 0.95), paint * 0.6, None)
 
 
 def wheels(scene: Scene, face: Quad, along: bool, x: tuple[float, float], z: tuple[float, float]) -> None:
@@ -175,7 +181,8 @@ class Stand:
 
     def ring(self, centre: Point, rx: float, ry: float, width: float, colour: Colour) -> None:
         """A round line."""
-        self.scene.canvas.ring(self.at(*centre), self.pixels(rx), self.pixels(ry), max(self.pixels(width), 0.8), self.scene.far(colour, self.ahead), self.label)
+        line = max(self.pixels(width), 0.8)
+        self.scene.canvas.ring(self.at(*centre), self.pixels(rx), self.pixels(ry), line, self.scene.far(colour, self.ahead), self.label)
 
 
 def clothes(dice: Dice) -> Colour:
@@ -199,17 +206,17 @@ def person(scene: Scene, right: float, ahead: float) -> None:
     top, legs, shoe = clothes(dice), clothes(dice), dice.colour((0, 0.4), (0.08, 0.6))
     stride, swing, stout = dice.between(0.02, 0.34), dice.between(-0.2, 0.3), dice.between(0.9, 1.25)
     scene.shade(right, ahead, 1.1, 0.7)
-    figure.line((-0.2 * stout, 1.4), (-0.24 * stout - swing, 0.9), 0.11, top * np.float32(0.75))
+    figure.line((-0.2 * stout, 1.4), (-0.24 * stout - swing, 0.9), 0.11, top * 0.75)
     for foot, light in ((-stride, 0.75), (stride, 1.0)):
         knee = (0.5 * foot + 0.05, 0.45)
-        figure.line((0.3 * foot, 0.85), knee, 0.17 * stout, legs * np.float32(light))
-        figure.line(knee, (foot, 0.1), 0.13, legs * np.float32(light))
+        figure.line((0.3 * foot, 0.85), knee, 0.17 * stout, legs * light)
+        figure.line(knee, (foot, 0.1), 0.13, legs * light)
         figure.line((foot - 0.02, 0.05), (foot + 0.14, 0.04), 0.09, shoe)
     if dice.chance(0.3):
         figure.polygon([(-0.15, 1.0), (0.15, 1.0), (0.3 * stout, 0.45), (-0.3 * stout, 0.45)], dice.pick((legs, top)))
     shoulder, hip = 0.23 * stout, 0.17 * stout
     figure.polygon([(-hip, 0.8), (hip, 0.8), (shoulder, 1.38), (0.13, 1.5), (-0.13, 1.5), (-shoulder, 1.38)], top)
-    figure.line((0.2 * stout, 1.4), (0.24 * stout + swing, 0.92), 0.12, top * np.float32(0.9))
+    figure.line((0.2 * stout, 1.4), (0.24 * stout + swing, 0.92), 0.12, top * 0.9)
     if dice.chance(0.35):
         u = (0.26 + swing) * dice.sign()
         figure.polygon([(u - 0.14, 0.55), (u + 0.14, 0.55), (u + 0.12, 0.85), (u - 0.12, 0.85)], clothes(dice))
@@ -228,25 +235,25 @@ def cyclist(scene: Scene, right: float, ahead: float, along: bool) -> None:
         for side in (-1, 1):
             knee = 0.6 + 0.1 * side
             figure.line((0.1 * side, 0.95), (0.17 * side, knee), 0.17, legs)
-            figure.line((0.17 * side, knee), (0.13 * side, knee - 0.36), 0.12, legs * np.float32(0.9))
-            figure.line((0.2 * side, 1.42), (0.33 * side, 1.05), 0.11, top * np.float32(0.85))
+            figure.line((0.17 * side, knee), (0.13 * side, knee - 0.36), 0.12, legs * 0.9)
+            figure.line((0.2 * side, 1.42), (0.33 * side, 1.05), 0.11, top * 0.85)
         figure.polygon([(-0.17, 0.88), (0.17, 0.88), (0.24, 1.4), (0.12, 1.52), (-0.12, 1.52), (-0.24, 1.4)], top)
         head(figure, 0, 1.66)
         return
     for u in (-0.52, 0.52):
         figure.ellipse((u, 0.34), 0.34, 0.34, rgb(0.5, 0.5, 0.5), 0.25)
         figure.ring((u, 0.34), 0.34, 0.34, 0.06, BLACK)
-    pedal, saddle, bar = (-0.02, 0.32), (-0.2, 0.92), (0.4, 0.95)
-    figure.line((-0.08, 0.9), (0.02, 0.55), 0.16, legs * np.float32(0.7))
-    figure.line((0.02, 0.55), (-0.1, 0.25), 0.11, legs * np.float32(0.7))
-    for a, b in ((pedal, saddle), (pedal, bar), ((-0.17, 0.8), (0.38, 0.82)), ((-0.52, 0.34), pedal), ((-0.52, 0.34), (-0.17, 0.8)), ((0.52, 0.34), bar)):
+    pedal, saddle, bar, back, fore = (-0.02, 0.32), (-0.2, 0.92), (0.4, 0.95), (-0.52, 0.34), (0.52, 0.34)
+    figure.line((-0.08, 0.9), (0.02, 0.55), 0.16, legs * 0.7)
+    figure.line((0.02, 0.55), (-0.1, 0.25), 0.11, legs * 0.7)
+    for a, b in ((pedal, saddle), (pedal, bar), ((-0.17, 0.8), (0.38, 0.82)), (back, pedal), (back, (-0.17, 0.8)), (fore, bar)):
         figure.line(a, b, 0.055, frame)
     lean = dice.between(0.05, 0.3)
     shoulder = (-0.15 + lean, 1.45)
     figure.line((-0.18, 0.98), (0.17, 0.7), 0.17, legs)
     figure.line((0.17, 0.7), (0.06, 0.28), 0.12, legs)
     figure.line((-0.17, 1.02), shoulder, 0.32, top)
-    figure.line(shoulder, (0.42, 1.02), 0.1, top * np.float32(0.85))
+    figure.line(shoulder, (0.42, 1.02), 0.1, top * 0.85)
     head(figure, shoulder[0] + 0.1, 1.7)
 
 
@@ -264,16 +271,16 @@ SHAPES: dict[str, tuple[Point, ...]] = {
 def sign(scene: Scene, right: float, ahead: float) -> None:
     """A traffic sign or a traffic light on its post."""
     dice = scene.dice
-    figure = Stand(scene, right, ahead, SIGN, dice.between(1.0, 1.35))
-    height, post = dice.between(1.9, 2.6), dice.colour((0, 0.3), (0.2, 0.8))
+    figure = Stand(scene, right, ahead, SIGN, dice.between(1.15, 1.7))
+    height, post = dice.between(1.5, 2.1), dice.colour((0, 0.3), (0.2, 0.8))
     scene.shade(right, ahead, 0.5, 0.3)
     figure.line((0, 0), (0, height), 0.11, post)
     if dice.chance(0.35):
-        figure.polygon([(-0.27, height - 0.65), (0.27, height - 0.65), (0.27, height + 0.65), (-0.27, height + 0.65)], dice.colour((0, 0.7), (0.1, 0.8)))
-        figure.polygon([(-0.19, height - 0.57), (0.19, height - 0.57), (0.19, height + 0.57), (-0.19, height + 0.57)], BLACK)
+        for u, v, colour in ((0.27, 0.65, dice.colour((0, 0.7), (0.1, 0.8))), (0.19, 0.57, BLACK)):
+            figure.polygon([(-u, height - v), (u, height - v), (u, height + v), (-u, height + v)], colour)
         lit = dice.count(0, 2)
         for i, lamp in enumerate((rgb(0.2, 0.9, 0.45), rgb(0.98, 0.75, 0.15), rgb(0.95, 0.15, 0.12))):
-            figure.ellipse((0, height + 0.36 * (i - 1)), 0.14, 0.14, lamp if i == lit else lamp * np.float32(0.3))
+            figure.ellipse((0, height + 0.36 * (i - 1)), 0.14, 0.14, lamp if i == lit else lamp * 0.3)
         return
     for i in range(dice.pick((1, 1, 2))):
         plate(figure, height - 0.85 * i, dice.between(0.36, 0.46))
@@ -297,7 +304,7 @@ def plate(figure: Stand, height: float, radius: float) -> None:
 def tree(scene: Scene, right: float, ahead: float, height: float, trunk: float = 0.35) -> None:
     """A tree (or, where the trunk's share of the height is 0, a bush): ragged leafy blobs over a trunk."""
     dice, camera, canvas = scene.dice, scene.camera, scene.canvas
-    leaf = dice.colour((0.15, 0.65), (0.2, 0.75), dice.pick(((0.17, 0.4), (0.17, 0.4), (0.0, 0.17), (0.3, 0.55))))
+    leaf = dice.colour((0.15, 0.65), (0.2, 0.75), dice.pick(((0.18, 0.4), (0.18, 0.4), (0.18, 0.4), (0.0, 0.18), (0.9, 1.1))))
     scale, spread = camera.scale(ahead), dice.between(0.3, 0.5) * height * (1 if trunk else 1.3)
     scene.shade(right, ahead, 2.2 * spread, 1.5 * spread)
     if trunk:
@@ -310,7 +317,8 @@ def tree(scene: Scene, right: float, ahead: float, height: float, trunk: float =
     for _ in range(5):
         v = dice.between(low + 0.15 * (height - low), height - 0.12 * (height - low))
         narrow = (height - v) / (height - low) + 0.15 if conical else 1.0
-        blobs.append((dice.between(-0.6, 0.6) * spread * narrow, v, dice.between(0.35, 0.6) * spread * narrow, dice.between(0.18, 0.32) * (height - low)))
+        reach = spread * narrow
+        blobs.append((dice.between(-0.6, 0.6) * reach, v, dice.between(0.35, 0.6) * reach, dice.between(0.18, 0.32) * (height - low)))
     if conical:
         blobs[0] = (0.0, low + 0.3 * (height - low), 0.7 * spread, 0.35 * (height - low))
     centre = camera.see((right, middle, ahead))
@@ -318,15 +326,15 @@ def tree(scene: Scene, right: float, ahead: float, height: float, trunk: float =
                      centre[0] + 1.4 * spread * scale, centre[1] + 0.75 * (height - low) * scale)
     if box is None:
         return
-    inside = np.full(canvas.labels[box].shape, -np.inf, np.float32)
+    away: Plane = np.full(canvas.labels[box].shape, np.inf, np.float32)  # from the nearest blob's centre, squared, 1 on its border
     for u, v, wide, tall in blobs:
-        away = canvas.radius(box, camera.see((right + u, v, ahead)), wide * scale, tall * scale)
-        inside = np.maximum(inside, 1 - away)
-    offset = dice.between(0, 200), dice.between(0, 200)
-    column, row = canvas.column[:, box[1]] + np.float32(offset[0]), canvas.row[box[0]] + np.float32(offset[1])
+        seen = camera.see((right + u, v, ahead))
+        x, y = (canvas.column[:, box[1]] - seen[0]) / (wide * scale), (canvas.row[box[0]] - seen[1]) / (tall * scale)
+        away = np.minimum(away, x * x + y * y)
+    column, row = canvas.column[:, box[1]] + dice.between(0, 200), canvas.row[box[0]] + dice.between(0, 200)
     clump, detail = max(0.5 * scale, 1.0), max(0.16 * scale, 1.0)
     coarse, fine = grain(clump, column, row), grain(detail, column, row)
-    inside = (inside + np.float32(0.22) * coarse + np.float32(0.12) * fine - np.float32(0.05)) * np.float32(min(wide, tall) * scale)
-    lift = (np.float32(centre[1]) - canvas.row[box[0]]) / np.float32(scale * (height - low))  # brighter above
-    light = 1 + np.float32(0.35) * lift + np.float32(0.3) * coarse + np.float32(0.45) * fine
-    canvas.paint(box, inside, scene.far(leaf * np.maximum(light, np.float32(0.1)), ahead), VEGETATION)
+    inside = (0.45 - 0.5 * away + 0.22 * coarse + 0.12 * fine) * (min(wide, tall) * scale)
+    lift = (centre[1] - canvas.row[box[0]]) / (scale * (height - low))  # brighter above
+    light = 1 + 0.35 * lift + 0.3 * coarse + 0.45 * fine
+    canvas.paint(box, inside, scene.far(leaf * np.maximum(light, 0.1), ahead), VEGETATION)

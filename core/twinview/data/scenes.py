@@ -5,11 +5,12 @@ Nearly every colour is drawn from palettes that the classes share: structure, te
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from twinview.data.scene_canvas import Camera, Canvas, Colour, Dice, Plane, Shader, grain, pulses, rgb
+from twinview.data.scene_canvas import Camera, Canvas, Colour, Dice, Plane, Shader, grain, pulses, rgb, unit
 from twinview.data.scene_objects import (
     BUILDING,
     CLASSES,
@@ -28,8 +29,9 @@ from twinview.data.scene_objects import (
 
 __all__ = ["CLASSES", "VERSION", "draw_scene"]
 
-VERSION = 1  # bump when the drawing changes: caches and digests hang on it
-SMALLEST = 16
+VERSION = 2  # bump when the drawing changes: caches and digests hang on it
+SMALLEST = 16  # pixels
+FARTHEST = 300.0  # metres: where the ground ends
 
 Ground = tuple[float, float, float, float]  # metres right of the camera: left building line, left kerb, right kerb, right building line
 Task = tuple[float, Callable[[], None]]  # distance, what draws it
@@ -44,17 +46,16 @@ def draw_scene(seed: int, size: tuple[int, int] = (160, 240)) -> tuple[NDArray[n
     if seed < 0 or min(size) < SMALLEST:
         raise ValueError(f"draw_scene(seed={seed}, size={size}): the seed must be 0 or more and both sides {SMALLEST} pixels or more")
     dice = Dice(seed, 0)
-    canvas = Canvas(height, width)
-    camera = Camera(focal=dice.between(0.85, 1.25) * height, x=dice.between(0.35, 0.65) * width, y=dice.between(0.38, 0.55) * height,
+    camera = Camera(focal=dice.between(0.85, 1.4) * height, x=dice.between(0.35, 0.65) * width, y=dice.between(0.38, 0.55) * height,
                     above=dice.between(1.3, 2.4), roll=dice.between(-0.04, 0.04))
-    canvas.look(camera)
+    canvas = Canvas(height, width, camera)
     sun, front = dice.between(-0.3, 0.3), dice.between(-0.2, 0.15)
-    scene = Scene(canvas, camera, dice, haze=dice.colour((0, 0.35), (0.35, 0.95)), murk=dice.between(0.1, 0.75),
+    scene = Scene(canvas, camera, dice, haze=dice.colour((0, 0.3), (0.4, 1.0)), murk=dice.between(0.1, 0.7),
                   sides=(1 - sun, 1 + front, 1 + sun), shadow=dice.between(0.3, 0.65))
     lane = dice.between(2.8, 3.8)
     left, right = dice.pick(((-0.5, 0.5), (-0.5, 1.5), (-1.5, 0.5), (-1.5, 1.5)))
-    kerbs = left * lane - dice.between(0, 2), right * lane + dice.between(0, 2)
-    ground = (kerbs[0] - dice.between(2, 5), *kerbs, kerbs[1] + dice.between(2, 5))
+    kerbs = left * lane - dice.between(0, 1.5), right * lane + dice.between(0, 1.5)
+    ground = (kerbs[0] - dice.between(2.5, 6), *kerbs, kerbs[1] + dice.between(2.5, 6))
     draw_sky(scene)
     draw_ground(scene, ground, lane)
     draw_sides(scene, ground)
@@ -66,12 +67,13 @@ def draw_scene(seed: int, size: tuple[int, int] = (160, 240)) -> tuple[NDArray[n
 def draw_sky(scene: Scene) -> None:
     """A gradient and clouds."""
     dice, canvas = scene.dice, scene.canvas
-    high, cloud = dice.colour((0, 0.55), (0.3, 1.0)), dice.colour((0, 0.2), (0.4, 1.0))
+    high = dice.pick((dice.colour((0.1, 0.7), (0.4, 1.0), (0.5, 0.66)), dice.colour((0, 0.15), (0.3, 1.0)), dice.colour((0.1, 0.55), (0.25, 0.95))))
+    cloud = dice.colour((0, 0.15), (0.4, 1.0))
     height = canvas.labels.shape[0]
-    share = np.clip(canvas.row / np.float32(max(scene.camera.y, 1.0)), 0, 1)
-    offset, size = np.float32(dice.between(0, 200)), np.float32(160 / height)
-    puffs = grain(32, size * canvas.column + offset, 2 * size * canvas.row + offset) + np.float32(0.4) * grain(8, size * canvas.column, 2 * size * canvas.row)
-    cover = np.clip(puffs * np.float32(1.5) + np.float32(dice.between(-1.2, 0.6)), 0, 1) * np.float32(dice.between(0.3, 0.9))
+    share = unit(canvas.row / max(scene.camera.y, 1.0))
+    offset, size = dice.between(0, 200), 160 / height
+    puffs = grain(32, size * canvas.column + offset, 2 * size * canvas.row + offset) + 0.4 * grain(8, size * canvas.column, 2 * size * canvas.row)
+    cover = unit(puffs * 1.5 + dice.between(-1.2, 0.6)) * dice.between(0.3, 0.9)
     canvas.pixels[:] = high + share * (scene.haze - high)
     canvas.pixels += cover * (cloud - canvas.pixels)
     canvas.labels[:] = SKY
@@ -82,39 +84,39 @@ def draw_ground(scene: Scene, ground: Ground, lane: float) -> None:
     dice, canvas, camera = scene.dice, scene.canvas, scene.camera
     rows = slice(max(int(camera.y - abs(camera.roll) * canvas.labels.shape[1]) - 1, 0), None)
     across, down = canvas.across[rows], canvas.down[rows]
-    below = down > np.float32(camera.above / 300)
-    z = np.float32(camera.above) / np.where(below, down, np.float32(camera.above / 300))
-    x, dx, dz = across * z, z / np.float32(camera.focal), z * z / np.float32(camera.focal * camera.above)
-    line_left, kerb_left, kerb_right, line_right = (np.float32(v) for v in ground)
+    lowest = camera.above / FARTHEST
+    below, z = down > lowest, camera.above / np.maximum(down, lowest)
+    x, dx, dz = across * z, z / camera.focal, z * z / (camera.focal * camera.above)
+    line_left, kerb_left, kerb_right, line_right = ground
     on_road, paved = (x > kerb_left) & (x < kerb_right), (x > line_left) & (x < line_right)
 
-    tar = dice.colour((0, 0.3), (0.18, 0.75))
+    tar = dice.colour((0, 0.2), (0.18, 0.7))
     speckle, blotch = grain(1, 40 * x, 40 * z), grain(16, 8 * x, 4 * z)
-    road = tar * (1 + np.float32(dice.between(0.08, 0.25)) * speckle / (1 + 12 * dx) + np.float32(dice.between(0.05, 0.2)) * blotch)
+    road = tar * (1 + dice.between(0.08, 0.25) * speckle / (1 + 12 * dx) + dice.between(0.05, 0.2) * blotch)
     paint = rgb(0.9, 0.9, 0.86) if dice.chance(0.7) else dice.colour((0.3, 0.7), (0.7, 0.95), (0.1, 0.16))
     if dice.chance(0.85):
-        dash, middle = dice.pick((0.4, 0.55, 1.0)), kerb_left + (kerb_right - kerb_left) % np.float32(lane) / 2
-        marks = pulses((x - middle) / np.float32(lane) + np.float32(0.02), 0.045, dx / np.float32(lane)) * pulses(z / 6, dash, dz / 6)
+        dash, middle = dice.pick((0.4, 0.55, 1.0)), kerb_left + 0.5 * ((kerb_right - kerb_left) % lane)
+        marks = pulses((x - middle) / lane + 0.02, 0.045, dx / lane) * pulses(z / 6, dash, dz / 6)
         marks *= (x > kerb_left + 1) & (x < kerb_right - 1)
-        road += marks * np.float32(0.8) * (paint - road)
+        road += marks * 0.8 * (paint - road)
     if dice.chance(0.4):
-        near = dice.between(5, 16)
-        zebra = pulses(x / np.float32(1.1), 0.5, dx / np.float32(1.1)) * np.clip((np.float32(1.5) - abs(z - np.float32(near))) / dz + np.float32(0.5), 0, 1)
-        road += zebra * np.float32(0.85) * (paint - road)
+        near = dice.between(5, 14)
+        zebra = pulses(x / 1.1, 0.5, dx / 1.1) * unit((1.5 - abs(z - near)) / dz + 0.5)
+        road += zebra * 0.85 * (paint - road)
 
-    stone = dice.colour((0, 0.35), (0.2, 0.85))
+    stone = dice.colour((0, 0.3), (0.22, 0.85), (0.0, 0.2) if dice.chance(0.6) else (0.0, 1.0))
     long, wide = dice.between(0.5, 1.6), dice.between(0.4, 1.2)
-    joints = 1 - (1 - pulses(x / np.float32(wide), 0.1, dx / np.float32(wide))) * (1 - pulses(z / np.float32(long), 0.08, dz / np.float32(long)))
-    slabs = grain(1, x / np.float32(wide) + 200, z / np.float32(long))
-    pavement = stone * (1 - np.float32(dice.between(0.2, 0.55)) * joints + np.float32(dice.between(0.03, 0.14)) * slabs / (1 + dz) + np.float32(0.06) * speckle / (1 + 12 * dx))
+    joints = 1 - (1 - pulses(x / wide, 0.1, dx / wide)) * (1 - pulses(z / long, 0.08, dz / long))
+    slabs = grain(1, x / wide + 200, z / long)
+    pavement = stone * (1 - dice.between(0.2, 0.55) * joints + dice.between(0.03, 0.14) * slabs / (1 + dz) + 0.06 * speckle / (1 + 12 * dx))
     edge = np.minimum(abs(x - kerb_left), abs(x - kerb_right))
-    pavement *= 1 + np.float32(0.35 * dice.sign()) * np.clip((np.float32(0.2) - edge) / dx + np.float32(0.5), 0, 1)
+    pavement *= 1 + 0.35 * dice.sign() * unit((0.2 - edge) / dx + 0.5)
 
     colour, label = np.where(on_road, road, pavement), np.where(on_road, ROAD, PAVEMENT)
     if dice.chance(0.6):
         grass = dice.colour((0.15, 0.6), (0.2, 0.7), (0.08, 0.42))
         blades = grain(1, 25 * x, 12 * z) / (1 + 8 * dx) + grain(4, 12 * x, 6 * z)
-        colour, label = np.where(paved, colour, grass * (1 + np.float32(0.3) * blades)), np.where(paved, label, VEGETATION)
+        colour, label = np.where(paved, colour, grass * (1 + 0.3 * blades)), np.where(paved, label, VEGETATION)
     canvas.pixels[:, rows] = np.where(below, scene.far(colour.astype(np.float32), z), canvas.pixels[:, rows])
     canvas.labels[rows][below] = label[below]
 
@@ -122,25 +124,26 @@ def draw_ground(scene: Scene, ground: Ground, lane: float) -> None:
 def wall(scene: Scene, light: float) -> Callable[[Plane, Plane, Plane, Plane], Colour]:
     """A facade as a function of metres along and up it, and of a pixel's size in both: bricks, panels or plaster; windows, doors or shops."""
     dice = scene.dice
-    face, frame, glass = dice.colour((0, 0.6), (0.2, 0.95)), dice.colour((0, 0.3), (0.3, 1.0)), dice.colour((0, 0.5), (0.05, 0.9))
-    bay, storey = np.float32(dice.between(1.6, 3.6)), np.float32(dice.between(2.7, 3.6))
-    wide, tall, lit = dice.between(0.3, 0.7), dice.between(0.4, 0.7), np.float32(dice.between(0.2, 0.7))
-    masonry = dice.pick(((0.5, 0.25), (0.9, 0.4), (1.2, 1.5), (100.0, 100.0)))
-    mortar, rough = np.float32(dice.between(-0.35, 0.25)), np.float32(dice.between(0.05, 0.16))
-    shop, light = dice.chance(0.5), np.float32(light)
+    face = dice.colour((0, 0.55), (0.22, 0.95), (0.0, 0.18) if dice.chance(0.6) else (0.0, 1.0))
+    frame, glass = dice.colour((0, 0.3), (0.3, 1.0)), dice.colour((0, 0.45), (0.05, 0.85), (0.4, 0.75))
+    bay, storey = dice.between(1.6, 3.6), dice.between(2.7, 3.6)
+    wide, tall, lit = dice.between(0.3, 0.7), dice.between(0.4, 0.7), dice.between(0.2, 0.7)
+    long, high = dice.pick(((0.5, 0.25), (0.9, 0.4), (1.2, 1.5), (100.0, 100.0)))
+    mortar, rough = dice.between(-0.35, 0.25), dice.between(0.05, 0.16)
+    shop = dice.chance(0.5)
 
     def paint(u: Plane, v: Plane, du: Plane, dv: Plane) -> Colour:
-        course, run = v / np.float32(masonry[1]), u / np.float32(masonry[0])
-        run = run + np.float32(0.5) * np.floor(course)
-        joints = np.maximum(pulses(course, 0.16, dv / np.float32(masonry[1])), pulses(run, 0.1, du / np.float32(masonry[0])))
+        course, run = v / high, u / long
+        run = run + 0.5 * np.floor(course)
+        joints = np.maximum(pulses(course, 0.16, dv / high), pulses(run, 0.1, du / long))
         colour = face * (1 + mortar * joints + rough * grain(1, 8 * u, 8 * v))
         ground_floor = shop & (v < storey)
         duty_u, duty_v = np.where(ground_floor, np.float32(0.86), np.float32(wide)), np.where(ground_floor, np.float32(0.75), np.float32(tall))
-        s, t = u / bay - (1 - duty_u) / 2, v / storey - (1 - duty_v) * np.float32(0.6)
+        s, t = u / bay - (1 - duty_u) / 2, v / storey - (1 - duty_v) * 0.6
         panes = pulses(s, duty_u, du / bay) * pulses(t, duty_v, dv / storey)
-        frames = pulses(s + np.float32(0.04), duty_u + np.float32(0.08), du / bay) * pulses(t + np.float32(0.035), duty_v + np.float32(0.07), dv / storey)
-        colour = colour + np.float32(0.8) * frames * (frame - colour)
-        reflection = 1 + lit * grain(1, np.floor(s) * 7, np.floor(t) * 3) + np.float32(0.25) * (t - np.floor(t))
+        frames = pulses(s + 0.04, duty_u + 0.08, du / bay) * pulses(t + 0.035, duty_v + 0.07, dv / storey)
+        colour = colour + 0.8 * frames * (frame - colour)
+        reflection = 1 + lit * grain(1, np.floor(s) * 7, np.floor(t) * 3) + 0.25 * (t - np.floor(t))
         colour = colour + panes * (glass * reflection - colour)
         return np.asarray(np.clip(colour * light, 0, 1.2), np.float32)
 
@@ -152,20 +155,20 @@ def along(scene: Scene, right: float, near: float, far: float, paint: Callable[[
     camera = scene.camera
 
     def shader(across: Plane, down: Plane) -> tuple[Colour, float]:
-        z = np.clip(np.float32(abs(right)) / np.maximum(across * np.float32(1 if right > 0 else -1), np.float32(1e-4)), near, far).astype(np.float32)
-        pixel = z / np.float32(camera.focal)
-        return scene.far(paint(z - np.float32(near), np.float32(camera.above) - down * z, pixel * z / np.float32(abs(right)), pixel), z), 1.0
+        z = np.clip(abs(right) / np.maximum(across * (1 if right > 0 else -1), 1e-4), near, far).astype(np.float32)
+        pixel = z / camera.focal
+        return scene.far(paint(z - near, camera.above - down * z, pixel * z / abs(right), pixel), z), 1.0
 
     return shader
 
 
 def facing(scene: Scene, left: float, ahead: float, paint: Callable[[Plane, Plane, Plane, Plane], Colour]) -> Shader:
     """A facade's pixels on the plane that faces the camera."""
-    camera, z = scene.camera, np.float32(ahead)
+    camera, z = scene.camera, ahead
 
     def shader(across: Plane, down: Plane) -> tuple[Colour, float]:
         pixel = np.full((1, 1), z / np.float32(camera.focal), np.float32)
-        return scene.far(paint(across * z - np.float32(left), np.float32(camera.above) - down * z, pixel, pixel), ahead), 1.0
+        return scene.far(paint(across * z - left, camera.above - down * z, pixel, pixel), ahead), 1.0
 
     return shader
 
@@ -200,22 +203,22 @@ def house(scene: Scene, side: int, line: float, near: float, far: float, deep: f
 def pickets(scene: Scene, right: float, near: float, far: float, top: float) -> Shader:
     """A fence's pixels: upright pickets with rails, bars, or a mesh."""
     dice, camera = scene.dice, scene.camera
-    bar, pitch, duty = dice.colour((0, 0.6), (0.1, 0.95)), np.float32(dice.between(0.12, 0.4)), dice.between(0.3, 0.75)
+    bar, pitch, duty = dice.colour((0, 0.6), (0.1, 0.95)), dice.between(0.12, 0.4), dice.between(0.3, 0.75)
     rail, mesh = dice.between(0.08, 0.2), dice.chance(0.3)
-    sign_, light = np.float32(1 if right > 0 else -1), np.float32(scene.facing(-1 if right > 0 else 1))
+    outward, light = (1 if right > 0 else -1), scene.facing(-1 if right > 0 else 1)
 
     def shader(across: Plane, down: Plane) -> tuple[Colour, Plane]:
-        z = np.clip(np.float32(abs(right)) / np.maximum(across * sign_, np.float32(1e-4)), near, far).astype(np.float32)
-        v, pixel = np.float32(camera.above) - down * z, z / np.float32(camera.focal)
-        wide = pixel * z / np.float32(abs(right))
+        z = np.clip(abs(right) / np.maximum(across * outward, 1e-4), near, far).astype(np.float32)
+        v, pixel = camera.above - down * z, z / camera.focal
+        wide = pixel * z / abs(right)
         if mesh:
             bars = np.maximum(pulses((z + v) / pitch, 0.3, wide / pitch), pulses((z - v) / pitch, 0.3, wide / pitch))
         else:
             bars = pulses(z / pitch, duty, wide / pitch)
-        rails = pulses(v / np.float32(top * 0.45) + np.float32(0.3), rail, pixel / np.float32(top * 0.45))
+        rails = pulses(v / (top * 0.45) + 0.3, rail, pixel / (top * 0.45))
         posts = pulses(z / 2, 0.07, wide / 2)
         cover = np.maximum(np.maximum(bars, rails), posts)
-        return scene.far(bar * light * (1 - np.float32(0.2) * rails), z), cover
+        return scene.far(bar * light * (1 - 0.2 * rails), z), cover
 
     return shader
 
@@ -232,7 +235,7 @@ def draw_sides(scene: Scene, ground: Ground) -> None:
         plots = []
         near = dice.between(1.5, 6)
         while near < end:
-            far = near + dice.between(7, 18)
+            far = near + dice.between(7, 16) * (1 + near / 60)
             plots.append((near, min(far, end)))
             near = far
         fenced, bare = dice.chance(0.65), dice.between(0.15, 0.45)
@@ -245,7 +248,7 @@ def draw_sides(scene: Scene, ground: Ground) -> None:
                 house(scene, side, line + side * dice.pick((0.0, 0.0, 3.0)), near, far)
                 fence = fenced
             if fence:
-                top = dice.between(0.9, 1.7)
+                top = dice.between(1.0, 1.9)
                 upright(scene, line, near, far, top, pickets(scene, line, near, far, top), FENCE)
 
 
@@ -256,14 +259,20 @@ def street(scene: Scene, ground: Ground, lane: float) -> list[Task]:
     tasks: list[Task] = []
 
     def add(ahead: float, draw: Callable[..., None], right: float, *rest: object) -> None:
-        tasks.append((ahead, lambda: draw(scene, right, ahead, *rest)))
+        tasks.append((ahead, partial(draw, scene, right, ahead, *rest)))
 
-    def pavement() -> float:
-        return dice.pick((dice.between(line_left + 0.5, kerb_left - 0.4), dice.between(kerb_right + 0.4, line_right - 0.5)))
+    def road() -> float:
+        return dice.between(kerb_left + 0.8, kerb_right - 0.8)
+
+    def pavement(ahead: float, margin: float = 10.0) -> float:
+        """A place on a pavement, at most `margin` metres from its kerb, where the camera sees it; else one on the road."""
+        left, right = scene.seen(ahead)
+        strips = ((max(line_left + 0.5, kerb_left - margin, left), kerb_left - 0.4), (kerb_right + 0.4, min(line_right - 0.5, kerb_right + margin, right)))
+        return dice.between(*dice.pick([strip for strip in strips if strip[1] > strip[0]] or [(kerb_left, kerb_right)]))
 
     for side, kerb in ((-1, kerb_left), (1, kerb_right)):
         if dice.chance(0.6):
-            ahead = dice.between(4, 12)
+            ahead = dice.between(4.5, 11)
             while ahead < 45:
                 add(ahead, car, kerb - side * 1.1, True)
                 ahead += dice.between(6, 16)
@@ -273,30 +282,32 @@ def street(scene: Scene, ground: Ground, lane: float) -> list[Task]:
                 add(ahead, tree, kerb + side * 0.7, height * dice.between(0.85, 1.15), dice.between(0.3, 0.45))
                 ahead += gap
     for _ in range(dice.count(0, 2)):
-        add(dice.between(8, 40), car, dice.between(kerb_left + 1.5, kerb_right - 1.5), dice.chance(0.7))
+        add(dice.between(8, 40), car, road(), dice.chance(0.7))
     for _ in range(dice.count(3, 7)):
-        add(dice.between(4.5, 20), person, pavement())
+        ahead = dice.between(4.5, 13)
+        add(ahead, person, pavement(ahead))
     for _ in range(dice.count(0, 2)):
-        add(dice.between(6, 18), person, dice.between(kerb_left, kerb_right))
+        add(dice.between(5.5, 12), person, road())
     for _ in range(dice.count(1, 3)):
-        add(dice.between(5, 16), cyclist, dice.between(kerb_left + 0.4, kerb_right - 0.4), dice.chance(0.45))
+        add(dice.between(4.5, 11), cyclist, road(), dice.chance(0.45))
     for _ in range(dice.count(2, 5)):
-        add(dice.between(4.5, 20), sign, dice.pick((kerb_left - 0.4, kerb_right + 0.4)) + dice.between(-0.4, 0.4))
+        ahead = dice.between(5.5, 15)
+        add(ahead, sign, pavement(ahead, margin=1.0))
     return tasks
 
 
 def develop(scene: Scene, dice: Dice) -> NDArray[np.uint8]:
     """The camera's part: brightness, a colour cast, contrast, vignette, softness, noise; [h, w, 3]."""
-    pixels = scene.canvas.pixels
+    pixels: Colour = scene.canvas.pixels
     _, height, width = pixels.shape
-    light = dice.colour((0, 0.3), (0.9, 1.0)) * np.float32(dice.between(0.45, 1.2))
-    contrast, middle = np.float32(dice.between(0.7, 1.2)), np.float32(0.45)
-    x, y = (scene.canvas.column / width - np.float32(0.5)), (scene.canvas.row / height - np.float32(0.5))
-    vignette = 1 - np.float32(dice.between(0, 0.5)) * (x * x + y * y)
+    light = dice.colour((0, 0.2), (0.95, 1.0)) * dice.between(0.65, 1.4)
+    contrast, middle = dice.between(0.8, 1.25), 0.45
+    x, y = scene.canvas.column / width - 0.5, scene.canvas.row / height - 0.5
+    vignette = 1 - dice.between(0, 0.5) * (x * x + y * y)
     pixels = ((pixels - middle) * contrast + middle) * (light * vignette)
-    soft = np.float32(dice.between(0, 0.25))
+    soft = dice.between(0, 0.25)
     pixels[:, :, 1:-1] += soft * (pixels[:, :, :-2] + pixels[:, :, 2:] - 2 * pixels[:, :, 1:-1])
     pixels[:, 1:-1] += soft * (pixels[:, :-2] + pixels[:, 2:] - 2 * pixels[:, 1:-1])
     noise = dice.generator.random((height, width), np.float32) + dice.generator.random((height, width), np.float32) - 1
-    pixels += np.float32(dice.between(0.01, 0.06)) * noise
-    return np.ascontiguousarray((np.clip(pixels, 0, 1) * 255 + np.float32(0.5)).astype(np.uint8).transpose(1, 2, 0))
+    pixels += dice.between(0.005, 0.04) * noise
+    return np.ascontiguousarray((unit(pixels) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0))
