@@ -262,6 +262,18 @@ def test_every_alignment_trains_finite_under_every_precision(toy: dict[str, Any]
     assert [*siamese.target.heads] == ["multisiam/clusters/projector"]
 
 
+@pytest.mark.parametrize("align", ["roi", "offset", "none"])
+def test_cells_that_are_hidden_from_the_online_branch_are_not_asked(toy: dict[str, Any], align: str) -> None:
+    siamese = model({**recipe(toy, align), "masks": {"use": "toy.masks"}})
+    hidden = torch.zeros(4, 49, dtype=torch.bool)
+    hidden[:, 10:30] = True
+    outcome: Outcome = siamese(batch(siamese)._replace(hidden=(hidden, None)), START)
+    outcome.loss.backward()  # type: ignore[no-untyped-call]
+    assert -1 <= outcome.loss <= 1 and all(p.grad is not None and p.grad.isfinite().all() for p in siamese.online.parameters())
+    seen = [outcome.step.alignment(*pair).weight.mean().item() for pair in outcome.step.pairs]
+    assert 0.3 < seen[0] < 0.8 and seen[1] == 1
+
+
 def test_offset_widens_the_predictor_by_two(toy: dict[str, Any]) -> None:
     def inputs(align: str, predictor: str) -> list[int]:
         heads = model(recipe(toy, align, predictor=predictor)).online.heads["multisiam/clusters/predictor"]

@@ -15,7 +15,7 @@ def spherical_kmeans(points: Tensor, k: int, first: Tensor, *, iterations: int =
     assigned.  The same inputs give the same clusters.  Float32 whatever the autocast; no gradient.
     """
     with torch.autocast(points.device.type, enabled=False):
-        points = F.normalize(points.float(), dim=2)
+        points = F.normalize(points.float(), dim=2).contiguous()  # the products below are several times faster on it
         weight = points.new_ones(points.shape[:2]) if weight is None else weight.float()
         centroids = _farthest_points(points, k, first, weight > 0)
         for _ in range(iterations):
