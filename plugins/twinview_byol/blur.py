@@ -14,7 +14,7 @@ CUT = 3.5  # standard deviations; what lies beyond weighs 5e-4, an eighth of a g
 
 
 def gaussian_kernels(sigma: Tensor, size: Size) -> Tensor:
-    """[B, taps] of sum 1, odd in number and wide enough for the widest, for images of `size`; `sigma` [B] in pixels, on the CPU, 0 leaves an image as it is.
+    """[B, taps] of sum 1, odd in number and wide enough for the widest, for images of `size`; `sigma` [B] in pixels on the CPU, 0 = as it is.
 
     Each tail is cut at its own place, so that the rest of the batch changes nothing.
     """
