@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from math import floor, sqrt
+from math import floor, fsum, sqrt
 from typing import TypeVar
 
 import attrs
@@ -91,7 +91,8 @@ def grain(cell: float, u: Plane, v: Plane) -> Plane:
     size = 1
     while 2 * size <= cell and size < 64:
         size *= 2
-    return noise(size)[v.astype(np.int32) & (NOISE - 1), u.astype(np.int32) & (NOISE - 1)]
+    values: Plane = noise(size)[v.astype(np.int32) & (NOISE - 1), u.astype(np.int32) & (NOISE - 1)]
+    return values
 
 
 def pulses(t: Plane, duty: Plane | float, width: Plane | float) -> Plane:
@@ -162,7 +163,7 @@ class Canvas:
         """A convex polygon, either way round."""
         xs, ys = [p[0] for p in points], [p[1] for p in points]
         box = self.box(min(xs), min(ys), max(xs), max(ys))
-        turn = sum(xs[i - 1] * ys[i] - xs[i] * ys[i - 1] for i in range(len(xs)))
+        turn = fsum(xs[i - 1] * ys[i] - xs[i] * ys[i - 1] for i in range(len(xs)))  # fsum: sum() differs between Python's versions
         if box is None or abs(turn) < 2 * SPECK:
             return
         column, row, way = self.column[:, box[1]], self.row[box[0]], 1 if turn > 0 else -1

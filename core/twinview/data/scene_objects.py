@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import fsum
 
 import attrs
 import numpy as np
@@ -43,7 +44,7 @@ class Scene:
 
     def polygon(self, places: Sequence[Place], colour: Colour, label: int | None, light: float = 1.0) -> None:
         """A plain polygon in the street."""
-        ahead = sum(place[2] for place in places) / len(places)
+        ahead = fsum(place[2] for place in places) / len(places)
         self.canvas.polygon([self.camera.see(place) for place in places], self.far(colour * light, ahead), label)
 
     def shade(self, right: float, ahead: float, width: float, depth: float) -> None:
@@ -68,14 +69,15 @@ def inset(quad: Quad, left: float, right: float, bottom: float, top: float) -> Q
 
 
 def block(scene: Scene, x: tuple[float, float], y: tuple[float, float], z: tuple[float, float], colour: Colour, label: int,
-          taper: tuple[float, float, float] = (0, 0, 0)) -> tuple[Quad, Quad]:
-    """Draw a box whose top is narrower by `taper` (each side, near, far); the quads of its near face and of the flank that is seen."""
+          taper: tuple[float, float, float] = (0, 0, 0)) -> tuple[Quad, Quad | None]:
+    """Draw a box whose top is narrower by `taper` (each side, near, far); its near face, and the flank that is seen, if one is."""
     (x0, x1), (y0, y1), (z0, z1), (sides, near, far) = x, y, z, taper
-    edge, top = (x1, x1 - sides) if x0 + x1 < 0 else (x0, x0 + sides)
     front: Quad = (x0, y0, z0), (x1, y0, z0), (x1 - sides, y1, z0 + near), (x0 + sides, y1, z0 + near)
-    flank: Quad = (edge, y0, z0), (edge, y0, z1), (top, y1, z1 - far), (top, y1, z0 + near)
-    if edge < 0 < x1 - x0 or edge > 0:
-        scene.polygon(flank, colour, label, scene.facing(1 if edge < 0 else -1))
+    flank: Quad | None = None
+    if x0 > 0 or x1 < 0:
+        edge, top, side = (x0, x0 + sides, -1) if x0 > 0 else (x1, x1 - sides, 1)
+        flank = (edge, y0, z0), (edge, y0, z1), (top, y1, z1 - far), (top, y1, z0 + near)
+        scene.polygon(flank, colour, label, scene.facing(side))
     if y1 < scene.camera.above:
         roof = [(x0 + sides, y1, z0 + near), (x1 - sides, y1, z0 + near), (x1 - sides, y1, z1 - far), (x0 + sides, y1, z1 - far)]
         scene.polygon(roof, colour, label, 1.15)
@@ -110,13 +112,15 @@ def car(scene: Scene, right: float, ahead: float, along: bool) -> None:
     near, beneath = z[0] + 0.1, (x[0] + 0.1, x[1] - 0.1)
     scene.polygon([(beneath[0], 0.12, near), (beneath[1], 0.12, near), (beneath[1], base, near), (beneath[0], base, near)], BLACK, CAR)
     front, flank = block(scene, x, (base, body), z, paint, CAR, (0.04, 0.04, 0.04))
-    wheels(scene, flank if along else front, along, x, z)
-    roof_front, roof_flank = block(scene, cabin_x, (body, top), cabin_z, paint, CAR, taper)
-    long_roof, short_roof = (roof_flank, roof_front) if along else (roof_front, roof_flank)
+    wheels(scene, flank if along else front, along, x, z[0])
+    cabin_front, cabin_flank = block(scene, cabin_x, (body, top), cabin_z, paint, CAR, taper)
+    side, screen = (cabin_flank, cabin_front) if along else (cabin_front, cabin_flank)
     panes = 5 if length > 6 else 2
-    for i in range(panes):
-        scene.polygon(inset(long_roof, 0.07 + 0.88 * i / panes, 0.03 + 0.88 * (i + 1) / panes + 0.02, 0.12, 0.86), glass, None)
-    scene.polygon(inset(short_roof, 0.1, 0.9, 0.12, 0.86), glass, None)
+    if side:
+        for i in range(panes):
+            scene.polygon(inset(side, 0.07 + 0.88 * i / panes, 0.05 + 0.88 * (i + 1) / panes, 0.12, 0.86), glass, None)
+    if screen:
+        scene.polygon(inset(screen, 0.1, 0.9, 0.12, 0.86), glass, None)
     if along:
         lamp = dice.pick((rgb(0.85, 0.12, 0.1), rgb(0.95, 0.9, 0.75)))
         for left in (0.04, 0.76):
@@ -127,24 +131,21 @@ def car(scene: Scene, right: float, ahead: float, along: bool) -> None:
         scene.polygon(inset(front, 0.5, 0.51, 0.05, 0.95), paint * 0.6, None)
 
 
-def wheels(scene: Scene, face: Quad, along: bool, x: tuple[float, float], z: tuple[float, float]) -> None:
-    """Two wheels on a flank, and the near ends of both where the car is seen from its end."""
+def wheels(scene: Scene, face: Quad | None, along: bool, x: tuple[float, float], near: float) -> None:
+    """Two wheels on the long face, where it is seen, and the treads of the near ones where the car is seen from its end."""
     radius, camera = 0.34, scene.camera
-    for share in (0.19, 0.81):
-        right, _, ahead = between(face[0], face[1], share)
-        if ahead < 1.0:
-            continue
+    for right, _, ahead in (between(face[0], face[1], share) for share in (0.19, 0.81)) if face else ():
         scale = camera.scale(ahead)
         wide = radius * scale
         if along:
-            fore, aft = camera.see((right, radius, max(ahead - radius, 0.5)))[0], camera.see((right, radius, ahead + radius))[0]
+            fore, aft = camera.see((right, radius, ahead - radius))[0], camera.see((right, radius, ahead + radius))[0]
             wide = 0.5 * abs(aft - fore)
         centre = camera.see((right, radius, ahead))
         scene.canvas.ellipse(centre, wide, radius * scale, scene.far(BLACK, ahead), CAR)
         scene.canvas.ellipse(centre, 0.5 * wide, 0.5 * radius * scale, scene.far(rgb(0.6, 0.6, 0.6), ahead), None)
     if along:
         for left in (x[0] + 0.05, x[1] - 0.3):
-            scene.polygon([(left, 0, z[0]), (left + 0.25, 0, z[0]), (left + 0.25, 0.32, z[0]), (left, 0.32, z[0])], BLACK, CAR)
+            scene.polygon([(left, 0, near), (left + 0.25, 0, near), (left + 0.25, 0.32, near), (left, 0.32, near)], BLACK, CAR)
 
 
 @attrs.frozen

@@ -29,7 +29,7 @@ from twinview.data.scene_objects import (
 
 __all__ = ["CLASSES", "VERSION", "draw_scene"]
 
-VERSION = 2  # bump when the drawing changes: caches and digests hang on it
+VERSION = 3  # bump when the drawing changes: caches and digests hang on it
 SMALLEST = 16  # pixels
 FARTHEST = 300.0  # metres: where the ground ends
 
@@ -40,11 +40,11 @@ Task = tuple[float, Callable[[], None]]  # distance, what draws it
 def draw_scene(seed: int, size: tuple[int, int] = (160, 240)) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """One street scene: its image [h, w, 3] and its labels [h, w], indices into CLASSES.
 
-    The same (seed, size) gives the same bytes on every machine.  Raises ValueError for a negative seed or a side under 16 pixels.
+    The same (seed, size) gives the same bytes on every machine.  Raises ValueError for a seed outside 0..2**64 - 1 or a side under 16 pixels.
     """
     height, width = size
-    if seed < 0 or min(size) < SMALLEST:
-        raise ValueError(f"draw_scene(seed={seed}, size={size}): the seed must be 0 or more and both sides {SMALLEST} pixels or more")
+    if not 0 <= seed < 2**64 or min(size) < SMALLEST:
+        raise ValueError(f"draw_scene(seed={seed}, size={size}): the seed must be 0 or more, under 2**64, and both sides {SMALLEST} pixels or more")
     dice = Dice(seed, 0)
     camera = Camera(focal=dice.between(0.85, 1.4) * height, x=dice.between(0.35, 0.65) * width, y=dice.between(0.38, 0.55) * height,
                     above=dice.between(1.3, 2.4), roll=dice.between(-0.04, 0.04))
@@ -267,8 +267,9 @@ def street(scene: Scene, ground: Ground, lane: float) -> list[Task]:
     def pavement(ahead: float, margin: float = 10.0) -> float:
         """A place on a pavement, at most `margin` metres from its kerb, where the camera sees it; else one on the road."""
         left, right = scene.seen(ahead)
-        strips = ((max(line_left + 0.5, kerb_left - margin, left), kerb_left - 0.4), (kerb_right + 0.4, min(line_right - 0.5, kerb_right + margin, right)))
-        return dice.between(*dice.pick([strip for strip in strips if strip[1] > strip[0]] or [(kerb_left, kerb_right)]))
+        strips = ((max(line_left + 0.5, kerb_left - margin, left), kerb_left - 0.4),
+                  (kerb_right + 0.4, min(line_right - 0.5, kerb_right + margin, right)))
+        return dice.between(*dice.pick([strip for strip in strips if strip[0] < strip[1]] or [(kerb_left, kerb_right)]))
 
     for side, kerb in ((-1, kerb_left), (1, kerb_right)):
         if dice.chance(0.6):
