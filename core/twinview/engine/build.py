@@ -54,8 +54,6 @@ def build(recipe: Recipe) -> Built:
     encoder = assembly.encoder()
     dims = assembly.dims(encoder, len(shards), shards.classes)
     model = Siamese(assembly, dims, encoder).to(ranks.device)
-    if recipe.run.channels_last:
-        model = model.to(memory_format=torch.channels_last)
     if recipe.run.sync_batchnorm and ranks.world > 1:
         from twinview.ops.sync_batchnorm import synchronise_batchnorm
 
@@ -94,5 +92,7 @@ def wrap(built: Built, folder: Path) -> Any:
     built.model.train()
     config = deepspeed_config(built.recipe, built.ranks.world, folder)
     engine, *_ = deepspeed.initialize(model=built.model, optimizer=built.optimizer, config=config)
+    if built.recipe.run.channels_last:  # only now: DeepSpeed's first broadcast reads parameters as plain bytes
+        built.model.to(memory_format=torch.channels_last)
     engine.enable_backward_allreduce = built.ranks.world > 1  # alone it would copy every gradient there and back
     return engine
