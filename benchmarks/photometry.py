@@ -35,6 +35,7 @@ OUT = Path(__file__).parent / "results" / "photometry.json"
 OPERATIONS = (reference.adjust_brightness, reference.adjust_contrast, reference.adjust_saturation, reference.adjust_hue)
 BINS = 2000
 Draws = dict[str, Tensor]
+Apply = Callable[[Tensor, Draws], Tensor]
 
 
 def pictures(folder: Path | None, side: int, most: int = 256) -> list[Tensor]:
@@ -47,7 +48,7 @@ def pictures(folder: Path | None, side: int, most: int = 256) -> list[Tensor]:
     return [reference.center_crop(reference.resize(x, [side], antialias=True), [side, side])[None].contiguous() for x in raw]
 
 
-def torchvision_with(kernel: int) -> Callable[[Tensor, Draws], Tensor]:
+def torchvision_with(kernel: int) -> Apply:
     def apply(x: Tensor, d: Draws) -> Tensor:
         for k in d["order"][0].tolist():
             factor = float(d["factors"][0, k])
@@ -68,7 +69,7 @@ def draws(side: int, n: int, seed: int) -> list[Draws]:
     return [{k: v[None] for k, v in PHOTOMETRY.draw_augment(i % 2, (side, side), rng).items()} for i in range(2 * n)]
 
 
-def seconds(apply: Callable[[Tensor, Draws], Tensor], images: list[Tensor], several: list[Draws]) -> float:
+def seconds(apply: Apply, images: list[Tensor], several: list[Draws]) -> float:
     start = time.process_time()
     for i, d in enumerate(several):
         apply(images[i // 2 % len(images)], d)
@@ -78,7 +79,11 @@ def seconds(apply: Callable[[Tensor, Draws], Tensor], images: list[Tensor], seve
 def speed(folder: Path | None, side: int, rounds: int, per_round: int) -> dict[str, float]:
     """Images (two views each) a second of one core's time, median of the rounds."""
     images = pictures(folder, side)
-    contestants = {"twinview": PHOTOMETRY.apply_augment, "torchvision_23px_kernel": torchvision_with(23), "torchvision_15px_kernel": torchvision_with(15)}
+    contestants: dict[str, Apply] = {
+        "twinview": PHOTOMETRY.apply_augment,
+        "torchvision_23px_kernel": torchvision_with(23),
+        "torchvision_15px_kernel": torchvision_with(15),
+    }
     taken: dict[str, list[float]] = {name: [] for name in contestants}
     for r in range(rounds + 1):
         several = draws(side, per_round, r)

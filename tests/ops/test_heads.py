@@ -1,0 +1,34 @@
+"""MLP heads: layers, biases, and the same function on vectors and on maps."""
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from twinview.ops import conv_mlp, mlp
+
+
+def kinds(head: nn.Sequential) -> list[str]:
+    return [type(m).__name__ for m in head]
+
+
+def test_layers() -> None:
+    assert kinds(mlp(8, 16, 4)) == ["Linear", "BatchNorm1d", "ReLU", "Linear"]
+    assert kinds(conv_mlp(8, 16, 4, layers=3)) == ["Conv2d", "BatchNorm2d", "ReLU"] * 2 + ["Conv2d"]
+    assert kinds(mlp(8, 16, 4, layers=1)) == ["Linear"]
+    assert kinds(mlp(8, 16, 4, last_norm=True))[-1] == "BatchNorm1d"
+
+
+def test_a_layer_has_a_bias_unless_a_norm_follows() -> None:
+    plain, normed = mlp(8, 16, 4), mlp(8, 16, 4, last_norm=True)
+    assert plain[0].bias is None and plain[3].bias is not None
+    assert normed[3].bias is None and normed[4].weight is None
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_the_convolution_is_the_mlp_at_every_cell(layers: int) -> None:
+    vector, cells = mlp(8, 16, 4, layers=layers), conv_mlp(8, 16, 4, layers=layers)
+    cells.load_state_dict({k: v[..., None, None] if v.ndim == 2 else v for k, v in vector.state_dict().items()})
+    x = torch.randn(3, 8, 2, 5)
+    expected = vector(x.permute(0, 2, 3, 1).reshape(-1, 8)).view(3, 2, 5, 4).permute(0, 3, 1, 2)
+    assert torch.allclose(cells(x), expected, atol=1e-5)
