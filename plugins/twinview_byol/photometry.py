@@ -21,7 +21,7 @@ NEUTRAL = (1.0, 1.0, 1.0, 0.0)  # the factors that change nothing
 
 @part
 class Photometry:
-    """Colour jitter in random order, grey, Gaussian blur, solarisation (BYOL, appendix B, table 6).
+    """Colour jitter in random order, grey, Gaussian blur, solarisation (BYOL, appendix B).
 
     Lists give one chance for each view; further views start over.  Where chances differ, as published, the views are asymmetric.
     The blur is published in pixels of 224 px views: `blur_reference = 224` scales it with the view, for smaller ones.

@@ -20,9 +20,8 @@ def test_layers() -> None:
 
 
 def test_a_layer_has_a_bias_unless_a_norm_follows() -> None:
-    plain, normed = mlp(8, 16, 4), mlp(8, 16, 4, last_norm=True)
-    assert plain[0].bias is None and plain[3].bias is not None
-    assert normed[3].bias is None and normed[4].weight is None
+    assert [name for name, _ in mlp(8, 16, 4).named_parameters()] == ["0.weight", "1.weight", "1.bias", "3.weight", "3.bias"]
+    assert [name for name, _ in mlp(8, 16, 4, last_norm=True).named_parameters()] == ["0.weight", "1.weight", "1.bias", "3.weight"]
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
