@@ -15,7 +15,7 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 def cosine_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     """Minus the mean cosine of [B, C] vectors, or of [B, C, h, w] cells with `weight` [B, h, w]: a scalar in [-1, 1].
 
-    BYOL's eq. 2 is 2 + 2 times it.  No gradient goes to `target`.  With a weight it is the weighted mean; 0, and no gradient, where all weights are 0.
+    BYOL's eq. 2 is 2 + 2 times it.  No gradient goes to `target`.  With a weight it is the weighted mean; 0, without gradient, where all are 0.
     """
     similarity = cosine(prediction, target.detach())
     if weight is None:
