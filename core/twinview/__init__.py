@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from twinview.api import check as check
+    from twinview.api import load as load
+    from twinview.api import train as train
     from twinview.errors import TwinviewError as TwinviewError
     from twinview.hooks import hookimpl as hookimpl
     from twinview.hooks import part as part
 
-_LAZY = {"hookimpl": "hooks", "part": "hooks", "TwinviewError": "errors"}
+_LAZY = {"train": "api", "load": "api", "check": "api", "hookimpl": "hooks", "part": "hooks", "TwinviewError": "errors"}
 
 
 def __getattr__(name: str) -> Any:

@@ -326,9 +326,9 @@ def find_part(manager: pluggy.PluginManager, method: str, name: str, place: str)
     return found[name]
 
 
-def installed() -> Iterator[tuple[str, str, Mapping[str, type] | TwinviewError]]:
-    """Every installed method: name, distribution with version, and its parts (or why it cannot be loaded)."""
-    for method in methods():
+def installed(only: str | None = None) -> Iterator[tuple[str, str, Mapping[str, type] | TwinviewError]]:
+    """Every installed method (or one): name, distribution with version, and its parts (or why it cannot be loaded)."""
+    for method in [only] if only else methods():
         who = next(_who(e) for e in entry_points(group=GROUP) if e.name == method)
         try:
             yield method, who, load(pluggy_manager(), method, method)

@@ -61,7 +61,7 @@ class Siamese(nn.Module):
             step = LazyStep(self, batch, progress, watch)
             total, terms = torch.zeros((), device=self.device), dict[str, Tensor]()
             for label in self.assembly.answers("loss"):
-                name = self.assembly.uses[label][2].name
+                step.speaker = name = self.assembly.uses[label][2].name
                 for answer in self.assembly.only("loss", label)(step=step):
                     for term, value in answer.items():
                         term = f"{name}.{term}" if name else term
@@ -71,6 +71,7 @@ class Siamese(nn.Module):
                             raise PluginError(f"{self.assembly.uses[label][1]}: the term {term!r} has shape {tuple(value.shape)}. Give a scalar.")
                         terms[term] = value.detach()
                         total = total + self.assembly.weight(label) * value.float()
+            step.speaker = ""
             if watch:
                 step.watch_features()
         return Outcome(total, terms, step.notes if watch else {}, step)
@@ -91,6 +92,7 @@ class LazyStep(Step):
         """`batch` may lie on the CPU; what is asked for is moved."""
         self.batch, self.progress, self.branches, self.watch = batch, progress, model.branches, watch
         self.notes: dict[str, Tensor] = {}
+        self.speaker = ""  # the `name` of the part whose loss is being worked out: its notes bear it
         self._model = model
         self._geometry: Geometry | None = None
         self._memo: dict[tuple[Any, ...], Any] = {}
@@ -147,7 +149,7 @@ class LazyStep(Step):
 
     def note(self, name: str, value: Tensor) -> None:
         if self.watch:
-            self.notes[name] = value.detach().float().mean()
+            self.notes[f"{self.speaker}.{name}" if self.speaker else name] = value.detach().float().mean()
 
     # ---- for the engine
     def watch_features(self) -> None:

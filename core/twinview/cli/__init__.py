@@ -1,1 +1,94 @@
-"""twinview.cli."""
+"""The command line: parsed in plain Python, everything heavy imported inside the command that needs it."""
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from twinview import __version__
+from twinview.errors import TwinviewError
+
+EPILOG = "A wrong input gets one line and exit code 2.  Recipes by name: `twinview recipes`.  Options of a part: `twinview parts METHOD`."
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line; each command names the module that answers it."""
+    top = argparse.ArgumentParser(prog="twinview", description="Pre-train vision backbones on unlabelled images.", epilog=EPILOG)
+    top.add_argument("--version", action="version", version=f"twinview {__version__}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, answer: str, text: str, under: argparse._SubParsersAction[argparse.ArgumentParser] = commands) -> argparse.ArgumentParser:
+        made = under.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        made.set_defaults(answer=answer)
+        return made
+
+    def recipe(made: argparse.ArgumentParser) -> None:
+        made.add_argument("recipe", metavar="RECIPE", help="a name from `twinview recipes`, or a .toml file")
+        made.add_argument("overrides", metavar="key=value", nargs="*", help="keys of the recipe, for example run.steps=100 views.min_iou=0.4")
+
+    train = command("train", "train.train", "train a recipe")
+    recipe(train)
+    train.add_argument("--run", metavar="DIR", help="the run's folder (default: runs/RECIPE)")
+    train.add_argument("--resume", action="store_true", help="go on where the run stopped")
+    train.add_argument("--resume-auto", action="store_true", help="start, or go on if the folder has a run (also written --resume auto)")
+    train.add_argument("--ranks", metavar="N", type=int, default=1, help="processes on this machine (default: 1; torchrun and deepspeed set their own)")
+    train.add_argument("--dry-run", action="store_true", help="one real batch: memory, seconds a step, who answers what; writes nothing")
+    train.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher appends it; the environment says the same
+
+    recipe(command("check", "recipes.check", "print a recipe as resolved, and who answers each hook"))
+    command("recipes", "recipes.recipes", "list the recipes that come with twinview")
+    parts = command("parts", "recipes.parts", "list the parts of the installed methods, with their options")
+    parts.add_argument("method", metavar="METHOD", nargs="?", help="one method, with options, defaults and docstrings")
+    parts.add_argument("--installed", action="store_true", help="only the methods and the distributions that offer them")
+
+    shards = top_level(commands, "shards", "make and look after shards")
+    pack = command("pack", "shards.pack", "pack a data set into shards", shards)
+    pack.add_argument("kind", choices=["images"], help="images: a folder of images")
+    pack.add_argument("images", metavar="DIR")
+    pack.add_argument("out", metavar="OUT", help="an empty or new folder")
+    pack.add_argument("--labels", metavar="DIR", help="label maps (.png), the same names")
+    pack.add_argument("--shard-size", metavar="N", type=int, default=1000, help="most images in a shard (default: 1000)")
+    scenes = command("scenes", "shards.scenes", "draw street scenes with label maps, as shards", shards)
+    scenes.add_argument("out", metavar="OUT", help="an empty or new folder")
+    scenes.add_argument("--count", metavar="N", type=int, default=1600, help="images (default: 1600)")
+    scenes.add_argument("--size", metavar="HxW", default="160x240", help="pixels (default: 160x240)")
+    scenes.add_argument("--seed", metavar="N", type=int, default=0)
+    index = command("index", "shards.index", "build (again) the index beside each shard", shards)
+    index.add_argument("shards", metavar="SHARDS", nargs="+", help="paths with {000..063}, or a folder")
+
+    show = command("show", "show.show", "draw pictures of a recipe's views, or of what a run does with images")
+    show.add_argument("what", metavar="WHAT", help="views, or a picture that a part of the run offers, for example clusters")
+    show.add_argument("of", metavar="RECIPE|RUN", help="for views a recipe (or a run's folder), else a run's folder")
+    show.add_argument("overrides", metavar="key=value", nargs="*", help="keys of the recipe, for example data.shards=DIR")
+    show.add_argument("--out", metavar="FILE", help="the picture (default: in the run's pictures, or WHAT.png here)")
+    show.add_argument("--images", metavar="N", type=int, default=6, help="images (default: 6)")
+    return top
+
+
+def top_level(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str) -> argparse._SubParsersAction[argparse.ArgumentParser]:
+    """A command that has commands of its own."""
+    return commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".").add_subparsers(metavar="COMMAND", required=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code is 0, 2 for a fault of the input, 130 when interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    for i, word in enumerate(words):
+        if word == "--resume=auto" or words[i : i + 2] == ["--resume", "auto"]:
+            words[i : i + (1 if "=" in word else 2)] = ["--resume-auto"]
+            break
+    args = parser().parse_args(words)
+    module, _, function = args.answer.partition(".")
+    try:
+        getattr(importlib.import_module(f"twinview.cli.{module}"), function)(args)
+    except TwinviewError as e:
+        print(f"twinview: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("twinview: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `twinview parts | head`
+        sys.stderr.close()
+        return 0
+    return 0

@@ -1,0 +1,6 @@
+"""`python -m twinview` is `twinview`."""
+import sys
+
+from twinview.cli import main
+
+sys.exit(main())

@@ -1,0 +1,81 @@
+"""What the command line does, from Python: `twinview.train(recipe)`, `twinview.load(run)`."""
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from twinview.errors import CheckpointError
+from twinview.recipe import Recipe, read
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from twinview.assembly import Assembly
+    from twinview.engine.train import RunResult
+
+RUNS = Path("runs")
+
+
+def check(recipe: str | Path | Mapping[str, Any], *overrides: str) -> Assembly:
+    """A recipe's parts, made and checked, with the device and the data left alone.  Raises RecipeError, PluginError."""
+    return checked(read(recipe, overrides))
+
+
+def checked(recipe: Recipe) -> Assembly:
+    """All that can be refused before data or device is touched."""
+    from twinview.assembly import assemble
+    from twinview.engine.config import check_recipe
+
+    check_recipe(recipe)
+    return assemble(recipe)
+
+
+def train(
+    recipe: str | Path | Mapping[str, Any],
+    *overrides: str,
+    run: str | Path | None = None,
+    resume: bool | Literal["auto"] = False,
+    ranks: int = 1,
+) -> RunResult:
+    """Train a recipe: a name, a .toml file or plain tables, with `table.key=value` overrides.
+
+    `run` is the run's folder (default `runs/RECIPE`).  `resume=True` goes on with a run, `"auto"` starts or goes on.  `ranks` processes on this
+    machine; under torchrun or the deepspeed launcher leave it at 1.  Raises TwinviewError.
+    """
+    made = read(recipe, overrides)
+    checked(made)
+    from twinview.engine.launch import launch
+    from twinview.engine.train import train as train_rank
+
+    folder = run_folder(made, run)
+    result: RunResult = launch(ranks, lambda: train_rank(made, folder, resume=resume, command=" ".join(sys.argv)), device=made.run.device)
+    if is_first():
+        from twinview.engine.pictures import save_pictures
+
+        save_pictures(folder)
+    return result
+
+
+def is_first() -> bool:
+    """Whether this process speaks for all: it is alone, or a launcher made it rank 0."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def run_folder(recipe: Recipe, run: str | Path | None = None) -> Path:
+    """Where a run is written: the folder given, or `runs/RECIPE`."""
+    return Path(run) if run is not None else RUNS / recipe.name.replace("/", "-")
+
+
+def load(run: str | Path, step: int | None = None) -> nn.Module:
+    """The trained encoder of a run as an `nn.Module` in eval mode, from its last checkpoint or that of `step`.
+
+    Called with images [B, 3, H, W], normalised as the recipe's [data] says; gives `twinview.values.Features`.  Raises CheckpointError.
+    """
+    if not Path(run).is_dir():
+        raise CheckpointError(f"{run}: there is no such run. Give the folder that `twinview train` wrote.")
+    from twinview.engine.checkpoint import load_encoder
+
+    return load_encoder(Path(run), step)

@@ -1,0 +1,112 @@
+"""`twinview check`, `recipes` and `parts`: what there is, and what a recipe resolves to."""
+from __future__ import annotations
+
+import argparse
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+
+from twinview.errors import RecipeError, TwinviewError, closest
+
+
+def check(args: argparse.Namespace) -> None:
+    """Print the recipe as resolved, with every default, and who answers each hook."""
+    import tomli_w
+
+    from twinview.api import check as check_recipe
+
+    assembly = check_recipe(args.recipe, *args.overrides)
+    print(tomli_w.dumps(assembly.table()).rstrip())
+    print()
+    print("\n".join(f"# {line}" for line in answers(assembly)))
+
+
+def answers(assembly: Any) -> Iterator[str]:
+    """Each hook that a part of this recipe answers or wraps, and who that is."""
+    from twinview.hooks import HOOKS
+
+    yield "who answers:"
+    for hook in HOOKS:
+        who = ["the core" if name == "twinview" else name for name in assembly.answers(hook)]
+        around = [f"{name} around it" for name in assembly.wrappers(hook)]
+        if who + around:
+            yield f"  {hook:<15} {', '.join(who + around)}"
+    for method, distribution in assembly.distributions().items():
+        yield f"  method {method}: {distribution}"
+
+
+def recipes(_: argparse.Namespace) -> None:
+    """List the recipes that come with twinview, each with the first line of its head comment."""
+    from twinview.recipe import find, names
+
+    width = max(map(len, names()))
+    for name in names():
+        first = find(name).read_text(encoding="utf-8").splitlines()[0]
+        print(f"{name:<{width}}  {first.lstrip('# ')}")
+
+
+def parts(args: argparse.Namespace) -> None:
+    """List the installed methods and their parts; of one method, options, defaults and docstrings."""
+    from twinview.assembly import installed, methods
+
+    if args.method and args.method not in methods():
+        raise RecipeError(f"parts: no method {args.method!r} is installed.{closest(args.method, methods())}")
+    broken = None
+    for method, distribution, found in installed(args.method):
+        if isinstance(found, TwinviewError):
+            print(f"{method} ({distribution}): {found}")
+            broken = found
+        elif args.installed:
+            print(f"{method} ({distribution})")
+        else:
+            print(f"{method} ({distribution})")
+            for name, cls in found.items():
+                print("\n".join(_part(f"{method}.{name}", cls, bool(args.method))))
+    if args.method and broken is not None:
+        raise broken
+
+
+def _part(label: str, cls: type, full: bool) -> Iterator[str]:
+    doc = inspect.cleandoc(cls.__doc__ or "").splitlines() or [""]
+    hooks = ", ".join(name for name, value in vars(cls).items() if hasattr(value, "twinview_impl"))
+    if not full:
+        yield f"  {label:<24} {doc[0]}"
+        return
+    yield f"\n  {label}   answers {hooks}"
+    yield from (f"      {line}".rstrip() for line in doc)
+    comments = _comments(cls)
+    for f in attrs.fields(cls):
+        if f.init:
+            yield f"      {f.name} = {_default(f)}   {comments.get(f.name, '')}".rstrip()
+
+
+def _default(f: Any) -> str:
+    """An option's default as TOML would have it."""
+    import tomli_w
+
+    value = f.default
+    if isinstance(value, attrs.Factory):  # type: ignore[arg-type]
+        value = value.factory()
+    if value is attrs.NOTHING:
+        return "(to be given)"
+    if value is None:
+        return "(none)"
+    return tomli_w.dumps({"x": value}).partition("= ")[2].strip().replace("\n", "").replace("    ", " ")
+
+
+def _comments(cls: type) -> dict[str, str]:
+    """What the source says behind each option: `size: int = 224  # pixels` -> {size: pixels}."""
+    found = {}
+    for base in reversed(cls.__mro__[:-1]):
+        try:
+            lines = inspect.getsource(base).splitlines()
+        except (OSError, TypeError):
+            continue
+        for line in lines:
+            name, colon, rest = line.strip().partition(":")
+            if colon and name.isidentifier() and "#" in rest:
+                found[name] = rest.rpartition("#")[2].strip()
+    return found
+

@@ -1,0 +1,28 @@
+"""`twinview show`: pictures of views and of what a run's parts do with images."""
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from twinview.errors import RecipeError, TwinviewError, closest
+
+
+def show(args: argparse.Namespace) -> None:
+    """Draw `views` of a recipe or run, or a picture that a part of a run offers."""
+    if args.images < 1:
+        raise TwinviewError(f"--images: wants a number above 0, not {args.images}.")
+    of = Path(args.of)
+    is_run = (of / "recipe.toml").is_file()
+    if args.what != "views" and not is_run:
+        raise TwinviewError(f"{of}: there is no run here. `twinview show {args.what}` wants the folder that `twinview train` wrote.")
+    from twinview.engine.pictures import draw
+    from twinview.recipe import read
+
+    recipe = read(of / "recipe.toml" if is_run else args.of, args.overrides)
+    found = draw(recipe, of if is_run else None, images=args.images)
+    if args.what not in found:
+        raise RecipeError(f"show {args.what}: no part of this run draws it.{closest(args.what, ['views', *found])}")
+    out = Path(args.out) if args.out else (of / "pictures" if is_run else Path()) / f"{args.what}.png"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    found[args.what].save(out)
+    print(out)

@@ -1,0 +1,59 @@
+"""`twinview train`."""
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from twinview.errors import TwinviewError
+
+if TYPE_CHECKING:
+    from twinview.engine.train import RunResult
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train a recipe and say what came of it."""
+    from twinview import api
+
+    if args.ranks < 1:
+        raise TwinviewError(f"--ranks: wants a number above 0, not {args.ranks}.")
+    if args.dry_run:
+        dry_run(args)
+        return
+    resume = "auto" if args.resume_auto else bool(args.resume)
+    result = api.train(args.recipe, *args.overrides, run=args.run, resume=resume, ranks=args.ranks)
+    if api.is_first():
+        print("\n".join(summary(result)))
+
+
+def dry_run(args: argparse.Namespace) -> None:
+    """One real batch through the whole step."""
+    from twinview import api
+    from twinview.cli.recipes import answers
+    from twinview.engine.train import dry_run as measure
+    from twinview.recipe import read
+
+    recipe = read(args.recipe, args.overrides)
+    assembly = api.checked(recipe)
+    for name, value in measure(recipe).items():
+        print(f"{name:<24} {value}")
+    print("\n".join(answers(assembly)))
+
+
+def summary(result: RunResult) -> list[str]:
+    """A small table of scores, a row for each network that was evaluated, and where everything is."""
+    rows: dict[str, dict[str, float]] = {}
+    for name, value in result.scores.items():
+        *probe, measure = name.split("/")
+        who = probe[1] if len(probe) > 1 else "trained"
+        rows.setdefault(who, {})[f"{probe[0] if probe else ''} {measure}".strip()] = value
+    columns = list(dict.fromkeys(c for row in rows.values() for c in row))
+    lines = [""]
+    if rows:
+        width = max(len(r) for r in rows)
+        lines.append("  ".join([" " * width, *columns]))
+        for who, row in rows.items():
+            lines.append("  ".join([f"{who:<{width}}", *(f"{row[c]:>{len(c)}.3f}" if c in row else " " * len(c) for c in columns)]))
+        lines.append("")
+    places = {"run": result.folder, "checkpoint": result.checkpoint, "metrics": "metrics.jsonl", "pictures": "pictures"}
+    lines += [f"{what:<12}{result.folder / place if isinstance(place, str) else place}" for what, place in places.items()]
+    return lines
