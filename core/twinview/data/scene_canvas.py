@@ -166,18 +166,16 @@ class Canvas:
         turn = fsum(xs[i - 1] * ys[i] - xs[i] * ys[i - 1] for i in range(len(xs)))  # fsum: sum() differs between Python's versions
         if box is None or abs(turn) < 2 * SPECK:
             return
-        column, row, way = self.column[:, box[1]], self.row[box[0]], 1 if turn > 0 else -1
-        inside: Plane | None = None
+        edges = []  # a, b, c of each: a place lies a x + b y - c pixels within
         for i in range(len(xs)):
             dx, dy = xs[i] - xs[i - 1], ys[i] - ys[i - 1]
-            length = sqrt(dx * dx + dy * dy) * way
-            if abs(length) < 1e-3:
-                continue
-            a, b = -dy / length, dx / length
-            edge = column * a + (row * b - (a * xs[i] + b * ys[i]))
-            inside = edge if inside is None else np.minimum(inside, edge, out=inside)
-        if inside is not None:
-            self.paint(box, inside, fill, label, opacity)
+            length = sqrt(dx * dx + dy * dy) if turn > 0 else -sqrt(dx * dx + dy * dy)
+            if abs(length) >= 1e-3:
+                right, down = -dy / length, dx / length
+                edges.append((right, down, right * xs[i] + down * ys[i]))
+        a, b, c = np.array(edges, np.float32).T[:, :, None, None]
+        inside = (self.column[:, box[1]] * a + (self.row[box[0]] * b - c)).min(0)
+        self.paint(box, inside, fill, label, opacity)
 
     def ellipse(self, centre: Point, rx: float, ry: float, fill: Colour | Shader, label: int | None, opacity: float = 1.0) -> None:
         """An ellipse with half axes rx and ry."""
