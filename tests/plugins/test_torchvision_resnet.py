@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,9 @@ from twinview.values import Features
 from twinview_torchvision import NAMES, ResNet, parts
 
 
-def encode(size: tuple[int, int] = (64, 64), *, batch: int = 2, seed: int = 0, **options: object) -> tuple[torch.nn.Module, Tensor, Features]:
+def encode(size: tuple[int, int] = (64, 64), *, batch: int = 2, seed: int = 0, **options: Any) -> tuple[Any, Tensor, Features]:
     torch.manual_seed(seed)
-    encoder = ResNet(**options).make_encoder()  # type: ignore[arg-type]
+    encoder: Any = ResNet(**options).make_encoder()
     images = torch.randn(batch, 3, *size)
     with torch.no_grad():
         return encoder, images, encoder.eval()(images)
@@ -35,7 +36,7 @@ def encode(size: tuple[int, int] = (64, 64), *, batch: int = 2, seed: int = 0, *
     ids=str,
 )
 @pytest.mark.parametrize("size", [(64, 64), (75, 49), (33, 90)])
-def test_spec_is_what_comes_out(options: dict[str, object], size: tuple[int, int]) -> None:
+def test_spec_is_what_comes_out(options: dict[str, Any], size: tuple[int, int]) -> None:
     encoder, _, out = encode(size, **options)
     spec = encoder.spec
     assert out.cells is not None and out.pooled is not None
@@ -95,7 +96,7 @@ def test_zero_init_residual() -> None:
 
 def test_bf16_and_channels_last_agree_with_fp32() -> None:
     encoder, images, exact = encode((64, 48), fpn=True, fpn_channels=16, cells="p3")
-    fast = copy.deepcopy(encoder).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fast = copy.deepcopy(encoder).to(memory_format=torch.channels_last)
     with torch.no_grad():
         same = fast(images.to(memory_format=torch.channels_last))
         torch.testing.assert_close(same.cells, exact.cells, rtol=1e-3, atol=1e-4)

@@ -1,0 +1,36 @@
+"""Truth against prediction, and the scores that are read off it."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from twinview_probes.ranks import summed
+
+
+class Confusion:
+    """Counts [n, n] of places of each true class (row) that were given each class (column)."""
+
+    def __init__(self, n: int, device: torch.device | None = None) -> None:
+        self.counts = torch.zeros(n, n, dtype=torch.int64, device=device)
+
+    def add(self, truth: Tensor, given: Tensor) -> None:
+        """Count places: two tensors of one shape, classes 0 to n - 1."""
+        n = len(self.counts)
+        self.counts += torch.bincount(truth.flatten() * n + given.flatten(), minlength=n * n).view(n, n)
+
+    def gather(self) -> None:
+        """Add up the counts of all ranks; every rank then has the same scores."""
+        summed(self.counts)
+
+    def iou(self) -> Tensor:
+        """[n]: intersection over union of each class, 0 to 1; NaN for a class that is neither there nor given."""
+        hit = self.counts.diagonal()
+        return hit / (self.counts.sum(0) + self.counts.sum(1) - hit)
+
+    def miou(self) -> float:
+        """Mean of `iou` over the classes that are there or given; NaN where nothing was counted."""
+        return self.iou().nanmean().item()
+
+    def accuracy(self) -> float:
+        """Share of places given their true class; NaN where nothing was counted."""
+        return (self.counts.diagonal().sum() / self.counts.sum()).item()

@@ -1,0 +1,118 @@
+"""How well a linear layer segments images by frozen dense features."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from attrs import field
+from attrs.validators import ge, gt, le, min_len
+from torch import Tensor
+from torch.nn import functional as F
+
+from twinview.branch import Branches
+from twinview.errors import DataError
+from twinview.hooks import hookimpl, part
+from twinview.values import DataFactory, Dims, PlainBatch, Progress, Traits
+from twinview_probes.confusion import Confusion
+from twinview_probes.features import Dense, Maps, Pixels, channels, sample_cells
+from twinview_probes.linear import Linear, fit
+
+IMAGES = 16  # that the encoder sees at once
+LABELS = 256  # a label map holds bytes
+
+
+@part
+class Segment:
+    """Linear segmentation probe: a 1x1 convolution on frozen, standardised features of the online branch, scored on `val`.
+
+    `baselines` are scored in the same way: `random`, the encoder at its random start, and `pixels`, the raw pixels of each cell.
+    """
+
+    train: str | list[str]  # shards with label maps to fit on
+    val: str | list[str]  # shards with label maps to score on
+    size: tuple[int, int]  # height, width of the images in pixels
+    levels: list[str] = field(factory=lambda: ["c3", "c4", "c5"], validator=min_len(1))  # put behind one another; or "cells"
+    stride: int = field(default=8, validator=gt(0))  # pixels per cell that all levels are brought to
+    classes: int = field(default=0, validator=[ge(0), le(LABELS)])  # 0: as many as `train` shows
+    ignore: list[int] = field(factory=lambda: [255])  # labels that are no class
+    baselines: list[Literal["random", "pixels"]] = field(factory=list)
+    cells: int = field(default=256, validator=gt(0))  # drawn from each image of `train`; kept in memory as 4-byte floats
+    steps: int = field(default=600, validator=gt(0))
+    batch: int = field(default=2048, validator=gt(0))  # cells a step
+    lr: float = field(default=0.02, validator=gt(0))  # AdamW; cosine to 0
+    weight_decay: float = field(default=0.0, validator=ge(0))
+    seed: int = field(default=0, validator=ge(0))
+
+    @hookimpl
+    def traits(self) -> Traits:
+        """Needs the maps that `levels` names."""
+        return Traits(needs=frozenset("cells" if level == "cells" else "levels" for level in self.levels))
+
+    @hookimpl
+    def heads(self, dims: Dims) -> None:
+        """Makes none: it sees the encoder's sizes here first, and a wrong level is refused before the training and not after it."""
+        for level in self.levels:
+            channels(dims.encoder, level)
+
+    @hookimpl
+    def before_epoch(self, data: DataFactory, progress: Progress) -> None:
+        """Read an image of each set before the first step: shards that are not there are missed now and not at the end of the run."""
+        if progress.step == 0:
+            for shards in (self.train, self.val):
+                next(iter(self._read(data, shards, 1)), None)
+
+    @hookimpl
+    def evaluate(self, branches: Branches, data: DataFactory) -> dict[str, float]:
+        """`segment/miou` and `segment/accuracy` of the online branch, and of each baseline as `segment/random/miou`; in percent.
+
+        mIoU is the mean over classes of all labelled pixels of `val`; logits are upsampled bilinearly to the labels.  Equal on every rank.
+        Raises DataError for shards without labelled pixels or with labels beyond `classes`.
+        """
+        scores: dict[str, float] = {}
+        device = next(branches.online.parameters()).device
+        seen: dict[str, Dense] = {"": Maps(branches.online.encoder, self.levels, self.stride)}
+        if "random" in self.baselines:
+            seen["random/"] = Maps(branches.initial().to(device), self.levels, self.stride)
+        if "pixels" in self.baselines:
+            seen["pixels/"] = Pixels(self.stride)
+        for name, dense in seen.items():
+            confusion = self.score(dense, self.fit(dense, data, device), data, device)
+            scores[f"segment/{name}miou"] = 100 * confusion.miou()
+            scores[f"segment/{name}accuracy"] = 100 * confusion.accuracy()
+        return scores
+
+    def fit(self, dense: Dense, data: DataFactory, device: torch.device) -> Linear:
+        """The linear layer on `dense` features of `train`."""
+        ignore = torch.tensor(self.ignore, device=device, dtype=torch.int64)
+        cells = sample_cells(dense, self._read(data, self.train, IMAGES), cells=self.cells, ignore=ignore, seed=self.seed)
+        if not len(cells.y):
+            raise DataError(f"[[evaluate]] probes.segment: {self.train} holds no labelled pixel outside ignore = {self.ignore}.")
+        classes = self.classes or int(cells.y.max()) + 1
+        self._check(cells.y, self.train)
+        return fit(cells, classes, steps=self.steps, batch=self.batch, lr=self.lr, weight_decay=self.weight_decay, seed=self.seed)
+
+    def score(self, dense: Dense, linear: Linear, data: DataFactory, device: torch.device) -> Confusion:
+        """Counts over all labelled pixels of `val`, of all ranks."""
+        confusion = Confusion(LABELS, device)
+        ignore = torch.tensor(self.ignore, device=device, dtype=torch.int64)
+        for batch in self._read(data, self.val, IMAGES):
+            truth = batch.labels["map"].to(device)
+            logits = linear.maps(dense(batch.images.to(device)))
+            given = F.interpolate(logits, size=truth.shape[-2:], mode="bilinear", align_corners=False).argmax(1)
+            known = ~torch.isin(truth, ignore)
+            self._check(truth[known], self.val)
+            confusion.add(truth[known], given[known])
+        confusion.gather()
+        if not confusion.counts.any():
+            raise DataError(f"[[evaluate]] probes.segment: {self.val} holds no labelled pixel outside ignore = {self.ignore}.")
+        return confusion
+
+    def _read(self, data: DataFactory, shards: str | list[str], images: int) -> Iterator[PlainBatch]:
+        return data.plain(shards, size=self.size, labels=("map",), batch_size=images)
+
+    def _check(self, labels: Tensor, shards: str | list[str]) -> None:
+        most = int(labels.max()) if len(labels) else 0
+        if self.classes and most >= self.classes:
+            fault = f"{shards} holds the label {most} with classes = {self.classes}"
+            raise DataError(f"[[evaluate]] probes.segment: {fault}. Write classes = {most + 1}, or put {most} into ignore.")
