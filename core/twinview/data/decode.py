@@ -2,14 +2,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from contextlib import suppress
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 
 from twinview.data.shards import Shards
 from twinview.errors import DataError
@@ -17,7 +17,14 @@ from twinview.values import Size
 
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "bmp")
 MAP_FIELD = "seg.png"  # `png` too, where the image is another field
+PNG = b"\x89PNG\r\n\x1a\n"
 DEEP = ("I", "F")  # PIL's modes of more than 8 bits a channel
+
+DECODERS: dict[bytes, Callable[..., Tensor]] = {}  # by a file's first bytes; PIL decodes the others
+with suppress(ImportError):  # torchvision means to drop these; PIL then reads all, at two thirds of the speed
+    from torchvision.io import ImageReadMode, decode_jpeg, decode_png
+
+    DECODERS = {b"\xff\xd8": decode_jpeg, PNG: decode_png}
 
 
 class BadSample(Exception):
@@ -77,15 +84,12 @@ def image(data: bytes) -> Tensor:
 
     Grey and palette become RGB, transparency is dropped, CMYK is converted; more than 8 bits a channel is refused.
     """
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:25] == b"\x10":
+    if data.startswith(PNG) and data[24:25] == b"\x10":
         raise ValueError("has 16 bits a channel; images have 8")
-    decode = decode_jpeg if data[:2] == b"\xff\xd8" else decode_png if data[:4] == b"\x89PNG" else None
-    if decode is not None:
-        try:
-            decoded: Tensor = decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB, apply_exif_orientation=True)
-            return decoded
-        except RuntimeError:
-            pass  # PIL reads some that torchvision does not, and says why it does not read the others
+    for begin, decode in DECODERS.items():
+        if data.startswith(begin):
+            with suppress(RuntimeError):  # PIL reads some that torchvision does not, and says why it does not read the others
+                return decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB, apply_exif_orientation=True)
     picture = _open(data)
     if picture.mode.startswith(DEEP):
         raise ValueError(f"has more than 8 bits a channel (PIL mode {picture.mode}); images have 8")

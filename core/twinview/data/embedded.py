@@ -44,7 +44,7 @@ def scenes(split: str) -> Path:
     if not folder.is_dir():
         with _locked(folder):
             if not folder.is_dir():
-                write_scenes(folder, count=count, seed=seed)
+                write_scenes(folder, count=count, seed=seed, size=SIZE)
     return folder
 
 

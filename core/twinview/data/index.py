@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import attrs
 import numpy as np
@@ -104,7 +104,7 @@ def scan(path: Path) -> Index:
     files: list[tuple[int, int, int]] = []
     firsts: list[int] = []
     classes: list[int | None] = []
-    with path.open("rb") as file:
+    with _open(path) as file:
         last, fields = "", set[str]()
         for member in members(file.fileno(), stamp.size, str(path)):
             key, field = split(member.name)
@@ -161,6 +161,13 @@ def _stamp(path: Path) -> Stamp:
     except OSError as e:
         raise DataError(f"{path}: {e.strerror}.") from None
     return Stamp(found.st_size, found.st_mtime_ns)
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as e:
+        raise DataError(f"{path}: {e.strerror}.") from None
 
 
 def _class(file: int, member: Member) -> int | None:

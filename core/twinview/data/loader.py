@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from twinview.data.order import Plan
+from twinview.data.parcel import pack, unpack
 from twinview.data.shards import Shards
 from twinview.data.views import BadSamples, Views
 from twinview.errors import DataError, TwinviewError
@@ -55,7 +56,7 @@ def load(make: Callable[[Sequence[P]], T], places: Iterable[Sequence[P]], worker
     A TwinviewError of a worker comes out as it was raised; the death of one becomes a DataError.  torch's global generator is left alone.
     """
     loader = DataLoader(
-        _Made(make),
+        _Made(make, _same if workers == 0 else pack),
         batch_size=None,  # an entry of the data set is a batch already
         sampler=cast(Any, places),
         num_workers=workers,
@@ -65,7 +66,8 @@ def load(make: Callable[[Sequence[P]], T], places: Iterable[Sequence[P]], worker
     )
     entries = iter(loader)
     try:
-        for entry in entries:
+        for sent in entries:
+            entry = unpack(sent) if workers else sent
             if isinstance(entry, TwinviewError):
                 raise entry
             yield entry
@@ -80,14 +82,14 @@ def load(make: Callable[[Sequence[P]], T], places: Iterable[Sequence[P]], worker
 class _Made(Dataset[Any], Generic[P, T]):
     """What a worker runs.  An error of the input is an entry like another: raised there, it would come out as a traceback in a traceback."""
 
-    def __init__(self, make: Callable[[Sequence[P]], T]) -> None:
-        self.make = make
+    def __init__(self, make: Callable[[Sequence[P]], T], send: Callable[[T | TwinviewError], Any]) -> None:
+        self.make, self.send = make, send
 
-    def __getitem__(self, places: Sequence[P]) -> T | TwinviewError:
+    def __getitem__(self, places: Sequence[P]) -> Any:
         try:
-            return self.make(places)
+            return self.send(self.make(places))
         except TwinviewError as e:
-            return e
+            return self.send(e)
 
 
 def _same(entry: T) -> T:

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -111,11 +112,11 @@ class Views:
 
 def on_pixels(geometry: Geometry, height: int, width: int) -> tuple[Geometry, list[list[int]]]:
     """Round boxes to whole pixels of the source, at least one: what is cut is what Geometry says.  Gives x0 y0 x1 y1 in pixels too."""
-    sides = torch.tensor([width, height, width, height])
-    pixels = (geometry.boxes.double() * sides).round().long()
-    first = pixels[:, :2].clamp(min=0).minimum(sides[:2] - 1)
-    pixels = torch.cat([first, pixels[:, 2:].minimum(sides[2:]).maximum(first + 1)], -1)
-    boxes = (pixels.double() / sides).float()
+    sides = np.array([width, height, width, height])
+    pixels = np.rint(geometry.boxes.double().numpy() * sides).astype(np.int64)
+    pixels[:, :2] = pixels[:, :2].clip(0, sides[:2] - 1)
+    pixels[:, 2:] = pixels[:, 2:].clip(pixels[:, :2] + 1, sides[2:])
+    boxes = torch.from_numpy((pixels / sides).astype(np.float32))
     return geometry._replace(boxes=boxes, source=torch.tensor([height, width])), pixels.tolist()
 
 

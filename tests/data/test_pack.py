@@ -1,0 +1,168 @@
+"""A folder of images becomes shards: nothing is lost, nothing is changed, and the same folder gives the same bytes."""
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+
+from twinview.data import index
+from twinview.data.pack import pack_images
+from twinview.data.shards import open_shards
+from twinview.errors import DataError
+
+
+def save(path: Path, seed: int, size: tuple[int, int] = (20, 30), grey: bool = False) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 9, size if grey else (*size, 3), np.uint8)).save(path)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    for n in range(19):
+        save(tmp_path / "images" / f"city {n % 2}" / f"frame.{n:02}{'.JPEG' if n % 3 else '.png'}", n)
+        save(tmp_path / "labels" / f"city {n % 2}" / f"frame.{n:02}.png", n, grey=True)
+    (tmp_path / "images" / "notes.txt").write_text("left out")
+    return tmp_path / "images"
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir()) if not p.name.endswith(".npz")}
+
+
+def test_every_image_with_its_label_map_unchanged(images: Path, tmp_path: Path) -> None:
+    found = pack_images(images, tmp_path / "street", tmp_path / "labels")
+    assert (found.images, found.labels, found.shards, found.passed_over) == (19, 19, 7, 1) and found.images_per_second > 0
+    assert "19 images with 19 label maps in 7 shards" in found.text() and "1 other files passed over" in found.text()
+    shards = open_shards(str(tmp_path / "street"))
+    assert [p.name for p in shards.paths] == [f"street-{n:06}.tar" for n in range(7)]
+    assert all(index.read(path) for path in shards.paths), "the index is written with the shard"
+    assert [shards.key(i) for i in range(len(shards))] == sorted(f"city_{n % 2}/frame_{n:02}" for n in range(19))
+    for i in range(len(shards)):
+        key, fields = shards.read(i)
+        n = int(key[-2:])
+        suffix = ".JPEG" if n % 3 else ".png"
+        assert fields["jpg" if n % 3 else "png"] == (images / f"city {n % 2}" / f"frame.{n:02}{suffix}").read_bytes()
+        assert fields["seg.png"] == (tmp_path / "labels" / f"city {n % 2}" / f"frame.{n:02}.png").read_bytes()
+
+
+def test_the_manifest_counts_and_sums(images: Path, tmp_path: Path) -> None:
+    found = pack_images(images, tmp_path / "out", shard_size=4, name="a name")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["images"] == 19 and manifest["labels"] == 0 and manifest["bytes"] == found.bytes
+    assert [s["images"] for s in manifest["shards"]] == [3, 3, 3, 3, 3, 3, 1] and manifest["shards"][0]["name"] == "a_name-000000.tar"
+    found_sums = digests(tmp_path / "out")
+    assert all(found_sums[s["name"]] == s["sha256"] and (tmp_path / "out" / s["name"]).stat().st_size == s["bytes"] for s in manifest["shards"])
+
+
+def test_the_same_folder_gives_the_same_bytes(images: Path, tmp_path: Path) -> None:
+    pack_images(images, tmp_path / "one", tmp_path / "labels", name="x")
+    for path in images.rglob("*"):
+        os.utime(path, (1, 1))
+    pack_images(images, tmp_path / "two", tmp_path / "labels", name="x")
+    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+
+
+def test_webdataset_reads_what_is_packed(images: Path, tmp_path: Path) -> None:
+    pack_images(images, tmp_path / "out", tmp_path / "labels")
+    urls = [str(p) for p in sorted((tmp_path / "out").glob("*.tar"))]
+    streamed = [(s["__key__"], {k: v for k, v in s.items() if not k.startswith("_")}) for s in webdataset.WebDataset(urls, shardshuffle=False)]
+    shards = open_shards(urls)
+    assert streamed == [tuple(shards.read(i)) for i in range(len(shards))]
+
+
+def test_shards_stay_under_their_size(images: Path, tmp_path: Path) -> None:
+    total = sum(p.stat().st_size for p in images.rglob("*.png")) + sum(p.stat().st_size for p in images.rglob("*.JPEG"))
+    found = pack_images(images, tmp_path / "out", max_bytes=total // 10)
+    shards = open_shards(str(tmp_path / "out"))
+    assert found.shards >= 10 and len(shards) == 19
+    assert all(found_.sizes.sum() <= total // 10 or len(found_) == 1 for found_ in shards.indexes)
+    assert pack_images(images, tmp_path / "one each", shard_size=1).shards == 19
+
+
+def refused(said: str, *args: Any, **options: Any) -> None:
+    with pytest.raises(DataError, match=re.escape(said)) as caught:
+        pack_images(*args, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_refused_leaves_nothing_behind(images: Path, tmp_path: Path) -> None:
+    out, labels = tmp_path / "out", tmp_path / "labels"
+    before = sorted(tmp_path.iterdir())
+    refused("there is no such folder of images", tmp_path / "no", out)
+    refused("holds no images (.jpg, .jpeg, .png, .webp, .bmp)", Path(__file__).parent, out)
+    refused(f"{images}: is there already", images, images)
+    refused("shard_size: wants a number above 0", images, out, shard_size=0)
+
+    label = labels / "city 1" / "frame.01.png"
+    data = label.read_bytes()
+    label.unlink()
+    refused(f"frame.01.JPEG: has no label map {label} (1 of 19 have none)", images, out, labels)
+    save(label, 0, (30, 20), grey=True)
+    refused(f"{label}: is (30, 20) pixels (height, width), its image (20, 30).", images, out, labels)
+    label.write_bytes(b"broken")
+    refused(f"{label}: is no image; it begins with b'broken'. Remove it, or put it right.", images, out, labels)
+    label.write_bytes(data)
+
+    save(images / "city 0" / "frame 00.png", 0)
+    refused("its key 'city_0/frame_00' is that of", images, out)
+    (images / "city 0" / "frame 00.png").unlink()
+    (images / "zzz.jpg").write_bytes(b"")
+    refused("zzz.jpg: is an empty file", images, out)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_empty_folder_may_be_filled(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    assert pack_images(images, tmp_path / "out").images == 19
+    refused("out: is there already. Name a new folder", images, tmp_path / "out")
+
+
+def test_names_of_any_length_and_language(tmp_path: Path) -> None:
+    names = ["a" * 120 + "/" + "b" * 200, "straße/日本", "x"]
+    for n, name in enumerate(names):
+        save(tmp_path / "images" / f"{name}.png", n)
+    pack_images(tmp_path / "images", tmp_path / "out")
+    shards = open_shards(str(tmp_path / "out"))
+    assert sorted(shards.key(i) for i in range(3)) == sorted(names)
+
+
+def test_label_maps_inside_the_folder_are_no_images(tmp_path: Path) -> None:
+    save(tmp_path / "all" / "a.jpg", 0)
+    save(tmp_path / "all" / "labels" / "a.png", 0, grey=True)
+    assert pack_images(tmp_path / "all", tmp_path / "out", tmp_path / "all" / "labels").images == 1
+
+
+def test_a_log_gets_plain_lines(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twinview.data.progress.EVERY", 0.0)
+    pack_images(images, tmp_path / "out")
+    lines = capsys.readouterr().err.splitlines()
+    assert "pack: 19 of 19 images" in lines and all("\r" not in line for line in lines)
+    monkeypatch.setenv("RANK", "1")
+    pack_images(images, tmp_path / "quiet")
+    assert capsys.readouterr().err == ""
+    monkeypatch.delenv("RANK")
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    pack_images(images, tmp_path / "bar")
+    assert "\r" in terminal.getvalue() and "19/19" in terminal.getvalue()
+
+
+def test_camvid(shared: Path, tmp_path: Path) -> None:
+    camvid = shared / "data" / "camvid"
+    if not camvid.is_dir():
+        pytest.skip("needs CamVid")
+    found = pack_images(camvid / "images" / "val", tmp_path / "out", camvid / "labels" / "val")
+    assert (found.images, found.labels, found.shards) == (101, 101, 8)
