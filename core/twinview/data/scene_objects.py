@@ -85,23 +85,34 @@ def block(scene: Scene, x: tuple[float, float], y: tuple[float, float], z: tuple
     return front, flank
 
 
-CARS = {  # body height, cabin height, cabin's start and end along the length, length, width, slope of both screens (m)
-    "saloon": (0.85, 0.55, 0.2, 0.72, 4.6, 1.8, 0.5),
-    "hatch": (0.9, 0.6, 0.02, 0.7, 3.9, 1.75, 0.4),
-    "estate": (0.95, 0.65, 0.01, 0.75, 4.7, 1.85, 0.3),
-    "van": (1.1, 0.95, 0.0, 0.85, 5.0, 2.0, 0.2),
-    "bus": (1.2, 1.7, 0.0, 1.0, 9.0, 2.5, 0.05),
+@attrs.frozen
+class Body:
+    """A car's shape, in metres; the cabin starts and ends at these shares of the length."""
+
+    height: float
+    cabin: float
+    start: float
+    end: float
+    length: float
+    width: float
+    slope: float  # of both screens
+
+
+BODIES = {
+    "saloon": Body(0.85, 0.55, 0.2, 0.72, 4.6, 1.8, 0.5),
+    "hatch": Body(0.9, 0.6, 0.02, 0.7, 3.9, 1.75, 0.4),
+    "estate": Body(0.95, 0.65, 0.01, 0.75, 4.7, 1.85, 0.3),
+    "van": Body(1.1, 0.95, 0.0, 0.85, 5.0, 2.0, 0.2),
+    "bus": Body(1.2, 1.7, 0.0, 1.0, 9.0, 2.5, 0.05),
 }
 
 
-def car(scene: Scene, right: float, ahead: float, along: bool) -> None:
+def car(scene: Scene, right: float, ahead: float, body: Body, along: bool) -> None:
     """A car whose near end is `ahead`: seen from behind or before (`along` the street), or from the side (across it)."""
-    dice = scene.dice
-    body, cabin, start, end, length, width, slope = CARS[dice.pick(("saloon", "hatch", "estate", "saloon", "hatch", "van", "bus"))]
+    dice, length, width, slope = scene.dice, body.length, body.width, body.slope
+    start, end = (body.start, body.end) if dice.chance(0.5) else (1 - body.end, 1 - body.start)
     paint, glass = dice.colour((0, 0.8), (0.15, 0.95)), dice.colour((0, 0.3), (0.08, 0.5))
-    if dice.chance(0.5):
-        start, end = 1 - end, 1 - start
-    base, top = 0.3, body + cabin
+    base, belt, top = 0.3, body.height, body.height + body.cabin
     if along:
         x, z = (right - width / 2, right + width / 2), (ahead, ahead + length)
         cabin_x, cabin_z, taper = x, (ahead + start * length, ahead + end * length), (0.18, slope, slope)
@@ -109,11 +120,10 @@ def car(scene: Scene, right: float, ahead: float, along: bool) -> None:
         x, z = (right - length / 2, right + length / 2), (ahead, ahead + width)
         cabin_x, cabin_z, taper = (x[0] + start * length, x[0] + end * length), z, (slope, 0.12, 0.12)
     scene.shade((x[0] + x[1]) / 2, (z[0] + z[1]) / 2, 1.25 * (x[1] - x[0]), 1.3 * (z[1] - z[0]))
-    near, beneath = z[0] + 0.1, (x[0] + 0.1, x[1] - 0.1)
-    scene.polygon([(beneath[0], 0.12, near), (beneath[1], 0.12, near), (beneath[1], base, near), (beneath[0], base, near)], BLACK, CAR)
-    front, flank = block(scene, x, (base, body), z, paint, CAR, (0.04, 0.04, 0.04))
+    block(scene, (x[0] + 0.08, x[1] - 0.08), (0.12, base), (z[0] + 0.1, z[1] - 0.1), BLACK, CAR)
+    front, flank = block(scene, x, (base, belt), z, paint, CAR, (0.04, 0.04, 0.04))
     wheels(scene, flank if along else front, along, x, z[0])
-    cabin_front, cabin_flank = block(scene, cabin_x, (body, top), cabin_z, paint, CAR, taper)
+    cabin_front, cabin_flank = block(scene, cabin_x, (belt, top), cabin_z, paint, CAR, taper)
     side, screen = (cabin_flank, cabin_front) if along else (cabin_front, cabin_flank)
     panes = 5 if length > 6 else 2
     if side:

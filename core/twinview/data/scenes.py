@@ -7,11 +7,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import attrs
 import numpy as np
 from numpy.typing import NDArray
 
 from twinview.data.scene_canvas import Camera, Canvas, Colour, Dice, Plane, Shader, grain, pulses, rgb, unit
 from twinview.data.scene_objects import (
+    BODIES,
     BUILDING,
     CLASSES,
     FENCE,
@@ -29,12 +31,21 @@ from twinview.data.scene_objects import (
 
 __all__ = ["CLASSES", "VERSION", "draw_scene"]
 
-VERSION = 3  # bump when the drawing changes: caches and digests hang on it
+VERSION = 5  # bump when the drawing changes: caches and digests hang on it
 SMALLEST = 16  # pixels
 FARTHEST = 300.0  # metres: where the ground ends
 
-Ground = tuple[float, float, float, float]  # metres right of the camera: left building line, left kerb, right kerb, right building line
-Task = tuple[float, Callable[[], None]]  # distance, what draws it
+
+@attrs.frozen
+class Ground:
+    """Where the street's strips meet, in metres right of the camera."""
+
+    line_left: float  # of the buildings
+    kerb_left: float
+    kerb_right: float
+    line_right: float
+    lane: float  # width of one
+    parked: tuple[bool, bool]  # cars along the left kerb, along the right one
 
 
 def draw_scene(seed: int, size: tuple[int, int] = (160, 240)) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -52,16 +63,21 @@ def draw_scene(seed: int, size: tuple[int, int] = (160, 240)) -> tuple[NDArray[n
     sun, front = dice.between(-0.3, 0.3), dice.between(-0.2, 0.15)
     scene = Scene(canvas, camera, dice, haze=dice.colour((0, 0.3), (0.4, 1.0)), murk=dice.between(0.1, 0.7),
                   sides=(1 - sun, 1 + front, 1 + sun), shadow=dice.between(0.3, 0.65))
-    lane = dice.between(2.8, 3.8)
-    left, right = dice.pick(((-0.5, 0.5), (-0.5, 1.5), (-1.5, 0.5), (-1.5, 1.5)))
-    kerbs = left * lane - dice.between(0, 1.5), right * lane + dice.between(0, 1.5)
-    ground = (kerbs[0] - dice.between(2.5, 6), *kerbs, kerbs[1] + dice.between(2.5, 6))
+    ground = lay_out(dice)
     draw_sky(scene)
-    draw_ground(scene, ground, lane)
+    draw_ground(scene, ground)
     draw_sides(scene, ground)
-    for _, draw in sorted(street(scene, ground, lane), key=lambda task: -task[0]):
-        draw()
+    for thing in back_to_front(populate(scene, ground)):
+        thing.draw()
     return develop(scene, Dice(seed, 1)), canvas.labels
+
+
+def lay_out(dice: Dice) -> Ground:
+    """One or two lanes each way, parked cars, pavements."""
+    lane, parked = dice.between(2.7, 3.5), (dice.chance(0.5), dice.chance(0.5))
+    kerb_left = -dice.pick((0.5, 0.5, 1.5)) * lane - dice.between(0, 1) - 2.2 * parked[0]
+    kerb_right = dice.pick((0.5, 0.5, 1.5)) * lane + dice.between(0, 1) + 2.2 * parked[1]
+    return Ground(kerb_left - dice.between(3, 7), kerb_left, kerb_right, kerb_right + dice.between(3, 7), lane, parked)
 
 
 def draw_sky(scene: Scene) -> None:
@@ -79,7 +95,7 @@ def draw_sky(scene: Scene) -> None:
     canvas.labels[:] = SKY
 
 
-def draw_ground(scene: Scene, ground: Ground, lane: float) -> None:
+def draw_ground(scene: Scene, ground: Ground) -> None:
     """Road with its markings, kerbs, tiled or poured pavement, a verge of grass or more pavement behind it."""
     dice, canvas, camera = scene.dice, scene.canvas, scene.camera
     rows = slice(max(int(camera.y - abs(camera.roll) * canvas.labels.shape[1]) - 1, 0), None)
@@ -87,8 +103,8 @@ def draw_ground(scene: Scene, ground: Ground, lane: float) -> None:
     lowest = camera.above / FARTHEST
     below, z = down > lowest, camera.above / np.maximum(down, lowest)
     x, dx, dz = across * z, z / camera.focal, z * z / (camera.focal * camera.above)
-    line_left, kerb_left, kerb_right, line_right = ground
-    on_road, paved = (x > kerb_left) & (x < kerb_right), (x > line_left) & (x < line_right)
+    kerb_left, kerb_right, lane = ground.kerb_left, ground.kerb_right, ground.lane
+    on_road, paved = (x > kerb_left) & (x < kerb_right), (x > ground.line_left) & (x < ground.line_right)
 
     tar = dice.colour((0, 0.2), (0.18, 0.7))
     speckle, blotch = grain(1, 40 * x, 40 * z), grain(16, 8 * x, 4 * z)
@@ -231,14 +247,14 @@ def draw_sides(scene: Scene, ground: Ground) -> None:
         house(scene, 1, -dice.between(8, 25), end, end + 5, deep=dice.between(25, 45))
     for _ in range(3):
         tree(scene, dice.between(-25, 25), end - 1, dice.between(5, 10), dice.pick((0.0, 0.3)))
-    for side, line in ((-1, ground[0]), (1, ground[3])):
+    for side, line in ((-1, ground.line_left), (1, ground.line_right)):
         plots = []
         near = dice.between(1.5, 6)
         while near < end:
             far = near + dice.between(7, 16) * (1 + near / 60)
             plots.append((near, min(far, end)))
             near = far
-        fenced, bare = dice.chance(0.65), dice.between(0.15, 0.45)
+        fenced, bare = dice.chance(0.75), dice.between(0.2, 0.5)
         for near, far in reversed(plots):
             if dice.chance(bare):
                 for _ in range(dice.count(1, 3)):
@@ -252,49 +268,82 @@ def draw_sides(scene: Scene, ground: Ground) -> None:
                 upright(scene, line, near, far, top, pickets(scene, line, near, far, top), FENCE)
 
 
-def street(scene: Scene, ground: Ground, lane: float) -> list[Task]:
-    """What stands and moves between the building lines, each with its distance."""
-    dice = scene.dice
-    line_left, kerb_left, kerb_right, line_right = ground
-    tasks: list[Task] = []
+@attrs.frozen
+class Thing:
+    """Something in the street: the ground that it takes, in metres, and what draws it."""
 
-    def add(ahead: float, draw: Callable[..., None], right: float, *rest: object) -> None:
-        tasks.append((ahead, partial(draw, scene, right, ahead, *rest)))
+    right: float
+    half: float  # of its width
+    near: float
+    far: float
+    draw: Callable[[], None]
+
+    def hits(self, other: Thing) -> bool:
+        """Whether the two would stand in each other's place."""
+        return abs(self.right - other.right) < self.half + other.half and self.near < other.far + 0.3 and other.near < self.far + 0.3
+
+
+def back_to_front(things: list[Thing]) -> list[Thing]:
+    """The order to draw in: by the near ends, but what stands beside a longer thing, on the camera's side of it, comes after it."""
+    outward = sorted(things, key=lambda thing: -abs(thing.right))
+    depths: list[float] = []
+    for i, thing in enumerate(outward):
+        beside = [depths[j] for j in range(i) if outward[j].near < thing.near < outward[j].far and outward[j].right * thing.right > 0]
+        depths.append(min([thing.near, *beside]))
+    return [outward[i] for i in sorted(range(len(outward)), key=lambda i: -depths[i])]
+
+
+def populate(scene: Scene, ground: Ground) -> list[Thing]:
+    """What stands and moves between the building lines; what would stand in another's place is left out."""
+    dice = scene.dice
+    things: list[Thing] = []
+
+    def add(draw: Callable[..., None], right: float, ahead: float, *rest: object, half: float = 0.35, length: float = 0.5) -> None:
+        thing = Thing(right, half, ahead, ahead + length, partial(draw, scene, right, ahead, *rest))
+        if not any(thing.hits(other) for other in things):
+            things.append(thing)
+
+    def add_car(right: float, ahead: float, along: bool) -> None:
+        body = BODIES[dice.pick(("saloon", "saloon", "hatch", "hatch", "estate", "van", "bus"))]
+        length, width = (body.length, body.width) if along else (body.width, body.length)
+        add(car, right, ahead, body, along, half=width / 2, length=length)
 
     def road() -> float:
-        return dice.between(kerb_left + 0.8, kerb_right - 0.8)
+        return dice.between(ground.kerb_left + (2.6 if ground.parked[0] else 0.6), ground.kerb_right - (2.6 if ground.parked[1] else 0.6))
 
     def pavement(ahead: float, margin: float = 10.0) -> float:
         """A place on a pavement, at most `margin` metres from its kerb, where the camera sees it; else one on the road."""
         left, right = scene.seen(ahead)
-        strips = ((max(line_left + 0.5, kerb_left - margin, left), kerb_left - 0.4),
-                  (kerb_right + 0.4, min(line_right - 0.5, kerb_right + margin, right)))
-        return dice.between(*dice.pick([strip for strip in strips if strip[0] < strip[1]] or [(kerb_left, kerb_right)]))
+        strips = ((max(ground.line_left + 0.5, ground.kerb_left - margin, left), ground.kerb_left - 0.4),
+                  (ground.kerb_right + 0.4, min(ground.line_right - 0.5, ground.kerb_right + margin, right)))
+        seen = [strip for strip in strips if strip[0] < strip[1]]
+        return dice.between(*dice.pick(seen)) if seen else road()
 
-    for side, kerb in ((-1, kerb_left), (1, kerb_right)):
-        if dice.chance(0.6):
+    for side, kerb, parked in ((-1, ground.kerb_left, ground.parked[0]), (1, ground.kerb_right, ground.parked[1])):
+        if parked:
             ahead = dice.between(4.5, 11)
             while ahead < 45:
-                add(ahead, car, kerb - side * 1.1, True)
-                ahead += dice.between(6, 16)
+                add_car(kerb - side * 1.3, ahead, True)
+                ahead += dice.between(5.5, 15)
         if dice.chance(0.6):
             ahead, gap, height = dice.between(5, 14), dice.between(7, 14), dice.between(4, 8)
             while ahead < 50:
-                add(ahead, tree, kerb + side * 0.7, height * dice.between(0.85, 1.15), dice.between(0.3, 0.45))
+                add(tree, kerb + side * 0.7, ahead, height * dice.between(0.85, 1.15), dice.between(0.3, 0.45))
                 ahead += gap
-    for _ in range(dice.count(0, 2)):
-        add(dice.between(8, 40), car, road(), dice.chance(0.7))
-    for _ in range(dice.count(3, 7)):
-        ahead = dice.between(4.5, 13)
-        add(ahead, person, pavement(ahead))
-    for _ in range(dice.count(0, 2)):
-        add(dice.between(5.5, 12), person, road())
+    for _ in range(dice.count(0, 3)):
+        add_car(road(), dice.between(8, 40), dice.chance(0.7))
     for _ in range(dice.count(1, 3)):
-        add(dice.between(4.5, 11), cyclist, road(), dice.chance(0.45))
+        along = dice.chance(0.45)
+        add(cyclist, road(), dice.between(4.5, 11), along, half=0.35 if along else 0.9)
     for _ in range(dice.count(2, 5)):
         ahead = dice.between(5.5, 15)
-        add(ahead, sign, pavement(ahead, margin=1.0))
-    return tasks
+        add(sign, pavement(ahead, margin=1.0), ahead)
+    for _ in range(dice.count(0, 2)):
+        add(person, road(), dice.between(5.5, 12))
+    for _ in range(dice.count(3, 7)):
+        ahead = dice.between(4.5, 13)
+        add(person, pavement(ahead), ahead)
+    return things
 
 
 def develop(scene: Scene, dice: Dice) -> NDArray[np.uint8]:
