@@ -1,6 +1,8 @@
 """What tests of every part of twinview use."""
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import sys
 import textwrap
@@ -15,26 +17,68 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: sums 
 Install = Callable[..., None]
 
 
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Install a third-party method as pip would: a module and its metadata, on the path."""
+def write_method(folder: Path, method: str, code: str, dist: str | None = None) -> None:
+    """What pip would leave of a third-party method in a folder on the path: a module and its metadata."""
+    dist = dist or f"twinview_{method}"
+    info = folder / f"{dist}-1.0.dist-info"
+    info.mkdir(parents=True, exist_ok=True)
+    (folder / f"{dist}.py").write_text(textwrap.dedent(code))
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {dist}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[twinview]\n{method} = {dist}\n")
+
+
+@contextlib.contextmanager
+def installing(folder: Path) -> Iterator[Install]:
+    """Installs third-party methods into a folder, which is on the path until the end."""
     made: list[str] = []
 
-    def _install(method: str, code: str, dist: str | None = None) -> None:
-        dist = dist or f"twinview_{method}"
-        made.append(dist)
-        folder = tmp_path / "site"
-        folder.mkdir(exist_ok=True)
-        (folder / f"{dist}.py").write_text(textwrap.dedent(code))
-        info = folder / f"{dist}-1.0.dist-info"
-        info.mkdir(exist_ok=True)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {dist}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[twinview]\n{method} = {dist}\n")
-        monkeypatch.syspath_prepend(str(folder))
+    def _install(method: str, code: str = "", dist: str | None = None) -> None:
+        write_method(folder, method, code or TOY, dist)
+        made.append(dist or f"twinview_{method}")
+        importlib.invalidate_caches()
 
-    yield _install
+    with pytest.MonkeyPatch.context() as patch:
+        folder.mkdir(exist_ok=True)
+        patch.syspath_prepend(str(folder))
+        yield _install
     for name in made:
         sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def install(tmp_path: Path) -> Iterator[Install]:
+    """Install a third-party method as pip would: `install(name, code)`."""
+    with installing(tmp_path / "site") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def install_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Install]:
+    """`install`, until the module's last test; without code it installs the toy method."""
+    with installing(tmp_path_factory.mktemp("site")) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of twelve small photographs, {name}.jpg, smooth and each of its own colours."""
+    import numpy as np
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("photographs")
+    for i in range(12):
+        rng = np.random.default_rng(i)
+        image = Image.fromarray(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)).resize((80, 56), Image.Resampling.BICUBIC)
+        image.save(folder / f"photo{i:02}.jpg", quality=92)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photo_shards(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The photographs as shards."""
+    from twinview.data.pack import pack_images
+
+    return str(pack_images(photographs, tmp_path_factory.mktemp("packed") / "photographs").out)
 
 
 TOY = '''
@@ -157,7 +201,7 @@ def parts():
 @pytest.fixture
 def toy(install: Install) -> dict[str, Any]:
     """A small method, installed, and a recipe of its parts alone."""
-    install("toy", TOY)
+    install("toy")
     return {
         "views": {"use": "toy.views"},
         "encoder": {"use": "toy.encoder"},

@@ -48,9 +48,12 @@ def train(
     made = read(recipe, overrides)
     checked(made)
     from twinview.engine.launch import launch
+    from twinview.engine.run import check_folder
     from twinview.engine.train import train as train_rank
 
     folder = run_folder(made, run)
+    if is_first():
+        check_folder(folder, resume)
     result: RunResult = launch(ranks, lambda: train_rank(made, folder, resume=resume, command=" ".join(sys.argv)), device=made.run.device)
     if is_first():
         from twinview.engine.pictures import save_pictures

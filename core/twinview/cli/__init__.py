@@ -5,10 +5,12 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from twinview import __version__
 from twinview.errors import TwinviewError
 
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 EPILOG = "A wrong input gets one line and exit code 2.  Recipes by name: `twinview recipes`.  Options of a part: `twinview parts METHOD`."
 
 
@@ -18,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"twinview {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(name: str, answer: str, text: str, under: argparse._SubParsersAction[argparse.ArgumentParser] = commands) -> argparse.ArgumentParser:
+    def command(name: str, answer: str, text: str, under: Commands = commands) -> argparse.ArgumentParser:
         made = under.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         made.set_defaults(answer=answer)
         return made
@@ -66,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def top_level(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str) -> argparse._SubParsersAction[argparse.ArgumentParser]:
+def top_level(commands: Commands, name: str, text: str) -> Commands:
     """A command that has commands of its own."""
     return commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".").add_subparsers(metavar="COMMAND", required=True)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from twinview.errors import TwinviewError
 
 if TYPE_CHECKING:
+    from twinview.engine.run import Resume
     from twinview.engine.train import RunResult
 
 
@@ -19,7 +20,7 @@ def train(args: argparse.Namespace) -> None:
     if args.dry_run:
         dry_run(args)
         return
-    resume = "auto" if args.resume_auto else bool(args.resume)
+    resume: Resume = "auto" if args.resume_auto else bool(args.resume)
     result = api.train(args.recipe, *args.overrides, run=args.run, resume=resume, ranks=args.ranks)
     if api.is_first():
         print("\n".join(summary(result)))
@@ -29,13 +30,16 @@ def dry_run(args: argparse.Namespace) -> None:
     """One real batch through the whole step."""
     from twinview import api
     from twinview.cli.recipes import answers
-    from twinview.engine.train import dry_run as measure
+    from twinview.engine.dry_run import dry_run as measure
     from twinview.recipe import read
 
     recipe = read(args.recipe, args.overrides)
     assembly = api.checked(recipe)
-    for name, value in measure(recipe).items():
-        print(f"{name:<24} {value}")
+    report = measure(recipe)
+    if not api.is_first():
+        return
+    for name, value in report.items():
+        print(f"{name:<11} {value}")
     print("\n".join(answers(assembly)))
 
 

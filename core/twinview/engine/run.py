@@ -47,16 +47,21 @@ def _cpu_flags(cpuinfo: Path) -> set[str]:
 
 
 # ---- the folder
-def find_start(folder: Path, table: Mapping[str, Any], data: str, resume: Resume) -> Checkpoint | None:
-    """The checkpoint to go on from, or None for a new run.  Raises CheckpointError where `resume` does not fit what `folder` holds.
-
-    `table`: the recipe as resolved; `data`: checksum of the shards.  "auto" goes on where there is a checkpoint and starts where there is none.
-    """
+def check_folder(folder: Path, resume: Resume) -> None:
+    """Refuse to start over a run, or to go on where there is none; looks at names alone.  Raises CheckpointError."""
     begun = any((folder / name).exists() for name in ("recipe.toml", "metrics.jsonl", "checkpoints"))
     if begun and not resume:
         raise CheckpointError(f"{folder}: holds a run already. Add --resume to go on with it, or --run DIR for another folder.")
     if resume is True and not begun:
         raise CheckpointError(f"{folder}: holds no run to go on with. Leave --resume out to start one.")
+
+
+def find_start(folder: Path, table: Mapping[str, Any], data: str, resume: Resume) -> Checkpoint | None:
+    """The checkpoint to go on from, or None for a new run.  Raises CheckpointError where `resume` does not fit what `folder` holds.
+
+    `table`: the recipe as resolved; `data`: checksum of the shards.  "auto" goes on where there is a checkpoint and starts where there is none.
+    """
+    check_folder(folder, resume)
     if not resume or (resume == "auto" and not steps_in(folder / "checkpoints")):
         return None
     found = find_checkpoint(folder / "checkpoints")
