@@ -4,6 +4,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from statistics import median
@@ -42,6 +43,17 @@ class Report:
     hours: float  # of the whole run at this pace
     loss: float
     terms: dict[str, float]
+
+    def items(self) -> Iterator[tuple[str, str]]:
+        """What to print: names and values with their units."""
+        yield "device", f"{self.device}, {self.precision}, {self.ranks} rank{'s' * (self.ranks > 1)}"
+        yield "images", f"{self.images}, {self.steps_per_epoch} steps an epoch, {self.micro_batch} on a rank at once"
+        yield "parameters", f"{self.parameters / 1e6:.2f} M online, {self.trained / 1e6:.2f} M of them trained"
+        yield "memory", f"{self.memory / 2**30:.2f} GiB at most"
+        yield "step", f"{self.seconds:.3f} s, {self.images_per_second:.0f} images/s; the first batch took {self.data_seconds:.1f} s to load"
+        long = f"{self.hours:.1f} h" if self.hours >= 1 else f"{self.hours * 60:.0f} min"
+        yield "run", f"{self.steps} steps, {long} at this pace"
+        yield "loss", f"{self.loss:.4f} ({', '.join(f'{name} {value:.4f}' for name, value in self.terms.items())})"
 
 
 def dry_run(recipe: Recipe) -> Report:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import os
+import pickle
 import signal
 import sys
 import tempfile
@@ -12,6 +13,9 @@ import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
 
 from twinview.engine.process import STORE, join, leave, pick_device, quiet_deepspeed
 from twinview.errors import TwinviewError
@@ -37,6 +41,8 @@ def launch(ranks: int, work: Callable[[], Any], device: str = "auto") -> Any:
     """
     if ranks == 1:
         return work()
+    if dist.is_initialized() or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        raise TwinviewError(f"{ranks} ranks: this process has trained already, and what it holds cannot be forked. Start them from a new process.")
     kind = pick_device(device)
     if kind == "cpu":
         quiet_deepspeed(kind)  # paid for once; with a GPU each rank imports it alone, since a context must not be forked
@@ -76,17 +82,18 @@ def _rank(rank: int, world: int, store: str, device: str, work: Callable[[], Any
     os.environ.update({"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world), STORE: store})
     try:
         join(device)
-        word = _Word(0, rank, "", result=work())
+        result = work()
+        word = pickle.dumps(_Word(0, rank, "", result=result if rank == 0 else None))
         leave()
     except TwinviewError as e:
-        word = _Word(1, rank, str(e), e)
+        word = pickle.dumps(_Word(1, rank, str(e), e))
     except BaseException as e:
         lost = "onnection closed by peer" in str(e) or "onnection reset by peer" in str(e)  # another rank was first
-        word = _Word(4 if lost else 2, rank, traceback.format_exc())
-    mouth.send(word if rank == 0 else word._replace(result=None))
+        word = pickle.dumps(_Word(4 if lost else 2, rank, traceback.format_exc()))
+    mouth.send_bytes(word)  # pickled plainly: multiprocessing would lend out a tensor's memory, which ends with this process
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0 if word.weight == 0 else 1)  # no interpreter shutdown: it would wait for threads of a group that is broken
+    os._exit(0)  # no interpreter shutdown: it would wait for threads of a group that is broken
 
 
 def _end_with_parent(alive: int) -> None:
@@ -114,7 +121,7 @@ def _listen(children: list[Any], ears: list[Connection]) -> list[_Word]:
 def _hear(rank: int, ear: Connection, child: Any) -> _Word:
     if ear.poll():
         try:
-            word: _Word = ear.recv()
+            word: _Word = pickle.loads(ear.recv_bytes())
             return word
         except EOFError:
             child.join()

@@ -1,0 +1,83 @@
+"""Two ranks: python ranks_driver.py FOLDER.  Trains FOLDER/recipe.json into FOLDER/two and writes FOLDER/norm.pt.
+
+norm.pt holds BatchNorm over both ranks beside BatchNorm over the whole batch in one process.
+"""
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from twinview.engine.launch import launch
+from twinview.engine.process import gathered
+from twinview.engine.train import train
+from twinview.ops.sync_batchnorm import SyncBatchNorm, synchronise_batchnorm
+from twinview.recipe import from_table
+
+
+def norms() -> dict[str, nn.Module]:
+    """A map, vectors, without affine parameters, and with a running mean over all batches."""
+    torch.manual_seed(0)
+    made: dict[str, nn.Module] = {
+        "map": nn.BatchNorm2d(5),
+        "vector": nn.BatchNorm1d(5),
+        "plain": nn.BatchNorm1d(5, affine=False),
+        "cumulative": nn.BatchNorm1d(5, momentum=None),
+        "bf16": nn.BatchNorm2d(5),
+    }
+    for norm in made.values():
+        for p in norm.parameters():
+            nn.init.normal_(p)
+    return made
+
+
+def batch(name: str) -> Tensor:
+    """Of both ranks; far from 0, where sums of squares would lose their digits."""
+    shape = (7, 5, 3, 2) if name in ("map", "bf16") else (7, 5)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 0.1 + 30
+    return x.bfloat16() if name == "bf16" else x
+
+
+def through(norm: nn.Module, x: Tensor, rows: slice) -> dict[str, Tensor]:
+    """The output of a second training step, its gradients and the statistics after it; `rows` of the whole batch are here."""
+    x = x[rows].clone().requires_grad_()
+    norm(x.detach() * 0.9)
+    y = norm(x)
+    whole = torch.arange(7 * y[0].numel(), dtype=torch.float32).view(7, *y.shape[1:])
+    (y.float() * whole.sin()[rows]).sum().backward()
+    found = {"y": y.detach(), "x": x.grad, **{k: p.grad for k, p in norm.named_parameters()}, **dict(norm.named_buffers())}
+    return {k: v.clone() for k, v in found.items() if v is not None}
+
+
+def over_ranks() -> dict[str, Any]:
+    """Rank 0 holds four images, rank 1 three: the pieces of what one process would have."""
+    out: dict[str, Any] = {}
+    for name, norm in norms().items():
+        norm = synchronise_batchnorm(nn.Sequential(norm))[0]  # type: ignore[index]
+        assert isinstance(norm, SyncBatchNorm)
+        rows = slice(0, 4) if dist.get_rank() == 0 else slice(4, 7)
+        one, other = gathered(through(norm, batch(name), rows))
+        joined = {k: torch.cat([one[k], other[k]]) if k in ("y", "x") else one[k] + other[k] for k in one if k in ("y", "x", "weight", "bias")}
+        out[name] = {**joined, **{k: v for k, v in one.items() if k not in joined}}
+        assert all(torch.equal(one[k], other[k]) for k in one if "running" in k)
+        x = batch(name)
+        assert torch.equal(norm.eval()(x), nn.functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias))
+    return out
+
+
+def main() -> None:
+    """Both, each in two ranks."""
+    folder = Path(sys.argv[1])
+    alone = {name: through(norm, batch(name), slice(0, 7)) for name, norm in norms().items()}
+    torch.save({"ranks": launch(2, over_ranks), "alone": alone}, folder / "norm.pt")
+    recipe = from_table(json.loads((folder / "recipe.json").read_text()))
+    print(launch(2, lambda: train(recipe, folder / "two")))
+
+
+if __name__ == "__main__":
+    main()
