@@ -35,7 +35,7 @@ FAULTS: list[tuple[str, dict[str, Any], str]] = [
     ("unknown option", {"views": {"use": "toy.views", "sise": 3}}, "[views] toy.views: nothing takes 'sise'. Did you mean 'size'? There is: size."),
     ("wrong type", {"views": {"use": "toy.views", "size": "big"}}, "[views] toy.views.size: wants a whole number, not 'big'"),
     ("wrong slot", {"masks": {"use": "toy.views"}}, "[masks] toy.views: the name 'toy.views' is taken"),
-    ("part in a slot whose hook it does not answer", {"masks": {"use": "toy.views", "name": "m"}}, "[masks] toy.views: does not answer make_masks, which [masks] calls; it answers sample_views."),
+    ("part in a slot whose hook it does not answer", {"masks": {"use": "toy.align"}}, "[masks] toy.align: does not answer make_masks, which [masks] calls; it answers align, traits."),
     ("two answers", {"extra": [{"use": "toy.views", "name": "again"}]}, "sample_views: takes one part, the recipe has 2: [views] toy.views and [[extra]] toy.views"),
     ("clashing names", {"loss": [{"use": "toy.pooled"}, {"use": "toy.pooled"}]}, "[[loss]] toy.pooled: the name 'toy.pooled' is taken. Give one of the two a `name"),
     ("masks, and an encoder that cannot hide", {"masks": {"use": "toy.masks"}, "encoder": {"use": "toy.encoder", "gives": ["cells", "pooled"]}}, "[masks] toy.masks: [encoder] toy.encoder cannot hide cells"),
@@ -126,7 +126,7 @@ def test_a_wrapper_goes_around_whichever_alignment_is_asked(toy: dict[str, Any],
         @hookimpl
         def parts(): return {"half": Half}
         """)
-    recipe = read({**toy, "align": {"a": {"use": "toy.align"}, "b": {"use": "toy.align", "name": "second"}},
+    recipe = read({**toy, "align": {"a": {"use": "toy.align"}, "b": {"use": "toy.align"}},
                    "loss": [{"use": "toy.cells", "align": "a"}, {"use": "toy.cells", "name": "x", "align": "b"}], "extra": [{"use": "acme.half"}]})
     assembly = assemble(recipe)
     assert assembly.wrappers("align") == ["acme.half"]

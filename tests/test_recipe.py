@@ -23,10 +23,17 @@ def good() -> dict[str, Any]:
 
 
 def test_a_recipe_survives_its_own_table() -> None:
-    recipe = read({**good(), "align": {"a": {"use": "toy.align"}, "b": {"use": "toy.align", "name": "other"}}, "deepspeed": {"csv_monitor": {"enabled": True}}})
+    recipe = read({**good(), "align": {"a": {"use": "toy.align"}, "b": {"use": "toy.align"}}, "deepspeed": {"csv_monitor": {"enabled": True}}})
     assert read(recipe.table()) == recipe
     assert recipe.table()["loss"] == [{"use": "toy.pooled", "weight": 0.5}]
     assert [place for _, place, _ in recipe.uses()] == ["[views] toy.views", "[encoder] toy.encoder", "[align.a] toy.align", "[align.b] toy.align", "[[loss]] toy.pooled"]
+
+
+def test_name_is_an_option_of_single_parts_and_a_stable_name_of_the_others() -> None:
+    recipe = read({**good(), "encoder": {"use": "toy.encoder", "name": "resnet50"}, "extra": [{"use": "toy.x", "name": "mine"}],
+                   "align": {"a": {"use": "toy.align"}, "b": {"use": "toy.align"}}})
+    assert recipe.encoder.options == {"name": "resnet50"} and recipe.encoder.label == "toy.encoder"
+    assert recipe.extra[0].label == "mine" and [u.label for u in recipe.align.values()] == ["toy.align.a", "toy.align.b"]
 
 
 def test_overrides_reach_tables_and_lists() -> None:
@@ -55,12 +62,12 @@ FAULTS: list[tuple[list[str], str]] = [
     (["optimizer.betas=[0, 1]"], "[optimizer]: nothing takes 'betas'"),
     (["format=9"], "format: this recipe is of format 9, this twinview reads 1"),
     (["views.use=toy"], "[views]: wants `use = \"method.part\"`, not 'toy'"),
-    (["augment.name=x"], "[augment]: wants `use = \"method.part\"`; it names no part"),
+    (["augment.x=1"], "[augment]: wants `use = \"method.part\"`; it names no part"),
     (["loss.weight=1"], "is a list of parts; write the place too, for example loss.0.weight"),
     (["loss.3.weight=1"], "'3' is no place in a list of 1. Write 0 to 0"),
     (["run.steps.x=1"], "'steps' is a value, not a table"),
     (["nonsense"], "an override is written table.key=value"),
-    (["views.name=a/b"], "[views].name: 'a/b' has a '/'"),
+    (["loss.0.name=a/b"], "[[loss]].name: 'a/b' has a '/'"),
     (["deepspeed=3"], "[deepspeed]: wants a table, not 3"),
     (["run=3"], "[run]: wants a table, not 3"),
     (["align=3"], "[align]: wants a table"),

@@ -21,7 +21,7 @@ class Use:
     """A part as a recipe names it: `use`, the keys that every slot takes, and the part's own options."""
 
     use: str  # method.part
-    name: str = ""  # stable name, needed when a part is used twice
+    name: str = ""  # [[...]] and [align.NAME] only: stable name, needed when a part is used twice
     weight: float = 1.0  # [[loss]] only
     every: int = 0  # [[evaluate]] only: steps between evaluations, 0 = at the end
     options: dict[str, Any] = field(factory=dict)
@@ -32,7 +32,7 @@ class Use:
         return self.name or self.use
 
 
-SLOT_KEYS = {"loss": ("weight",), "evaluate": ("every",)}  # beside use and name
+SLOT_KEYS = {"head": ("name",), "loss": ("name", "weight"), "extra": ("name",), "evaluate": ("name", "every")}  # beside use
 TABLES: dict[str, type] = {"target": Target, "data": Data, "schedule": Schedule, "run": Run}
 SLOTS = ("views", "augment", "masks", "encoder", "align", "head", "loss", "extra", "evaluate")  # in which data flows
 
@@ -88,7 +88,7 @@ class Recipe:
 
 def _use_table(slot: str, value: Any) -> Any:
     if isinstance(value, Use):
-        own = {k: getattr(value, k) for k in ("name", *SLOT_KEYS.get(slot, ())) if getattr(value, k) != ""}
+        own = {k: getattr(value, k) for k in SLOT_KEYS.get(slot, ()) if getattr(value, k) != ""}
         return {"use": value.use, **own, **value.options}
     if isinstance(value, dict):
         return _use_table(slot, value[""]) if list(value) == [""] else {k: _use_table(slot, u) for k, u in value.items()}
@@ -128,7 +128,7 @@ def _use(slot: str, table: Any, place: str) -> Use:
         raise RecipeError(f"{place}: wants a table with `use = \"method.part\"`, not {table!r}.")
     if not isinstance(table.get("use"), str) or table["use"].count(".") != 1:
         raise RecipeError(f"{place}: wants `use = \"method.part\"`" + (f", not {table['use']!r}." if "use" in table else "; it names no part."))
-    own = {k: table[k] for k in ("use", "name", *SLOT_KEYS.get(slot, ())) if k in table}
+    own = {k: table[k] for k in ("use", *SLOT_KEYS.get(slot, ())) if k in table}
     if "/" in str(own.get("name", "")):
         raise RecipeError(f"{place}.name: {own['name']!r} has a '/'. Write '.' or '_' instead.")
     return cast(Use, structure({**own, "options": {k: v for k, v in table.items() if k not in own}}, Use, place))
@@ -144,8 +144,15 @@ def _read_slot(slot: str, value: Any) -> Any:
     if slot == "align":
         if not isinstance(value, Mapping):
             raise RecipeError("[align]: wants a table with `use = \"method.part\"`.")
-        return {"": _use(slot, value, "[align]")} if "use" in value or not value else {k: _use(slot, t, f"[align.{k}]") for k, t in value.items()}
+        return {"": _use(slot, value, "[align]")} if "use" in value or not value else _named(value)
     return _use(slot, value, f"[{slot}]")
+
+
+def _named(tables: Mapping[str, Any]) -> dict[str, Use]:
+    """[align.NAME]: of two that use one part, the name tells them apart."""
+    made = {name: _use("align", table, f"[align.{name}]") for name, table in tables.items()}
+    uses = [use.use for use in made.values()]
+    return {name: attrs.evolve(use, name=f"{use.use}.{name}" if uses.count(use.use) > 1 else "") for name, use in made.items()}
 
 
 def _faults(error: BaseException, path: str) -> Iterator[str]:
