@@ -1,0 +1,72 @@
+"""What MultiSiam, plain BYOL and a random start are worth on CamVid: mIoU of a linear probe on frozen features, several seeds each.
+
+    twinview shards pack images CAMVID/images/train shards/camvid-train --labels CAMVID/labels/train
+    twinview shards pack images CAMVID/images/val shards/camvid-val --labels CAMVID/labels/val
+    python benchmarks/camvid.py --shards shards --runs runs/camvid
+
+Resumable: a run that is there is not repeated, one that was stopped goes on. A JSON line per run in benchmarks/results/camvid.jsonl.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+RECIPES = ("multisiam/camvid", "byol/camvid")
+RESULTS = Path(__file__).parent / "results" / "camvid.jsonl"
+
+
+def main() -> None:
+    """Train every recipe with every seed, then print the table."""
+    ask = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    ask.add_argument("--shards", type=Path, default=Path("shards"))
+    ask.add_argument("--runs", type=Path, default=Path("runs/camvid"))
+    ask.add_argument("--seeds", type=int, default=3)
+    ask.add_argument("overrides", nargs="*", help="for every run; results then go beside the runs")
+    args = ask.parse_args()
+    results = args.runs / "results.jsonl" if args.overrides else RESULTS
+    results.parent.mkdir(parents=True, exist_ok=True)
+    rows = [json.loads(line) for line in results.read_text().splitlines()] if results.is_file() else []
+    for seed in range(args.seeds):
+        for recipe in RECIPES:
+            if not any(row["recipe"] == recipe and row["seed"] == seed for row in rows):
+                rows.append(one(recipe, seed, args.shards.resolve(), args.runs / f"{recipe.replace('/', '-')}-{seed}", args.overrides))
+                results.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    print("\n".join(table(rows)))
+
+
+def one(recipe: str, seed: int, shards: Path, run: Path, overrides: list[str]) -> dict[str, Any]:
+    """Train one recipe with one seed in a process of its own."""
+    train, val = shards / "camvid-train", shards / "camvid-val"
+    keys = [f"data.shards={train}", f"evaluate.0.train={train}", f"evaluate.0.val={val}", f"run.seed={seed}", *overrides]
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-m", "twinview", "train", recipe, *keys, "--run", str(run), "--resume", "auto"], check=True)
+    seconds = time.monotonic() - started
+    last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
+    scores = {k.removeprefix("score/segment/"): v for k, v in last.items() if k.startswith("score/")}
+    said = {k: last[k] for k in ("step", "loss", "spread/online", "erank/online") if k in last}
+    return {"recipe": recipe, "seed": seed, **scores, **said, "seconds": round(seconds, 1)}
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Mean and standard deviation over seeds, and how far each is above the random start in pooled deviations."""
+    scores = {recipe: [row["miou"] for row in rows if row["recipe"] == recipe] for recipe in RECIPES}
+    scores["random start"] = [row["random/miou"] for row in rows if row["recipe"] == RECIPES[0]]
+    random = scores["random start"]
+    lines = [f"{'':<18} {'mIoU':>6} {'+-':>5} {'above random':>13} {'pooled deviations':>18}"]
+    for name, found in scores.items():
+        mean, spread = statistics.mean(found), statistics.stdev(found) if len(found) > 1 else float("nan")
+        gain = mean - statistics.mean(random)
+        pooled = ((spread**2 + (statistics.stdev(random) if len(random) > 1 else float("nan")) ** 2) / 2) ** 0.5
+        beside = f"{gain:>13.2f} {gain / pooled if pooled else float('nan'):>18.1f}" if name != "random start" else ""
+        lines.append(f"{name:<18} {mean:>6.2f} {spread:>5.2f} {beside}")
+    return lines
+
+
+if __name__ == "__main__":
+    main()
