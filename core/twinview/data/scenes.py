@@ -35,6 +35,8 @@ VERSION = 5  # bump when the drawing changes: caches and digests hang on it
 SMALLEST = 16  # pixels
 FARTHEST = 300.0  # metres: where the ground ends
 
+Facade = Callable[[Plane, Plane, Plane, Plane], Colour]  # metres along and up it, a pixel's size in both -> colour
+
 
 @attrs.frozen
 class Ground:
@@ -95,50 +97,72 @@ def draw_sky(scene: Scene) -> None:
     canvas.labels[:] = SKY
 
 
+@attrs.frozen
+class Floor:
+    """The ground under each pixel [h, w]: metres to the right and ahead, and how many of them a pixel spans."""
+
+    x: Plane
+    z: Plane
+    dx: Plane
+    dz: Plane
+
+    def speckle(self) -> Plane:
+        """Grit, that fades where a pixel spans much of it."""
+        return grain(1, 40 * self.x, 40 * self.z) / (1 + 12 * self.dx)
+
+
 def draw_ground(scene: Scene, ground: Ground) -> None:
-    """Road with its markings, kerbs, tiled or poured pavement, a verge of grass or more pavement behind it."""
+    """Road, kerbs, tiled pavement; behind it a verge of grass or more pavement."""
     dice, canvas, camera = scene.dice, scene.canvas, scene.camera
     rows = slice(max(int(camera.y - abs(camera.roll) * canvas.labels.shape[1]) - 1, 0), None)
     across, down = canvas.across[rows], canvas.down[rows]
     lowest = camera.above / FARTHEST
     below, z = down > lowest, camera.above / np.maximum(down, lowest)
-    x, dx, dz = across * z, z / camera.focal, z * z / (camera.focal * camera.above)
-    kerb_left, kerb_right, lane = ground.kerb_left, ground.kerb_right, ground.lane
-    on_road, paved = (x > kerb_left) & (x < kerb_right), (x > ground.line_left) & (x < ground.line_right)
+    floor = Floor(across * z, z, z / camera.focal, z * z / (camera.focal * camera.above))
+    on_road = (floor.x > ground.kerb_left) & (floor.x < ground.kerb_right)
+    colour = np.where(on_road, tarmac(dice, ground, floor), paving(dice, ground, floor))
+    label = np.where(on_road, ROAD, PAVEMENT)
+    if dice.chance(0.6):
+        paved = (floor.x > ground.line_left) & (floor.x < ground.line_right)
+        grass = dice.colour((0.15, 0.6), (0.2, 0.7), (0.08, 0.42))
+        blades = grain(1, 25 * floor.x, 12 * z) / (1 + 8 * floor.dx) + grain(4, 12 * floor.x, 6 * z)
+        colour, label = np.where(paved, colour, grass * (1 + 0.3 * blades)), np.where(paved, label, VEGETATION)
+    canvas.pixels[:, rows] = np.where(below, scene.far(colour, z), canvas.pixels[:, rows])
+    canvas.labels[rows][below] = label[below]
 
+
+def tarmac(dice: Dice, ground: Ground, floor: Floor) -> Colour:
+    """The road's surface: grit, blotches, lines between the lanes, a zebra crossing."""
+    x, z, dx, dz, lane = floor.x, floor.z, floor.dx, floor.dz, ground.lane
     tar = dice.colour((0, 0.2), (0.18, 0.7))
-    speckle, blotch = grain(1, 40 * x, 40 * z), grain(16, 8 * x, 4 * z)
-    road = tar * (1 + dice.between(0.08, 0.25) * speckle / (1 + 12 * dx) + dice.between(0.05, 0.2) * blotch)
+    road = tar * (1 + dice.between(0.08, 0.25) * floor.speckle() + dice.between(0.05, 0.2) * grain(16, 8 * x, 4 * z))
     paint = rgb(0.9, 0.9, 0.86) if dice.chance(0.7) else dice.colour((0.3, 0.7), (0.7, 0.95), (0.1, 0.16))
     if dice.chance(0.85):
-        dash, middle = dice.pick((0.4, 0.55, 1.0)), kerb_left + 0.5 * ((kerb_right - kerb_left) % lane)
+        dash, middle = dice.pick((0.4, 0.55, 1.0)), ground.kerb_left + 0.5 * ((ground.kerb_right - ground.kerb_left) % lane)
         marks = pulses((x - middle) / lane + 0.02, 0.045, dx / lane) * pulses(z / 6, dash, dz / 6)
-        marks *= (x > kerb_left + 1) & (x < kerb_right - 1)
+        marks *= (x > ground.kerb_left + 1) & (x < ground.kerb_right - 1)
         road += marks * 0.8 * (paint - road)
     if dice.chance(0.4):
         near = dice.between(5, 14)
         zebra = pulses(x / 1.1, 0.5, dx / 1.1) * unit((1.5 - abs(z - near)) / dz + 0.5)
         road += zebra * 0.85 * (paint - road)
+    return road
 
+
+def paving(dice: Dice, ground: Ground, floor: Floor) -> Colour:
+    """The pavement's surface: slabs and their joints, a kerb lighter or darker than they are."""
+    x, z, dx, dz = floor.x, floor.z, floor.dx, floor.dz
     stone = dice.colour((0, 0.3), (0.22, 0.85), (0.0, 0.2) if dice.chance(0.6) else (0.0, 1.0))
     long, wide = dice.between(0.5, 1.6), dice.between(0.4, 1.2)
     joints = 1 - (1 - pulses(x / wide, 0.1, dx / wide)) * (1 - pulses(z / long, 0.08, dz / long))
-    slabs = grain(1, x / wide + 200, z / long)
-    pavement = stone * (1 - dice.between(0.2, 0.55) * joints + dice.between(0.03, 0.14) * slabs / (1 + dz) + 0.06 * speckle / (1 + 12 * dx))
-    edge = np.minimum(abs(x - kerb_left), abs(x - kerb_right))
-    pavement *= 1 + 0.35 * dice.sign() * unit((0.2 - edge) / dx + 0.5)
-
-    colour, label = np.where(on_road, road, pavement), np.where(on_road, ROAD, PAVEMENT)
-    if dice.chance(0.6):
-        grass = dice.colour((0.15, 0.6), (0.2, 0.7), (0.08, 0.42))
-        blades = grain(1, 25 * x, 12 * z) / (1 + 8 * dx) + grain(4, 12 * x, 6 * z)
-        colour, label = np.where(paved, colour, grass * (1 + 0.3 * blades)), np.where(paved, label, VEGETATION)
-    canvas.pixels[:, rows] = np.where(below, scene.far(colour.astype(np.float32), z), canvas.pixels[:, rows])
-    canvas.labels[rows][below] = label[below]
+    slabs = grain(1, x / wide + 200, z / long) / (1 + dz)
+    pavement = stone * (1 - dice.between(0.2, 0.55) * joints + dice.between(0.03, 0.14) * slabs + 0.06 * floor.speckle())
+    kerb = unit((0.2 - np.minimum(abs(x - ground.kerb_left), abs(x - ground.kerb_right))) / dx + 0.5)
+    return pavement * (1 + 0.35 * dice.sign() * kerb)
 
 
-def wall(scene: Scene, light: float) -> Callable[[Plane, Plane, Plane, Plane], Colour]:
-    """A facade as a function of metres along and up it, and of a pixel's size in both: bricks, panels or plaster; windows, doors or shops."""
+def wall(scene: Scene, light: float) -> Facade:
+    """A facade: bricks, panels or plaster, rows of windows, perhaps shops below them."""
     dice = scene.dice
     face = dice.colour((0, 0.55), (0.22, 0.95), (0.0, 0.18) if dice.chance(0.6) else (0.0, 1.0))
     frame, glass = dice.colour((0, 0.3), (0.3, 1.0)), dice.colour((0, 0.45), (0.05, 0.85), (0.4, 0.75))
@@ -161,24 +185,24 @@ def wall(scene: Scene, light: float) -> Callable[[Plane, Plane, Plane, Plane], C
         colour = colour + 0.8 * frames * (frame - colour)
         reflection = 1 + lit * grain(1, np.floor(s) * 7, np.floor(t) * 3) + 0.25 * (t - np.floor(t))
         colour = colour + panes * (glass * reflection - colour)
-        return np.asarray(np.clip(colour * light, 0, 1.2), np.float32)
+        return np.clip(colour * light, 0, 1.2)
 
     return paint
 
 
-def along(scene: Scene, right: float, near: float, far: float, paint: Callable[[Plane, Plane, Plane, Plane], Colour]) -> Shader:
+def along(scene: Scene, right: float, near: float, far: float, paint: Facade) -> Shader:
     """A facade's pixels on the plane that lies `right` of the camera and runs along the street."""
     camera = scene.camera
 
     def shader(across: Plane, down: Plane) -> tuple[Colour, float]:
-        z = np.clip(abs(right) / np.maximum(across * (1 if right > 0 else -1), 1e-4), near, far).astype(np.float32)
+        z = np.clip(abs(right) / np.maximum(across * (1 if right > 0 else -1), 1e-4), near, far)
         pixel = z / camera.focal
         return scene.far(paint(z - near, camera.above - down * z, pixel * z / abs(right), pixel), z), 1.0
 
     return shader
 
 
-def facing(scene: Scene, left: float, ahead: float, paint: Callable[[Plane, Plane, Plane, Plane], Colour]) -> Shader:
+def facing(scene: Scene, left: float, ahead: float, paint: Facade) -> Shader:
     """A facade's pixels on the plane that faces the camera."""
     camera, z = scene.camera, ahead
 
@@ -224,7 +248,7 @@ def pickets(scene: Scene, right: float, near: float, far: float, top: float) -> 
     outward, light = (1 if right > 0 else -1), scene.facing(-1 if right > 0 else 1)
 
     def shader(across: Plane, down: Plane) -> tuple[Colour, Plane]:
-        z = np.clip(abs(right) / np.maximum(across * outward, 1e-4), near, far).astype(np.float32)
+        z = np.clip(abs(right) / np.maximum(across * outward, 1e-4), near, far)
         v, pixel = camera.above - down * z, z / camera.focal
         wide = pixel * z / abs(right)
         if mesh:
