@@ -1,7 +1,7 @@
 """Frozen dense features of a set of images, and a sample of their cells."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol, cast
 
 import torch
@@ -33,6 +33,7 @@ class Maps:
         spec = cast(EncoderSpec, encoder.spec)
         self.channels = sum(channels(spec, level) for level in levels)
 
+    @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, sum of the levels' channels, h, w]."""
         features: Features = self.encoder(images)
@@ -92,6 +93,16 @@ def sample_cells(dense: Dense, batches: Iterable[PlainBatch], *, cells: int, ign
         ys.append(labels[image, cell])
         ids.append(batch.ids.to(device)[image])
     return Cells(gather_rows(_joined(xs)), gather_rows(_joined(ys)), gather_rows(_joined(ids)).argsort(stable=True))
+
+
+def first(batches: Iterable[PlainBatch], images: int) -> Iterator[PlainBatch]:
+    """The first `images` of the set, of which a rank reads its share; 0: all."""
+    for batch in batches:
+        n = int((batch.ids < images).sum()) if images else len(batch.ids)
+        if n:
+            yield PlainBatch(batch.keys[:n], batch.ids[:n], batch.images[:n], {name: labels[:n] for name, labels in batch.labels.items()})
+        if n < len(batch.ids):
+            return
 
 
 def middles(labels: Tensor, cells: Size) -> Tensor:

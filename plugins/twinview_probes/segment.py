@@ -15,7 +15,7 @@ from twinview.errors import DataError
 from twinview.hooks import hookimpl, part
 from twinview.values import DataFactory, Dims, PlainBatch, Progress, Traits
 from twinview_probes.confusion import Confusion
-from twinview_probes.features import Dense, Maps, Pixels, channels, sample_cells
+from twinview_probes.features import Dense, Maps, Pixels, channels, first, sample_cells
 from twinview_probes.linear import Linear, fit
 
 IMAGES = 16  # that the encoder sees at once
@@ -37,10 +37,11 @@ class Segment:
     classes: int = field(default=0, validator=[ge(0), le(LABELS)])  # 0: as many as `train` shows
     ignore: list[int] = field(factory=lambda: [255])  # labels that are no class
     baselines: list[Literal["random", "pixels"]] = field(factory=list)
-    cells: int = field(default=256, validator=gt(0))  # drawn from each image of `train`; kept in memory as 4-byte floats
+    images: int = field(default=400, validator=ge(0))  # of `train`, the first; 0: all
+    cells: int = field(default=256, validator=gt(0))  # drawn from each of these; memory: images x cells x channels x 4 bytes
     steps: int = field(default=600, validator=gt(0))
     batch: int = field(default=2048, validator=gt(0))  # cells a step
-    lr: float = field(default=0.02, validator=gt(0))  # AdamW; cosine to 0
+    lr: float = field(default=0.03, validator=gt(0))  # AdamW; cosine to 0
     weight_decay: float = field(default=0.0, validator=ge(0))
     seed: int = field(default=0, validator=ge(0))
 
@@ -85,7 +86,8 @@ class Segment:
     def fit(self, dense: Dense, data: DataFactory, device: torch.device) -> Linear:
         """The linear layer on `dense` features of `train`."""
         ignore = torch.tensor(self.ignore, device=device, dtype=torch.int64)
-        cells = sample_cells(dense, self._read(data, self.train, IMAGES), cells=self.cells, ignore=ignore, seed=self.seed)
+        batches = first(self._read(data, self.train, IMAGES), self.images)
+        cells = sample_cells(dense, batches, cells=self.cells, ignore=ignore, seed=self.seed)
         if not len(cells.y):
             raise DataError(f"[[evaluate]] probes.segment: {self.train} holds no labelled pixel outside ignore = {self.ignore}.")
         classes = self.classes or int(cells.y.max()) + 1

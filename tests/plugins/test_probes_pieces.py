@@ -7,7 +7,7 @@ import torch
 
 from twinview.values import PlainBatch
 from twinview_probes.confusion import Confusion
-from twinview_probes.features import Cells, Pixels, middles, sample_cells
+from twinview_probes.features import Cells, Pixels, first, middles, sample_cells
 from twinview_probes.linear import fit
 
 
@@ -72,6 +72,14 @@ def test_a_sample_has_each_labelled_cell_once_and_its_own_label() -> None:
     assert torch.equal(again.x, some.x)
     other = sample_cells(Places(), batches(5), cells=2, ignore=torch.tensor([3]), seed=1)
     assert not torch.equal(other.x, some.x)
+
+
+@pytest.mark.parametrize("images", [0, 1, 3, 4, 9])
+def test_the_first_images(images: int) -> None:
+    wanted = list(range(min(images or 5, 5)))
+    found = list(first(batches(2), images))
+    assert [int(i) for b in found for i in b.ids] == wanted
+    assert all(len(b.keys) == len(b.images) == len(b.labels["map"]) == len(b.ids) > 0 for b in found)
 
 
 def test_the_fit_is_that_of_standardised_features() -> None:
