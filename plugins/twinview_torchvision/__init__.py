@@ -37,7 +37,7 @@ class ResNet:
     fpn: bool = False  # feature pyramid (Lin et al. 2017) over c2 to c5
     fpn_channels: int = field(default=256, validator=gt(0))
     zero_init_residual: bool = False  # each residual branch starts at zero (Goyal et al. 2017)
-    weights: str = ""  # a file, a name of torchvision's such as IMAGENET1K_V2, or timm:NAME; "": random
+    weights: str = ""  # a file, a run's folder, a name of torchvision's such as IMAGENET1K_V2, or timm:NAME; "": random
 
     def __attrs_post_init__(self) -> None:
         allowed = STRIDES[self.stem]

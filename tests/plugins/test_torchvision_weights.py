@@ -44,6 +44,17 @@ def test_a_checkpoint_with_both_branches_gives_the_online_one(tmp_path: Path, tr
     assert same(start(2, weights=str(tmp_path / "a.pt")), trained)
 
 
+def test_the_folder_of_a_run_or_of_a_checkpoint(tmp_path: Path, trained: dict[str, Tensor]) -> None:
+    for name, state in (("step-000050", start(5).state_dict()), ("step-000100", trained)):
+        (tmp_path / "run/checkpoints" / name).mkdir(parents=True)
+        torch.save(put("online.encoder.", state), tmp_path / "run/checkpoints" / name / "model.pt")
+    (tmp_path / "run/checkpoints/latest").write_text("step-000100")
+    assert same(start(2, weights=str(tmp_path / "run")), trained)
+    assert same(start(2, weights=str(tmp_path / "run/checkpoints/step-000050")), start(5).state_dict())
+    with pytest.raises(CheckpointError, match="there is no such file"):
+        start(2, weights=str(tmp_path))
+
+
 def test_several_encoders_are_not_guessed_at(tmp_path: Path, trained: dict[str, Tensor]) -> None:
     torch.save({**put("student.", trained), **put("teacher.", trained)}, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match=r"holds several encoders: student\., teacher\."):

@@ -28,10 +28,11 @@ def load_weights(
 ) -> None:
     """Load `source` into `module`, every tensor or none.
 
-    `source`: a file (.safetensors, or a state dict that torch reads with `weights_only`, bare or within a checkpoint), `timm:NAME`, or a key
-    of `named`.  What stands before the module's own names in a file (`online.encoder.`, `backbone.`, `module.`) is found and taken off.
-    Names that start with one of `ignore` may be in the file and are left out (a classifier); names of the module that start with one of
-    `optional` may be missing from it, all together, and stay as they are.
+    `source`: a file (.safetensors, or a state dict that torch reads with `weights_only`, bare or within a checkpoint), the folder of a run or
+    of one of its checkpoints, `timm:NAME`, or a key of `named`.
+    What stands before the module's own names in a file (`online.encoder.`, `backbone.`, `module.`) is found and taken off.
+    Names in the file that start with one of `ignore` are left out (a classifier); names of the module that start with one of `optional` may
+    be missing from the file, all together, and stay as they are.
     Raises RecipeError for a source that nobody knows, CheckpointError for one that cannot be read or does not fit.
     """
     state = _read(source, named or {}, place)
@@ -53,12 +54,20 @@ def _read(source: str, named: Mapping[str, Callable[[], State]], place: str) -> 
         return _fetch(named[source], f"{place} = {source!r}")
     if source.startswith("timm:"):
         return _timm(source.removeprefix("timm:"), place)
-    path = Path(source)
-    if path.is_dir() or (not path.exists() and (path.suffix in FILES or len(path.parts) > 1)):
-        raise CheckpointError(f"{place} = {source!r}: there is no such file. Write the path of a file that ends in {', '.join(FILES)}.")
-    if not path.exists():
-        raise RecipeError(f"{place}: no weights have the name {source!r}.{closest(source, named)} Or write a file, or timm:NAME.")
+    path = _of_a_run(Path(source))
+    if not path.is_file():
+        if path.suffix in FILES or len(path.parts) > 1:
+            raise CheckpointError(f"{place} = {source!r}: there is no such file. Write a run's folder, or a file that ends in {', '.join(FILES)}.")
+        raise RecipeError(f"{place}: no weights have the name {source!r}.{closest(source, named)} Or write a file, a run's folder, or timm:NAME.")
     return _file(path, f"{place} = {source!r}")
+
+
+def _of_a_run(path: Path) -> Path:
+    """The tensors of a run's folder (its newest checkpoint) or of a checkpoint's; any other path as it is."""
+    newest = path / "checkpoints" / "latest"
+    if newest.is_file():
+        path = newest.parent / newest.read_text(encoding="utf-8").strip()
+    return path / "model.pt" if path.is_dir() else path
 
 
 def _file(path: Path, place: str) -> State:
