@@ -57,7 +57,7 @@ class Hooks(Protocol):
     def apply_augment(self, pixels: Tensor, params: dict[str, Tensor]) -> Tensor | None:
         """Apply draws to pixels [B, 3, h, w] uint8 -> the same shape and dtype.
 
-        In the worker (B = 1) or batched on the device, by the recipe's choice; both give the same picture.
+        In the worker (B = 1) or batched on the device, by the recipe's choice; both give the same picture.  `params` stay on the CPU.
         """
 
     @hookspec(firstresult=True)

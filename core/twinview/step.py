@@ -180,8 +180,7 @@ class LazyStep(Step):
     def _make_pixels(self, view: int) -> Tensor:
         model, raw = self._model, self.batch.images[view].to(self._model.device, non_blocking=True)
         if self.batch.augment is not None:
-            params = {name: value.to(model.device, non_blocking=True) for name, value in self.batch.augment[view].items()}
-            raw = model.assembly.calls.apply_augment(pixels=raw, params=params)
+            raw = model.assembly.calls.apply_augment(pixels=raw, params=self.batch.augment[view])
         pixels = (raw.float() - model.mean) / model.std
         return pixels.contiguous(memory_format=torch.channels_last) if model.assembly.recipe.run.channels_last else pixels
 

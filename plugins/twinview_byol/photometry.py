@@ -10,10 +10,10 @@ from attrs.validators import ge, le
 from torch import Tensor
 
 from twinview.hooks import hookimpl, part
+from twinview.ops.checks import share, shares, span
 from twinview.values import Size
 from twinview_byol import colour
 from twinview_byol.blur import gaussian_blur, gaussian_kernels
-from twinview_byol.checks import rising, share, shares
 
 JITTER = (colour.brightness, colour.contrast, colour.saturation, colour.hue)
 NEUTRAL = (1.0, 1.0, 1.0, 0.0)  # the factors that change nothing
@@ -34,7 +34,7 @@ class Photometry:
     hue: float = field(default=0.1, validator=[ge(0), le(0.5)])  # turn uniform in -x .. x of the full circle
     grey: float = field(default=0.2, validator=share)  # chance
     blur: list[float] = field(factory=lambda: [1.0, 0.1], validator=shares)  # chance, by view
-    blur_sigma: tuple[float, float] = field(default=(0.1, 2.0), validator=rising)  # uniform; pixels
+    blur_sigma: tuple[float, float] = field(default=(0.1, 2.0), validator=span)  # uniform; pixels
     blur_reference: int = field(default=0, validator=ge(0))  # side of the views, in pixels, that blur_sigma is meant for; 0: any
     solarize: list[float] = field(factory=lambda: [0.0, 0.2], validator=shares)  # chance, by view; values from 128 are inverted
 

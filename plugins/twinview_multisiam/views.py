@@ -1,27 +1,14 @@
 """View sampling: pairs of crops that show enough of the same place."""
 from __future__ import annotations
 
-from typing import Any
-
-import attrs
 import numpy as np
-import torch
 from attrs import field
-from attrs.validators import ge, gt, le
-from torch import Tensor
+from attrs.validators import ge, gt
 
 from twinview.hooks import hookimpl, part
-from twinview.ops.crops import random_resized_box
+from twinview.ops.checks import area_span, share, span
+from twinview.ops.crops import Box, crops_geometry, random_resized_box
 from twinview.values import Geometry, Size
-
-Box = tuple[int, int, int, int]  # x0 y0 x1 y1 in whole pixels
-
-
-def _range(_: Any, attribute: attrs.Attribute[Any], value: tuple[float, float]) -> None:
-    if not 0 < value[0] <= value[1]:
-        raise ValueError(f"{attribute.name} wants two numbers above 0, the second no smaller, not {list(value)}")
-    if attribute.name == "scale" and value[1] > 1:
-        raise ValueError(f"{attribute.name} is a share of the image's area and wants numbers up to 1, not {list(value)}")
 
 
 @part
@@ -32,28 +19,18 @@ class IoUCrops:
     and counted.  The gate favours large crops: compare the logged crop area before comparing thresholds.
     """
 
-    min_iou: float = field(default=0.5, validator=[ge(0), le(1)])  # intersection over union of the two boxes in the source
+    min_iou: float = field(default=0.5, validator=share)  # intersection over union of the two boxes in the source
     size: int = field(default=224, validator=gt(0))  # pixels of each view's side
-    scale: tuple[float, float] = field(default=(0.08, 1.0), validator=_range)  # a crop's share of the image's area
-    ratio: tuple[float, float] = field(default=(3 / 4, 4 / 3), validator=_range)  # a crop's width : height
+    scale: tuple[float, float] = field(default=(0.08, 1.0), validator=area_span)  # a crop's share of the image's area
+    ratio: tuple[float, float] = field(default=(3 / 4, 4 / 3), validator=span)  # a crop's width : height
     tries: int = field(default=50, validator=ge(1))  # pairs, before the best one is kept
-    flip: float = field(default=0.5, validator=[ge(0), le(1)])  # chance that a view is mirrored, each by itself
+    flip: float = field(default=0.5, validator=share)  # chance that a view is mirrored, each by itself
 
     @hookimpl
     def sample_views(self, size: Size, rng: np.random.Generator) -> Geometry:
         """Two views, paired both ways; notes `tries`, the pairs drawn, and `fallback`, 1 where none was accepted."""
         first, second, iou, tries = self._draw_pair(size, rng)
-        height, width = size
-        boxes = floats(first, second) / floats(width, height, width, height)
-        tried, fallback = floats(tries, iou < self.min_iou).unbind()
-        return Geometry(
-            boxes=boxes,
-            flips=torch.from_numpy(rng.random(2) < self.flip),
-            source=floats(height, width),
-            sizes=((self.size, self.size),) * 2,
-            pairs=((0, 1), (1, 0)),
-            notes={"tries": tried, "fallback": fallback},
-        )
+        return crops_geometry(size, (first, second), self.size, self.flip, rng, {"tries": tries, "fallback": iou < self.min_iou})
 
     def _draw_pair(self, size: Size, rng: np.random.Generator) -> tuple[Box, Box, float, int]:
         """Both boxes, their IoU and how many pairs it took."""
@@ -70,11 +47,6 @@ class IoUCrops:
         if best[2] == 0:  # an alignment needs a place that both views show
             best = best[0], best[0], best[2]
         return *best, self.tries
-
-
-def floats(*values: float | Box) -> Tensor:
-    """A float32 tensor, three times as fast as `torch.tensor` makes it: this runs for every image."""
-    return torch.from_numpy(np.array(values, np.float32))
 
 
 def box_iou(a: Box, b: Box) -> float:

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twinview.errors import RecipeError
-from twinview.ops.crops import random_resized_box
+from twinview.ops.crops import Box, random_resized_box
 from twinview.recipe import structure
 from twinview.values import Geometry, box_area
-from twinview_multisiam.views import Box, IoUCrops, box_iou
+from twinview_multisiam.views import IoUCrops, box_iou
 
 
 def pixels(geometry: Geometry) -> tuple[Box, Box]:

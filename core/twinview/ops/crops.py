@@ -1,11 +1,16 @@
-"""Boxes of random crops: numpy only, for data workers."""
+"""Random crops, for samplers of views."""
 from __future__ import annotations
 
+import itertools
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
+import torch
+
+from twinview.values import Geometry
+
+Box = tuple[int, int, int, int]  # x0 y0 x1 y1 in whole pixels
 
 TRIES = 10  # before the central crop, as in torchvision
 
@@ -15,7 +20,7 @@ def random_resized_box(
     rng: np.random.Generator,
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> tuple[int, int, int, int]:
+) -> Box:
     """The box of a random resized crop (Szegedy et al. 2015): x0, y0, x1, y1 in whole pixels of an image of `size` (height, width).
 
     Its share of the area is uniform in `scale`, its width : height log-uniform in `ratio`, its place uniform; the law of torchvision's
@@ -34,3 +39,20 @@ def random_resized_box(
     h = min(height, max(1, round(width / ratio[0])))
     x0, y0 = (width - w) // 2, (height - h) // 2
     return x0, y0, x0 + w, y0 + h
+
+
+def crops_geometry(
+    source: tuple[int, int], boxes: Sequence[Box], side: int, flip: float, rng: np.random.Generator, notes: Mapping[str, float] | None = None
+) -> Geometry:
+    """Square views of `side` pixels from boxes of a `source` (height, width), each mirrored with chance `flip`, all paired both ways."""
+    height, width = source
+    noted = notes or {}
+    numbers = torch.from_numpy(np.array(list(noted.values()), np.float32))  # three times as fast as torch.tensor: this runs for every image
+    return Geometry(
+        boxes=torch.from_numpy(np.array(boxes, np.float32) / np.array([width, height, width, height], np.float32)),
+        flips=torch.from_numpy(rng.random(len(boxes)) < flip),
+        source=torch.from_numpy(np.array(source, np.float32)),
+        sizes=((side, side),) * len(boxes),
+        pairs=tuple(itertools.permutations(range(len(boxes)), 2)),
+        notes=dict(zip(noted, numbers.unbind())),
+    )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -36,7 +37,7 @@ def uniform(seeds: Tensor, n: int, *names: int | str) -> Tensor:
     return torch.from_numpy(((bits >> np.uint64(40)).astype(np.float32)) / np.float32(1 << 24))
 
 
-def _mix(z: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))

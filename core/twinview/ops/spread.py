@@ -13,7 +13,8 @@ def feature_spread(x: Tensor) -> Tensor:
     About 1 where directions are spread over the whole sphere, 0 where every image has the same feature (SimSiam, section 4.1).
     """
     directions = F.normalize(x.detach().float(), dim=1)
-    return directions.std(0, correction=0).mean() * x.shape[1] ** 0.5
+    spread: Tensor = directions.std(0, correction=0).mean() * x.shape[1] ** 0.5
+    return spread
 
 
 @torch.no_grad()
@@ -29,4 +30,5 @@ def effective_rank(x: Tensor) -> Tensor:
     values = torch.linalg.svdvals(x - x.mean(0))
     values = torch.where(values > x.norm() * torch.finfo(x.dtype).eps, values, 0)  # the rounding of equal features is no direction
     share = values / values.sum().clamp(min=torch.finfo(x.dtype).tiny)
-    return torch.special.entr(share).sum().exp()
+    rank: Tensor = torch.special.entr(share).sum().exp()
+    return rank

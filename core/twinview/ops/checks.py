@@ -1,0 +1,22 @@
+"""What options of parts may be: validators for attrs fields, whose messages stand behind the recipe's place."""
+from __future__ import annotations
+
+from typing import Any
+
+from attrs.validators import and_, deep_iterable, ge, le, min_len
+
+share: Any = and_(ge(0), le(1))  # 0..1
+shares: Any = deep_iterable(share, min_len(1))  # a list of them
+
+
+def span(_: Any, attribute: Any, value: tuple[float, float]) -> None:
+    """Two numbers 0 < low <= high."""
+    if not 0 < value[0] <= value[1]:
+        raise ValueError(f"{attribute.name} wants two numbers above 0, the second no smaller, not {list(value)}")
+
+
+def area_span(_: Any, attribute: Any, value: tuple[float, float]) -> None:
+    """A span of shares of an area: up to 1."""
+    span(_, attribute, value)
+    if value[1] > 1:
+        raise ValueError(f"{attribute.name} is a share of the image's area and wants numbers up to 1, not {list(value)}")
