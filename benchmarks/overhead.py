@@ -111,7 +111,7 @@ def measure(steps: int, batch_size: int, size: int) -> dict[str, object]:
         engine = wrap(built, Path(folder))
     works: dict[str, Callable[[int], float]] = {
         "bare": lambda i: bare.step(batches[i % len(batches)]),
-        "twinview": lambda i: take_step(built, engine, iter([batches[i % len(batches)]]), Progress(i, 10**6, 0, 0.0), watch=False).values["loss"],
+        "twinview": lambda i: take_step(built, engine, iter([batches[i % len(batches)]]), Progress(i, 10**6, 0, 0.0), watch=False).numbers()["loss"],
     }
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in works}
     for i in tqdm(range(WARM_UP + steps), unit=" step of each"):

@@ -70,7 +70,7 @@ def dry_run(recipe: Recipe) -> Report:
     taken = [take_step(built, engine, iter(batch), progress, watch=i == 0) for i in range(STEPS)]
     seconds = median(t.seconds for t in taken[1:])
     steps = built.steps or round(3600 * (run.hours or 0) / seconds)
-    values = taken[0].values
+    values = taken[0].numbers()
     return Report(
         device=str(built.ranks.device),
         precision=run.precision,

@@ -18,9 +18,13 @@ from twinview.values import Batch, Progress
 class Taken(NamedTuple):
     """What a step was, on this rank."""
 
-    values: dict[str, float]  # loss, loss/<term>, notes, lr, momentum, grad_norm
+    values: dict[str, Tensor | float]  # loss, loss/<term>, notes, lr, momentum, grad_norm
     seconds: float
     waited: float  # of them, for data
+
+    def numbers(self) -> dict[str, float]:
+        """The values as plain numbers; on a GPU this waits for them."""
+        return {name: float(value) for name, value in self.values.items()}
 
 
 def take_step(built: Built, engine: Any, batches: Iterator[Batch], progress: Progress, *, watch: bool) -> Taken:
@@ -29,34 +33,45 @@ def take_step(built: Built, engine: Any, batches: Iterator[Batch], progress: Pro
     `watch`: also work out what is only logged.  Raises TwinviewError at a loss that is not finite, before it touches a weight.
     """
     recipe, model = built.recipe, built.model
-    began, waited = time.perf_counter(), 0.0
+    began, source = time.perf_counter(), _Timed(batches)
     factor = lr_factor(recipe.schedule, progress.share, built.warmup)
     lr = recipe.optimizer.peak(recipe.run.batch_size)
     set_rates(built.optimizer, lr, factor)
     momentum = momentum_at(recipe.target, progress.share)
     if recipe.target.update == "before_forward":
         model.follow(momentum)
-    values: dict[str, float] = {}
-    for _ in range(recipe.run.accumulation):
-        asked = time.perf_counter()
-        batch = next(batches)
-        waited += time.perf_counter() - asked
-        step = _accumulate(built, engine, batch, progress, watch, values)
+    values: dict[str, Tensor | float] = {}
+    for _ in range(recipe.run.accumulation - 1):  # nothing of these is held while the next is computed
+        _accumulate(built, engine, next(source), progress, watch, values)
+    step = _accumulate(built, engine, next(source), progress, watch, values)
     if recipe.target.update == "after_step":
         model.follow(momentum)
     built.assembly.calls.after_step(branches=model.branches, step=step.settle(), progress=progress)
     values |= {"lr": lr * factor, "momentum": momentum}
-    return Taken(values, time.perf_counter() - began, waited)
+    return Taken(values, time.perf_counter() - began, source.seconds)
 
 
-def _accumulate(built: Built, engine: Any, batch: Batch, progress: Progress, watch: bool, values: dict[str, float]) -> LazyStep:
+class _Timed:
+    """Batches, and how long they were waited for."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self.batches, self.seconds = batches, 0.0
+
+    def __next__(self) -> Batch:
+        asked = time.perf_counter()
+        batch = next(self.batches)
+        self.seconds += time.perf_counter() - asked
+        return batch
+
+
+def _accumulate(built: Built, engine: Any, batch: Batch, progress: Progress, watch: bool, values: dict[str, Tensor | float]) -> LazyStep:
     """Forward and backward of a micro-batch; the last of a step moves the weights.  Adds what is logged to `values`."""
     outcome: Outcome = engine(batch, progress, watch=watch)
     _check_finite(outcome, batch, progress.step + 1)
     engine.backward(outcome.loss)
     found: dict[str, Tensor] = {"loss": outcome.loss.detach(), **{f"loss/{k}": v for k, v in outcome.terms.items()}, **outcome.notes}
     for name, value in found.items():
-        values[name] = values.get(name, 0.0) + float(value) / built.recipe.run.accumulation
+        values[name] = values.get(name, 0.0) + value / built.recipe.run.accumulation
     if watch and engine.is_gradient_accumulation_boundary():
         values["grad_norm"] = gradient_norm(built.moved.values())  # before clipping
     engine.step()

@@ -191,7 +191,7 @@ class _Loop:
         """A row of metrics.jsonl, averaged over ranks, to the monitors too."""
         images = (self.step - self.since) * self.built.recipe.run.batch_size
         pace = {"images_per_second": images / self.seconds, "data_wait": self.waited / self.seconds}
-        values = averaged({**taken.values, **pace})
+        values = averaged({**taken.numbers(), **pace})
         self.seconds, self.waited, self.since = 0.0, 0.0, self.step
         if self.metrics is None:
             return
