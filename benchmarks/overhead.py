@@ -86,7 +86,7 @@ def prepare(folder: Path, batch_size: int, size: int, batches: int) -> tuple[Bui
     recipe = from_table({
         "views": {"use": "byol.crops", "size": size},
         "encoder": {"use": "torchvision.resnet", "name": "resnet18"},
-        "loss": [{"use": "byol.image", "hidden": HIDDEN, "out": OUT}],
+        "loss": [{"use": "byol.image", "hidden": HIDDEN, "channels": OUT}],
         "target": {"momentum": TARGET, "schedule": "constant"},
         "data": {"shards": str(folder / "shards"), "workers": 0},
         "optimizer": {"use": "sgd", "lr": LR, "momentum": MOMENTUM},

@@ -21,7 +21,7 @@ class Image:
     """
 
     hidden: int = field(default=4096, validator=gt(0))  # width of the one hidden layer of projector and predictor
-    out: int = field(default=256, validator=gt(0))  # width of the projection
+    channels: int = field(default=256, validator=gt(0))  # width of the projection
 
     @hookimpl
     def traits(self) -> Traits:
@@ -32,8 +32,8 @@ class Image:
     def heads(self, dims: Dims) -> Mapping[str, Head]:
         """The averaged `projector` and the online `predictor`."""
         return {
-            "projector": Head(mlp(dims.width("pooled"), self.hidden, self.out)),
-            "predictor": Head(mlp(self.out, self.hidden, self.out), "online_only"),
+            "projector": Head(mlp(dims.width("pooled"), self.hidden, self.channels)),
+            "predictor": Head(mlp(self.channels, self.hidden, self.channels), "online_only"),
         }
 
     @hookimpl

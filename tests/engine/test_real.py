@@ -19,7 +19,7 @@ def recipe(images: Path, **run: Any) -> dict[str, Any]:
         "augment": {"use": "byol.photometry"},
         "encoder": {"use": "torchvision.resnet", "name": "resnet18", "cells": "c4"},
         "align": {"use": "multisiam.roi"},
-        "loss": [{"use": "byol.image", "hidden": 64, "out": 32}, {"use": "multisiam.clusters", "hidden": 64, "channels": 32}],
+        "loss": [{"use": "byol.image", "hidden": 64, "channels": 32}, {"use": "multisiam.clusters", "hidden": 64, "channels": 32}],
         "target": {"momentum": 0.9},
         "data": {"shards": str(images), "workers": 0},
         "optimizer": {"use": "lars", "base_lr": 8.0, "weight_decay": 1e-6},

@@ -15,7 +15,7 @@ from twinview.values import Batch, Geometry, Progress
 RECIPE: dict[str, Any] = {
     "views": {"use": "byol.crops", "size": 32},
     "encoder": {"use": "torchvision.resnet", "name": "resnet18"},
-    "loss": [{"use": "byol.image", "hidden": 48, "out": 16}],
+    "loss": [{"use": "byol.image", "hidden": 48, "channels": 16}],
     "data": {"shards": "unread.tar"},
     "optimizer": {"use": "sgd", "lr": 0.1},
     "run": {"steps": 1},

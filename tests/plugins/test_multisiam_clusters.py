@@ -306,7 +306,7 @@ def test_numbers_are_noted_where_the_step_is_watched(toy: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize("weights", [(1.0, 0.0), (0.5, 0.5)])
 def test_the_weights_are_lambda_and_one_leaves_byol(toy: dict[str, Any], weights: tuple[float, float]) -> None:
-    image = {"use": "byol.image", "hidden": 32, "out": 16}
+    image = {"use": "byol.image", "hidden": 32, "channels": 16}
     both = recipe(toy)
     both["loss"] = [{**image, "weight": weights[0]}, {**both["loss"][0], "weight": weights[1]}]
     byol = recipe(toy)

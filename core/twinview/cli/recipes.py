@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -84,8 +85,6 @@ def _part(label: str, cls: type, full: bool) -> Iterator[str]:
 
 def _default(f: Any) -> str:
     """An option's default as TOML would have it."""
-    import tomli_w
-
     value = f.default
     if isinstance(value, attrs.Factory):  # type: ignore[arg-type]
         value = value.factory()
@@ -93,7 +92,7 @@ def _default(f: Any) -> str:
         return "(to be given)"
     if value is None:
         return "(none)"
-    return tomli_w.dumps({"x": value}).partition("= ")[2].strip().replace("\n", "").replace("    ", " ")
+    return json.dumps(value)  # of these values, what JSON says TOML says too
 
 
 def _comments(cls: type) -> dict[str, str]:
