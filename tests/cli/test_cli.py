@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -38,6 +39,18 @@ def test_train_resume_and_load(recipe: str, tmp_path: Path, capsys: pytest.Captu
     assert main(["show", "views", str(run)]) == 0 and (run / "pictures" / "views.png").is_file()
     assert main(["show", "clusters", str(run)]) == 2
     assert "show clusters: no part of this run draws it. There is: views." in capsys.readouterr().err
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert main(["train", recipe, "--run", str(run)]) == 0
+    first = (run / "metrics.jsonl").read_text()
+    shutil.rmtree(run / "checkpoints")
+    capsys.readouterr()
+    assert main(["train", recipe, "--run", str(run), "--resume"]) == 0
+    assert "holds no checkpoint yet. Starting at the first step." in capsys.readouterr().err
+    losses = [[json.loads(line)["loss"] for line in text.splitlines()] for text in (first, (run / "metrics.jsonl").read_text())]
+    assert losses[0] == losses[1] and len(losses[0]) == 4
 
 
 def test_check_prints_a_recipe_that_reads_back_and_who_answers(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,8 +122,12 @@ def test_a_fault_gets_one_line_and_exit_code_2(
 
 
 def test_commands_are_complete() -> None:
-    args = parser().parse_args(["train", "r", "a.b=1", "--resume", "--ranks", "2", "--local_rank=1"])
+    args = parser().parse_args(["train", "r", "a.b=1", "--resume", "--ranks", "2"])
     assert (args.recipe, args.overrides, args.resume, args.ranks) == ("r", ["a.b=1"], True, 2)
+
+
+def test_what_launchers_put_in_is_passed_over(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--local_rank=1", "--", "recipes"]) == 0 and "multisiam/camvid" in capsys.readouterr().out
 
 
 def test_help_is_quick_and_imports_nothing_heavy() -> None:

@@ -26,7 +26,7 @@ def command(launcher: str) -> list[str]:
     bin_dir = Path(sys.executable).parent
     if launcher == "torchrun":
         return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "twinview", "--"]  # else it takes --run for its --run-path
-    return [sys.executable, str(bin_dir / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port()), "--no_local_rank", "--module", "twinview"]
+    return [sys.executable, str(bin_dir / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port()), "--module", "twinview"]
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])

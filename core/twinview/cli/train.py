@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 def train(args: argparse.Namespace) -> None:
     """Train a recipe and say what came of it."""
     from twinview import api
+    from twinview.engine.process import leave
 
     if args.ranks < 1:
         raise TwinviewError(f"--ranks: wants a number above 0, not {args.ranks}.")
@@ -24,6 +25,7 @@ def train(args: argparse.Namespace) -> None:
     result = api.train(args.recipe, *args.overrides, run=args.run, resume=resume, ranks=args.ranks)
     if api.is_first():
         print("\n".join(summary(result)))
+    leave()
 
 
 def dry_run(args: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -62,7 +63,11 @@ def find_start(folder: Path, table: Mapping[str, Any], data: str, resume: Resume
     `table`: the recipe as resolved; `data`: checksum of the shards.  "auto" goes on where there is a checkpoint and starts where there is none.
     """
     check_folder(folder, resume)
-    if not resume or (resume == "auto" and not steps_in(folder / "checkpoints")):
+    if not resume:
+        return None
+    if not steps_in(folder / "checkpoints"):  # killed before its first checkpoint
+        if (folder / "recipe.toml").exists():
+            print(f"{folder}: holds no checkpoint yet. Starting at the first step.", file=sys.stderr)
         return None
     found = find_checkpoint(folder / "checkpoints")
     if found.meta.get("data") != data:
