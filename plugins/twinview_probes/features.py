@@ -79,7 +79,7 @@ def sample_cells(dense: Dense, batches: Iterable[PlainBatch], *, cells: int, ign
     """Up to `cells` labelled cells of each image of all ranks, drawn from (seed, image) alone.
 
     A cell has the label of the pixel at its middle; cells with a label in `ignore` [k] are left out.  Everything lies on the device of `ignore`.
-    Memory: images x cells x channels x 4 bytes, and with several ranks a rank's share of that once more.
+    Memory: images x cells x channels x 4 bytes, and while batches are put together a rank's share of that once more.
     """
     device = ignore.device
     xs, ys, ids = [torch.empty(0, dense.channels, device=device)], [ignore[:0]], [ignore[:0]]
@@ -92,7 +92,7 @@ def sample_cells(dense: Dense, batches: Iterable[PlainBatch], *, cells: int, ign
         xs.append(maps.flatten(2)[image, :, cell])
         ys.append(labels[image, cell])
         ids.append(batch.ids.to(device)[image])
-    return Cells(gather_rows(_joined(xs)), gather_rows(_joined(ys)), gather_rows(_joined(ids)).argsort(stable=True))
+    return Cells(gather_rows(torch.cat(xs)), gather_rows(torch.cat(ys)), gather_rows(torch.cat(ids)).argsort(stable=True))
 
 
 def first(batches: Iterable[PlainBatch], images: int) -> Iterator[PlainBatch]:
@@ -116,14 +116,3 @@ def _first(draws: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     ranked = draws.argsort(1)
     row, column = (torch.arange(draws.shape[1], device=draws.device) < count[:, None]).nonzero(as_tuple=True)
     return row, ranked[row, column]
-
-
-def _joined(chunks: list[Tensor]) -> Tensor:
-    """Like `torch.cat`, but each chunk is let go when it is copied: the memory of one copy, not of two."""
-    whole = chunks[0].new_empty(sum(map(len, chunks)), *chunks[0].shape[1:])
-    at = len(whole)
-    while chunks:
-        chunk = chunks.pop()
-        whole[at - len(chunk) : at] = chunk
-        at -= len(chunk)
-    return whole
