@@ -36,14 +36,14 @@ class Segment:
     stride: int = field(default=8, validator=gt(0))  # pixels per cell that all levels are brought to
     classes: int = field(default=0, validator=[ge(0), le(LABELS)])  # 0: as many as `train` shows
     ignore: list[int] = field(factory=lambda: [255])  # labels that are no class
-    baselines: list[Literal["random", "pixels"]] = field(factory=list)
+    baselines: list[Literal["random", "pixels"]] = field(factory=list)  # random, pixels
     images: int = field(default=400, validator=ge(0))  # of `train`, the first; 0: all
     cells: int = field(default=256, validator=gt(0))  # drawn from each of these; memory: images x cells x channels x 4 bytes
-    steps: int = field(default=600, validator=gt(0))
+    steps: int = field(default=600, validator=gt(0))  # of AdamW
     batch: int = field(default=2048, validator=gt(0))  # cells a step
-    lr: float = field(default=0.03, validator=gt(0))  # AdamW; cosine to 0
+    lr: float = field(default=0.03, validator=gt(0))  # at the start; cosine to 0
     weight_decay: float = field(default=0.0, validator=ge(0))
-    seed: int = field(default=0, validator=ge(0))
+    seed: int = field(default=0, validator=ge(0))  # of the cells drawn
 
     @hookimpl
     def traits(self) -> Traits:

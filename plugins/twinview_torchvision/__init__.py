@@ -30,12 +30,12 @@ def _known(_: Any, __: Any, name: str) -> None:
 class ResNet:
     """A ResNet (He et al. 2016) without its classifier; `levels` are c2 to c5 and, with `fpn`, p2 to p5; `pooled` is the average of c5."""
 
-    name: str = field(default="resnet18", validator=_known)
+    name: str = field(default="resnet18", validator=_known)  # of torchvision's
     cells: Literal["c2", "c3", "c4", "c5", "p2", "p3", "p4", "p5"] = "c5"  # the level that is `cells`
     stride: int = 0  # pixels a cell of c5; 0: the network's own, 32 (small stem: 8). Smaller ones put dilation for stride in the last stages
     stem: Literal["imagenet", "small"] = "imagenet"  # small: 3x3 convolution of stride 1 and no max-pool, for images of some 32 pixels
     fpn: bool = False  # feature pyramid (Lin et al. 2017) over c2 to c5
-    fpn_channels: int = field(default=256, validator=gt(0))
+    fpn_channels: int = field(default=256, validator=gt(0))  # of each of p2 to p5
     zero_init_residual: bool = False  # each residual branch starts at zero (Goyal et al. 2017)
     weights: str = ""  # a file, a run's folder, a name of torchvision's such as IMAGENET1K_V2, or timm:NAME; "": random
 
