@@ -53,6 +53,15 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(recipe: str, tmp_
     assert losses[0] == losses[1] and len(losses[0]) == 4
 
 
+def test_a_kill_between_checkpoint_and_row_loses_no_row(recipe: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main(["train", recipe, "--run", str(run)]) == 0
+    rows = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text("".join(rows.splitlines(keepends=True)[:-1]))
+    assert main(["train", recipe, "--run", str(run), "--resume"]) == 0
+    assert (run / "metrics.jsonl").read_text() == rows
+
+
 def test_check_prints_a_recipe_that_reads_back_and_who_answers(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", recipe, "run.steps=9"]) == 0
     said = capsys.readouterr().out

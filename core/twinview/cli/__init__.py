@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--run", metavar="DIR", help="the run's folder (default: runs/RECIPE)")
     train.add_argument("--resume", action="store_true", help="go on where the run stopped")
     train.add_argument("--resume-auto", action="store_true", help="start, or go on if the folder has a run (also written --resume auto)")
-    train.add_argument("--ranks", metavar="N", type=int, default=1, help="processes on this machine (default: 1; torchrun and deepspeed set their own)")
+    train.add_argument("--ranks", metavar="N", type=int, default=1, help="processes on this machine (default: 1; launchers set their own)")
     train.add_argument("--dry-run", action="store_true", help="one real batch: memory, seconds a step, who answers what; writes nothing")
 
     recipe(command("check", "recipes.check", "print a recipe as resolved, and who answers each hook"))
@@ -74,7 +74,8 @@ def top_level(commands: Commands, name: str, text: str) -> Commands:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 0, 2 for a fault of the input, 130 when interrupted."""
-    words = [w for w in (sys.argv[1:] if argv is None else argv) if not w.startswith("--local_rank")]  # the deepspeed launcher puts it anywhere
+    given = sys.argv[1:] if argv is None else argv
+    words = [w for w in given if not w.startswith("--local_rank")]  # the deepspeed launcher puts it anywhere
     words = words[1:] if words[:1] == ["--"] else words  # torchrun needs it to leave --run alone
     for i, word in enumerate(words):
         if word == "--resume=auto" or words[i : i + 2] == ["--resume", "auto"]:

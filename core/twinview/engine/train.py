@@ -101,6 +101,7 @@ class _Loop:
         self.checkpoint = start.path if start else folder / "checkpoints"
         self.metrics = Metrics(folder / "metrics.jsonl", upto=self.step) if self.first else None
         self.row: dict[str, Any] = {}
+        self.pending = on_first(lambda: self._unwritten(start)) if start else {}
         self.seconds = self.waited = 0.0  # since the last logged step
         self.since = self.step
 
@@ -110,6 +111,8 @@ class _Loop:
         share = self.share()
         self.bar = Bar(built.steps, self.step, share) if self.first else None
         left = built.steps - self.step if built.steps else None
+        if self.pending:
+            self.log(self.pending, self.evaluate(self.due(share), share), share)
         batches = training_batches(
             built.recipe, built.dims, built.shards, rank=built.ranks.rank, world=built.ranks.world, start=self.step, steps=left
         )
@@ -118,11 +121,12 @@ class _Loop:
                 while share < 1:
                     taken = self.take(batches, share)
                     share = self.share()
-                    scores = self.evaluate(share)
-                    if self.is_logged(self.step) or scores or share >= 1:
-                        self.log(taken, scores, share)
+                    due = self.due(share)
+                    row = self.averages(taken) if self.is_logged(self.step) or due or share >= 1 else {}
                     if self.step % run.checkpoint_every == 0 or share >= 1:
-                        self.save()
+                        self.save(row)  # before an evaluation, which may take long, or fail
+                    if row:
+                        self.log(row, self.evaluate(due, share), share)
                     if self.bar:
                         self.bar.update(self.step, share)
         finally:
@@ -132,6 +136,11 @@ class _Loop:
                 self.metrics.close()
         barrier()
         return self.result()
+
+    def _unwritten(self, start: Checkpoint) -> dict[str, float]:
+        """The row of the checkpoint's own step, where a kill came between the two."""
+        row: dict[str, float] = start.meta.get("row") or {}
+        return {} if any(kept["step"] == start.step for kept in read_metrics(self.folder / "metrics.jsonl")) else row
 
     def share(self) -> float:
         """How far the run is, 0 to 1: of its steps, or of its hours by rank 0's clock."""
@@ -165,10 +174,15 @@ class _Loop:
         self.waited += taken.waited
         return taken
 
-    def evaluate(self, share: float) -> dict[str, float]:
+    def due(self, share: float) -> list[str]:
+        """Evaluations that run now: every N steps where they say so, and at the end."""
+        found = self.built.assembly.answers("evaluate")
+        every = {label: self.built.assembly.uses[label][2].every for label in found}
+        return [label for label in found if share >= 1 or (every[label] and self.step % every[label] == 0)]
+
+    def evaluate(self, due: list[str], share: float) -> dict[str, float]:
         """Scores of the evaluations that are due, in eval mode and without gradient; no random state of the training moves."""
         built, scores = self.built, dict[str, float]()
-        due = [label for label in built.assembly.answers("evaluate") if self.is_due(label, share)]
         if not due:
             return scores
         states = random_states(built.ranks.device)
@@ -182,17 +196,15 @@ class _Loop:
         set_random_states(states, built.ranks.device)
         return scores
 
-    def is_due(self, label: str, share: float) -> bool:
-        """Whether an evaluation runs now: every N steps where it says so, and at the end."""
-        every = self.built.assembly.uses[label][2].every
-        return share >= 1 or bool(every and self.step % every == 0)
-
-    def log(self, taken: Taken, scores: dict[str, float], share: float) -> None:
-        """A row of metrics.jsonl, averaged over ranks, to the monitors too."""
+    def averages(self, taken: Taken) -> dict[str, float]:
+        """What the steps since the last row came to, over all ranks."""
         images = (self.step - self.since) * self.built.recipe.run.batch_size
         pace = {"images_per_second": images / self.seconds, "data_wait": self.waited / self.seconds}
-        values = averaged({**taken.numbers(), **pace})
         self.seconds, self.waited, self.since = 0.0, 0.0, self.step
+        return averaged(taken.numbers() | pace)
+
+    def log(self, values: dict[str, float], scores: dict[str, float], share: float) -> None:
+        """A row of metrics.jsonl, to the monitors too."""
         if self.metrics is None:
             return
         self.row = {"step": self.step, "epoch": (self.step - 1) // self.built.epoch, **values, **scores}
@@ -204,11 +216,11 @@ class _Loop:
         if self.on_progress:
             self.on_progress(self.row)
 
-    def save(self) -> None:
-        """A checkpoint of all that the next step depends on."""
+    def save(self, row: dict[str, float]) -> None:
+        """A checkpoint of all that the next step depends on; `row`, what is still to be written of this step."""
         if self.metrics:
             self.metrics.sync()
-        meta = {"step": self.step, "epoch": self.step // self.built.epoch, "elapsed": self.elapsed(), **self.meta}
+        meta = {"step": self.step, "epoch": self.step // self.built.epoch, "elapsed": self.elapsed(), "row": row, **self.meta}
         state = optimizer_state(self.built.optimizer, self.built.moved)
         self.checkpoint = save_checkpoint(self.folder / "checkpoints", self.built.model, state, meta, keep=self.built.recipe.run.keep)
 

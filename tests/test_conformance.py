@@ -1,0 +1,121 @@
+"""What holds for every installed part, every recipe and the house itself."""
+from __future__ import annotations
+
+import ast
+import pickle
+import re
+import tomllib
+from pathlib import Path
+
+import attrs
+import pytest
+
+from twinview.api import check
+from twinview.assembly import assemble, installed
+from twinview.cli.recipes import _comments
+from twinview.recipe import Use, find, names, read
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = {f"{method}.{name}": cls for method, who, parts in installed() if who.startswith("twinview ") and isinstance(parts, dict) for name, cls in parts.items()}
+ORDER = ["errors", "values", "hooks", "branch", "options", "ops", "recipe", "assembly", "step", "data", "engine", "api", "cli"]  # imports look left
+BESIDE = {"step": {"data"}, "data": {"step"}, "values": {"branch", "hooks"}, "hooks": {"values", "branch"}, "branch": {"hooks"}}  # and not to these
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_recipe_assembles_and_survives_its_own_table(name: str) -> None:
+    assembly = check(name)
+    assert assemble(read(assembly.table())).table() == assembly.table()
+    assert all(use.weight > 0 for use in assembly.recipe.loss)
+
+
+@pytest.mark.parametrize("name", [n for n in names() if re.search(r"_(r50|vit[bs]16)$", n)])
+def test_a_published_recipe_says_what_it_promises(name: str) -> None:
+    head = "".join(line for line in find(name).read_text().splitlines(keepends=True) if line.startswith("#"))
+    for word in ("Paper:", "Expected", "Hardware:", "Command:", "not"):
+        assert word in head, word
+    assert f"twinview -- train {name}" in head
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_recipe_does_not_inherit_and_starts_with_what_it_is(name: str) -> None:
+    text = find(name).read_text()
+    assert text.startswith("# ") and len(text.splitlines()[0]) < 100
+    assert list(tomllib.loads(text)) == [t for t in ("views", "augment", "masks", "encoder", "align", "head", "loss", "extra", "target", "data",
+                                                      "optimizer", "schedule", "run", "evaluate", "deepspeed") if t in tomllib.loads(text)]
+
+
+@pytest.mark.parametrize("label", PARTS)
+def test_a_part_is_documented_and_its_options_too(label: str) -> None:
+    cls = PARTS[label]
+    assert cls.__doc__ and len(cls.__doc__.splitlines()[0]) > 20
+    for f in attrs.fields(cls):
+        assert f.type is not None and f.kw_only
+    hooks = [value for value in vars(cls).values() if hasattr(value, "twinview_impl")]
+    assert hooks and all(h.__doc__ for h in hooks)
+    undocumented = [f.name for f in attrs.fields(cls) if f.name not in _comments(cls)]
+    assert len(undocumented) <= len(attrs.fields(cls)) // 2, undocumented  # a name may say it all; not most of them
+
+
+@pytest.mark.parametrize("label", [label for label, cls in PARTS.items() if all(f.default is not attrs.NOTHING for f in attrs.fields(cls))])
+def test_a_part_is_a_small_value(label: str) -> None:
+    part = PARTS[label]()
+    assert len(pickle.dumps(part)) < 4096 and part != PARTS[label]()  # it goes to workers; it is compared by identity
+    options = attrs.asdict(part)
+    assert read({"views": {"use": label, **{k: list(v) if isinstance(v, tuple) else v for k, v in options.items() if v is not None}},
+                 "encoder": {"use": "a.b"}, "loss": [{"use": "a.b"}], "data": {"shards": "x"}, "optimizer": {"use": "sgd", "lr": 1}, "run": {"steps": 1}}).views == Use(
+        use=label, options={k: list(v) if isinstance(v, tuple) else v for k, v in options.items() if v is not None})
+
+
+def imports(path: Path) -> set[str]:
+    """Modules that a file imports at run time (TYPE_CHECKING blocks left out), as dotted names."""
+    found: set[str] = set()
+
+    def walk(node: ast.AST) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
+                continue
+            if isinstance(child, ast.ImportFrom) and child.module:
+                found.add(child.module)
+                found.update(f"{child.module}.{a.name}" for a in child.names)
+            elif isinstance(child, ast.Import):
+                found.update(a.name for a in child.names)
+            walk(child)
+
+    walk(ast.parse(path.read_text()))
+    return found
+
+
+def floor(module: str) -> str:
+    return module.split(".")[1] if module.startswith("twinview.") else ""
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "core").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT / "core")))
+def test_imports_of_the_core_run_one_way(path: Path) -> None:
+    own = path.relative_to(ROOT / "core" / "twinview").parts[0].removesuffix(".py")
+    found = imports(path)
+    assert not [m for m in found if m.startswith("twinview_")], "the core imports no plugin"
+    if own in ORDER:
+        allowed = set(ORDER[: ORDER.index(own) + 1]) - BESIDE.get(own, set())
+        assert {f for m in found if (f := floor(m)) in ORDER} <= allowed
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "plugins").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT / "plugins")))
+def test_plugins_import_the_seams_alone(path: Path) -> None:
+    own = path.relative_to(ROOT / "plugins").parts[0]
+    for module in imports(path):
+        if module.startswith("twinview_"):
+            assert module.split(".")[0] == own, "a plugin imports no other"
+        elif module.startswith("twinview."):
+            assert floor(module) in ("hooks", "values", "branch", "ops", "errors"), module
+
+
+def test_files_stay_small() -> None:
+    long = {str(p): n for base in ("core", "plugins") for p in (ROOT / base).rglob("*.py") if (n := len(p.read_text().splitlines())) > 400}
+    assert not long
+
+
+def test_the_readme_has_the_commands() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert "twinview train multisiam/quickstart" in text and re.search(r"<!-- tests -->\n```bash\n.*pytest\n```", text)
+    for link in re.findall(r"\]\((docs/[^)#]+)", text):
+        assert (ROOT / link).is_file(), link
