@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,14 @@ def test_commands_are_complete() -> None:
 
 def test_what_launchers_put_in_is_passed_over(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--local_rank=1", "--", "recipes"]) == 0 and "multisiam/camvid" in capsys.readouterr().out
+
+
+def test_overrides_may_stand_behind_options(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", recipe, "run.batch_size=3", "--run", str(tmp_path / "run"), "run.steps=1"]) == 0
+    assert tomllib.loads((tmp_path / "run" / "recipe.toml").read_text())["run"]["steps"] == 1
+    with pytest.raises(SystemExit) as stopped:
+        main(["recipes", "a=b"])
+    assert stopped.value.code == 2 and "unrecognized arguments: a=b" in capsys.readouterr().err
 
 
 def test_help_is_quick_and_imports_nothing_heavy() -> None:

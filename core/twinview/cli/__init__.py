@@ -81,7 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if word == "--resume=auto" or words[i : i + 2] == ["--resume", "auto"]:
             words[i : i + (1 if "=" in word else 2)] = ["--resume-auto"]
             break
-    args = parser().parse_args(words)
+    args, rest = parser().parse_known_args(words)
+    if rest and hasattr(args, "overrides") and all("=" in word and not word.startswith("-") for word in rest):
+        args.overrides += rest  # those that stand behind an option
+    elif rest:
+        parser().error(f"unrecognized arguments: {' '.join(rest)}")
     module, _, function = args.answer.partition(".")
     try:
         getattr(importlib.import_module(f"twinview.cli.{module}"), function)(args)
