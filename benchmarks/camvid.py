@@ -43,7 +43,7 @@ def main() -> None:
 def one(recipe: str, seed: int, shards: Path, run: Path, overrides: list[str]) -> dict[str, Any]:
     """Train one recipe with one seed in a process of its own."""
     train, val = shards / "camvid-train", shards / "camvid-val"
-    keys = [f"data.shards={train}", f"evaluate.0.train={train}", f"evaluate.0.val={val}", f"run.seed={seed}", *overrides]
+    keys = [f"data.shards={train}", f"evaluate.0.val={val}", f"run.seed={seed}", *overrides]
     started = time.monotonic()
     subprocess.run([sys.executable, "-m", "twinview", "train", recipe, *keys, "--run", str(run), "--resume", "auto"], check=True)
     seconds = time.monotonic() - started

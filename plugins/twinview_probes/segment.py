@@ -29,7 +29,7 @@ class Segment:
     `baselines` are scored in the same way: `random`, the encoder at its random start, and `pixels`, the raw pixels of each cell.
     """
 
-    train: str | list[str]  # shards with label maps to fit on
+    train: str | list[str] = ""  # shards with label maps to fit on; empty: the run's own
     val: str | list[str]  # shards with label maps to score on
     size: tuple[int, int]  # height, width of the images in pixels
     levels: list[str] = field(factory=lambda: ["c3", "c4", "c5"], validator=min_len(1))  # put behind one another; or "cells"
@@ -89,9 +89,9 @@ class Segment:
         batches = first(self._read(data, self.train, IMAGES), self.images)
         cells = sample_cells(dense, batches, cells=self.cells, ignore=ignore, seed=self.seed)
         if not len(cells.y):
-            raise DataError(f"[[evaluate]] probes.segment: {self.train} holds no labelled pixel outside ignore = {self.ignore}.")
+            raise DataError(f"[[evaluate]] probes.segment: {self._fitted_on} holds no labelled pixel outside ignore = {self.ignore}.")
         classes = self.classes or int(cells.y.max()) + 1
-        self._check(cells.y, self.train)
+        self._check(cells.y, self._fitted_on)
         return fit(cells, classes, steps=self.steps, batch=self.batch, lr=self.lr, weight_decay=self.weight_decay, seed=self.seed)
 
     def score(self, dense: Dense, linear: Linear, data: DataFactory, device: torch.device) -> Confusion:
@@ -110,8 +110,12 @@ class Segment:
             raise DataError(f"[[evaluate]] probes.segment: {self.val} holds no labelled pixel outside ignore = {self.ignore}.")
         return confusion
 
+    @property
+    def _fitted_on(self) -> str | list[str]:
+        return self.train or "[data] shards"
+
     def _read(self, data: DataFactory, shards: str | list[str], images: int) -> Iterator[PlainBatch]:
-        return data.plain(shards, size=self.size, labels=("map",), batch_size=images)
+        return data.plain(shards or None, size=self.size, labels=("map",), batch_size=images)
 
     def _check(self, labels: Tensor, shards: str | list[str]) -> None:
         most = int(labels.max()) if len(labels) else 0
