@@ -1,0 +1,61 @@
+"""Pictures show what they say: matched dots mark the same place of the source, whatever was mirrored."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from twinview.assembly import assemble
+from twinview.data.decode import read_image
+from twinview.data.shards import open_shards
+from twinview.data.views import Views
+from twinview.engine.pictures import _matched, _spread, draw, views_sheet
+from twinview.recipe import Recipe, read
+from twinview.step import LazyStep, Siamese
+from twinview.values import Batch, Progress
+
+
+@pytest.fixture
+def recipe(photo_shards: str) -> Recipe:
+    table: dict[str, Any] = {
+        "views": {"use": "multisiam.iou_crops", "size": 64}, "encoder": {"use": "torchvision.resnet", "cells": "c3"}, "align": {"use": "multisiam.roi"},
+        "loss": [{"use": "multisiam.clusters", "hidden": 8, "channels": 8}], "data": {"shards": photo_shards, "workers": 0},
+        "optimizer": {"use": "sgd", "lr": 0.1}, "run": {"steps": 1, "batch_size": 2},
+    }
+    return read(table)
+
+
+def model_and_batch(recipe: Recipe) -> tuple[Siamese, Batch]:
+    shards, assembly = open_shards(recipe.data.shards), assemble(recipe)
+    encoder = assembly.encoder()
+    dims = assembly.dims(encoder, len(shards))
+    return Siamese(assembly, dims, encoder).eval(), Views(recipe, dims, shards).collate([(0, i) for i in range(12)])[0]
+
+
+def test_matched_cells_lie_at_the_same_place(recipe: Recipe) -> None:
+    model, batch = model_and_batch(recipe)
+    step = LazyStep(model, batch, Progress(0, 1, 0, 0.0), False)
+    online, target, weight = _matched(step, "")
+    assert bool(batch.geometry.flips.any()) and not bool(batch.geometry.flips.all()) and bool((weight > 0).all())
+    i, j = step.pairs[0]
+    inner = slice(2, -2)  # RoIAlign clamps at the maps' borders
+    there = batch.geometry.to_source(online.flatten(1, 2), i).view_as(online)[:, inner, inner]
+    here = batch.geometry.to_source(target.flatten(1, 2), j).view_as(target)[:, inner, inner]
+    assert float((there - here).abs().max()) < 0.02
+
+
+def test_the_sheet_has_a_row_an_image_and_shows_boxes_and_dots(recipe: Recipe) -> None:
+    model, batch = model_and_batch(recipe)
+    shards = open_shards(recipe.data.shards)
+    sheet = views_sheet(model, batch, [read_image(shards, i) for i in range(3)])
+    assert sheet.height == 20 + 3 * 208 + 8
+    pixels = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8).view(sheet.height, sheet.width, 3)
+    for colour in ((255, 48, 48), (48, 160, 255)):  # a box of each view
+        assert int((pixels == torch.tensor(colour, dtype=torch.uint8)).all(-1).sum()) > 100
+    assert _spread(7) == [0, 2, 3, 4, 6] and _spread(2) == [0, 1] and _spread(1) == [0]
+
+
+def test_a_recipe_alone_gives_views_a_run_its_parts_too(recipe: Recipe, tmp_path: Path) -> None:
+    assert set(draw(recipe, images=2)) == {"views"}
