@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +29,33 @@ def main() -> None:
     ask.add_argument("--shards", type=Path, default=Path("shards"))
     ask.add_argument("--runs", type=Path, default=Path("runs/camvid"))
     ask.add_argument("--seeds", type=int, default=3)
+    ask.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, each with its share of the cores")
     ask.add_argument("overrides", nargs="*", help="for every run; results then go beside the runs")
     args = ask.parse_args()
     results = args.runs / "results.jsonl" if args.overrides else RESULTS
     results.parent.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.is_file() else []
-    for seed in range(args.seeds):
-        for recipe in RECIPES:
-            if not any(row["recipe"] == recipe and row["seed"] == seed for row in rows):
-                rows.append(one(recipe, seed, args.shards.resolve(), args.runs / f"{recipe.replace('/', '-')}-{seed}", args.overrides))
-                results.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = {(row["recipe"], row["seed"]) for row in rows}
+    left = [(recipe, seed) for seed in range(args.seeds) for recipe in RECIPES if (recipe, seed) not in done]
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        runs = [pool.submit(one, r, s, args.shards.resolve(), args.runs / f"{r.replace('/', '-')}-{s}", threads, args.overrides) for r, s in left]
+        for run in as_completed(runs):
+            rows.append(run.result())
+            rows.sort(key=lambda row: (row["seed"], row["recipe"]))
+            results.write_text("".join(json.dumps(row) + "\n" for row in rows))
     print("\n".join(table(rows)))
 
 
-def one(recipe: str, seed: int, shards: Path, run: Path, overrides: list[str]) -> dict[str, Any]:
-    """Train one recipe with one seed in a process of its own."""
+def one(recipe: str, seed: int, shards: Path, run: Path, threads: int, overrides: list[str]) -> dict[str, Any]:
+    """Train one recipe with one seed in a process of its own, with so many threads and data workers."""
     train, val = shards / "camvid-train", shards / "camvid-val"
-    keys = [f"data.shards={train}", f"evaluate.0.val={val}", f"run.seed={seed}", *overrides]
+    keys = [f"data.shards={train}", f"evaluate.0.val={val}", f"run.seed={seed}", f"data.workers={threads}", *overrides]
     started = time.monotonic()
-    subprocess.run([sys.executable, "-m", "twinview", "train", recipe, *keys, "--run", str(run), "--resume", "auto"], check=True)
+    run.parent.mkdir(parents=True, exist_ok=True)
+    with run.with_suffix(".log").open("a") as log:
+        command = [sys.executable, "-m", "twinview", "train", recipe, *keys, "--run", str(run), "--resume", "auto"]
+        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, stdout=log, stderr=log)
     seconds = time.monotonic() - started
     last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
     scores = {k.removeprefix("score/segment/"): v for k, v in last.items() if k.startswith("score/")}
