@@ -1,5 +1,23 @@
-"""What several methods need, public: heads, cosines, crops, clustering, statistics over ranks."""
+"""What several methods need, public: heads, cosines, crops, maps, clustering, attention, signs of collapse."""
 from twinview.ops.cosine import cosine, cosine_loss
+from twinview.ops.crops import crops_geometry, random_resized_box
 from twinview.ops.heads import conv_mlp, mlp
+from twinview.ops.kmeans import spherical_kmeans
+from twinview.ops.maps import resize_map, unflip
+from twinview.ops.propagate import propagate
+from twinview.ops.spread import effective_rank, feature_spread
 
-__all__ = ["conv_mlp", "cosine", "cosine_loss", "mlp"]
+__all__ = [
+    "conv_mlp",
+    "cosine",
+    "cosine_loss",
+    "crops_geometry",
+    "effective_rank",
+    "feature_spread",
+    "mlp",
+    "propagate",
+    "random_resized_box",
+    "resize_map",
+    "spherical_kmeans",
+    "unflip",
+]
