@@ -97,6 +97,14 @@ def test_hidden_cells_are_hidden_online_alone_and_weigh_nothing(toy: dict[str, A
     assert float(step.alignment(1, 0).weight.min()) == 1
 
 
+def test_a_single_view_is_watched_too(toy: dict[str, Any]) -> None:
+    batch = batch_of()
+    step = LazyStep(model_of(toy), batch._replace(images=batch.images[:1], geometry=batch.geometry._replace(pairs=())), PROGRESS, True)
+    assert step.online[0].cells is not None
+    step.watch_features()
+    assert "views/iou" not in step.notes and "spread/online" in step.notes and "spread/target" not in step.notes
+
+
 def test_settle_drops_every_gradient(toy: dict[str, Any]) -> None:
     out = model_of(toy)(batch_of(), PROGRESS)
     step = out.step.settle()

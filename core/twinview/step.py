@@ -155,7 +155,8 @@ class LazyStep(Step):
     def watch_features(self) -> None:
         """Note where views lay, and feature spread and effective rank of what the branches gave (collapse shows here)."""
         g = self.geometry
-        for name, value in {"crop_area": box_area(g.boxes).mean(-1), "iou": g.iou(*self.pairs[0]), **g.notes}.items():
+        overlap = {"iou": g.iou(*self.pairs[0])} if self.pairs else {}
+        for name, value in {"crop_area": box_area(g.boxes).mean(-1), **overlap, **g.notes}.items():
             self.note(f"views/{name}", value)
         for role, views in (("online", self._online), ("target", self._target)):
             made = next(views.made(), None)
