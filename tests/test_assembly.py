@@ -34,7 +34,6 @@ FAULTS: list[tuple[str, dict[str, Any], str]] = [
     ("no such part", {"views": {"use": "toy.vews"}}, "[views] toy.vews: toy has no part 'vews'. Did you mean 'views'?"),
     ("unknown option", {"views": {"use": "toy.views", "sise": 3}}, "[views] toy.views: nothing takes 'sise'. Did you mean 'size'? There is: size."),
     ("wrong type", {"views": {"use": "toy.views", "size": "big"}}, "[views] toy.views.size: wants a whole number, not 'big'"),
-    ("wrong slot", {"masks": {"use": "toy.views"}}, "[masks] toy.views: the name 'toy.views' is taken"),
     ("part in a slot whose hook it does not answer", {"masks": {"use": "toy.align"}}, "[masks] toy.align: does not answer make_masks, which [masks] calls; it answers align, traits."),
     ("two answers", {"extra": [{"use": "toy.views", "name": "again"}]}, "sample_views: takes one part, the recipe has 2: [views] toy.views and [[extra]] toy.views"),
     ("clashing names", {"loss": [{"use": "toy.pooled"}, {"use": "toy.pooled"}]}, "[[loss]] toy.pooled: the name 'toy.pooled' is taken. Give one of the two a `name"),
@@ -60,6 +59,12 @@ def test_a_fault_is_refused(toy: dict[str, Any], tables: dict[str, Any], said: s
     assert "\n" not in str(caught.value)
 
 
+def test_strings_are_no_lists(toy: dict[str, Any]) -> None:
+    for given, said in (("c3", "wants a list, not 'c3'"), (3, "wants a list, not 3")):
+        with pytest.raises(RecipeError, match=re.escape(f"[[loss]] toy.pooled.needs: {said}")):
+            assemble(read({**toy, "loss": [{"use": "toy.pooled", "needs": given}]}))
+
+
 BROKEN: list[tuple[str, str, str]] = [
     ("cannot be imported", "import no_such_module", "method 'odd' (twinview_odd, twinview_odd 1.0) cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'"),
     ("answers nothing", "x = 1", "method 'odd' (twinview_odd) answers nothing. A method answers parts() alone"),
@@ -68,6 +73,7 @@ BROKEN: list[tuple[str, str, str]] = [
     ("a misspelt argument", "{head}    @hookimpl\n    def loss(self, stop): ...\n{tail}", "[[extra]] odd.odd: "),
     ("no hook at all", "{head}    x: int = 0\n{tail}", "[[extra]] odd.odd: answers no hook. There is: parts, traits, sample_views"),
     ("no attrs class", "from twinview import hookimpl\n@hookimpl\ndef parts(): return {{'odd': int}}", "odd offers something for 'odd' that is no part. Make it a class with @twinview.part."),
+    ("traits that are none", "{head}    @hookimpl\n    def traits(self): return 3\n{tail}", "[[extra]] odd.odd: traits() gives a int. Give a twinview.values.Traits."),
     ("half an augmentation", "{head}    @hookimpl\n    def apply_augment(self, pixels): ...\n{tail}", "[[extra]] odd.odd: answers one of draw_augment and apply_augment"),
 ]
 HEAD = "from twinview import hookimpl, part\n@part\nclass Odd:\n"

@@ -12,7 +12,7 @@ import pytest
 
 from twinview.api import check
 from twinview.assembly import assemble, installed
-from twinview.cli.recipes import _comments
+from twinview.cli.recipes import option_comments
 from twinview.recipe import Use, find, names, read
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,7 +52,7 @@ def test_a_part_is_documented_and_its_options_too(label: str) -> None:
         assert f.type is not None and f.kw_only
     hooks = [value for value in vars(cls).values() if hasattr(value, "twinview_impl")]
     assert hooks and all(h.__doc__ for h in hooks)
-    undocumented = [f.name for f in attrs.fields(cls) if f.name not in _comments(cls)]
+    undocumented = [f.name for f in attrs.fields(cls) if f.name not in option_comments(cls)]
     assert len(undocumented) <= len(attrs.fields(cls)) // 2, undocumented  # a name may say it all; not most of them
 
 

@@ -1,6 +1,8 @@
 """The step computes what it is asked for, once; the target follows and gives no gradient."""
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -103,6 +105,18 @@ def test_a_single_view_is_watched_too(toy: dict[str, Any]) -> None:
     assert step.online[0].cells is not None
     step.watch_features()
     assert "views/iou" not in step.notes and "spread/online" in step.notes and "spread/target" not in step.notes
+
+
+def test_a_step_and_its_activations_go_when_nothing_holds_them(toy: dict[str, Any]) -> None:
+    gc.collect()
+    gc.disable()  # nothing may wait for the collector of cycles
+    try:
+        out = model_of({**toy, "align": {"use": "toy.align"}, "loss": [{"use": "toy.cells"}]})(batch_of(), PROGRESS)
+        step = weakref.ref(out.step.settle())
+        del out
+        assert step() is None
+    finally:
+        gc.enable()
 
 
 def test_settle_drops_every_gradient(toy: dict[str, Any]) -> None:

@@ -167,6 +167,9 @@ class Assembly:
     def _add(self, slot: str, place: str, use: Use) -> None:
         method, _, name = use.use.partition(".")
         cls = find_part(self.manager, method, name, place)
+        hooks = answered(cls)
+        if slot in ANSWERS and ANSWERS[slot] not in hooks:
+            raise RecipeError(f"{place}: does not answer {ANSWERS[slot]}, which [{slot}] calls; it answers {', '.join(hooks) or 'nothing'}.")
         label = use.label
         if label in self.parts or label == CORE or self.key(label) in {self.key(k) for k in self.parts}:
             raise RecipeError(f"{place}: the name {label!r} is taken. Give one of the two a `name = \"...\"` of its own.")
@@ -177,10 +180,7 @@ class Assembly:
             raise PluginError(f"{place}: {' '.join(str(e).split())}") from None
         self.parts[label], self.uses[label] = part, (slot, place, use)
         self._check_pending(label)
-        hooks = [h.name for h in self.manager.get_hookcallers(part) or []]
-        if slot in ANSWERS and ANSWERS[slot] not in hooks:
-            raise RecipeError(f"{place}: does not answer {ANSWERS[slot]}, which [{slot}] calls; it answers {', '.join(sorted(hooks)) or 'nothing'}.")
-        if not hooks:
+        if not self.manager.get_hookcallers(part):
             raise PluginError(f"{place}: answers no hook. There is: {', '.join(HOOKS)}.")
 
     def _check_pending(self, label: str) -> None:
@@ -193,6 +193,8 @@ class Assembly:
     def _traits(self, label: str) -> Traits:
         found: list[Traits] = self.only("traits", label)() if label in self.answers("traits") else []
         traits = found[0] if found else Traits()
+        if not isinstance(traits, Traits):
+            raise PluginError(f"{self.uses[label][1]}: traits() gives a {type(traits).__name__}. Give a twinview.values.Traits.")
         for word in [*traits.needs.difference(NEEDS), *traits.gives.difference(GIVES)]:
             raise PluginError(f"{self.uses[label][1]}: traits() says {word!r}.{closest(word, [*NEEDS, *GIVES])}")
         return traits
@@ -261,6 +263,12 @@ class Assembly:
             wanted = option(part, "head")
             if wanted and wanted not in heads:
                 raise RecipeError(f"{self.uses[label][1]}.head: no [[head]] has the name {wanted!r}.{closest(wanted, heads)}")
+
+
+def answered(cls: type) -> list[str]:
+    """The hooks that a part's class answers."""
+    found = {name: getattr(cls, name) for name in dir(cls)}
+    return [impl.get("specname") or name for name, value in found.items() if (impl := getattr(value, f"{GROUP}_impl", None))]
 
 
 def option(part: Any, name: str) -> Any:

@@ -96,7 +96,7 @@ class Hooks(Protocol):
     # ---- around the step
     @hookspec(firstresult=True)
     def param_groups(self, name: str, parameter: Tensor) -> ParamRule | None:
-        """How the optimizer treats one of the online parameters.  Once per parameter; the first answer holds."""
+        """How the optimizer treats one of the online parameters.  Once per parameter; the last part of the recipe that answers holds."""
 
     @hookspec
     def before_epoch(self, branches: Branches, data: DataFactory, progress: Progress) -> None:
@@ -104,7 +104,10 @@ class Hooks(Protocol):
 
     @hookspec
     def after_step(self, branches: Branches, step: Step, progress: Progress) -> None:
-        """After the optimizer has moved the online branch and the target has followed; the step is detached.  Collected."""
+        """After the optimizer has moved the online branch and the target has followed.  Collected.
+
+        The step is detached; with `run.accumulation` it is the last micro-batch.
+        """
 
     @hookspec
     def evaluate(self, branches: Branches, data: DataFactory, progress: Progress) -> dict[str, float] | None:

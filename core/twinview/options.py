@@ -1,11 +1,12 @@
 """The core's own tables of a recipe: `[data] [target] [optimizer] [schedule] [run]`.  Imports nothing heavy."""
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import attrs
 from attrs import field
-from attrs.validators import ge, gt, in_, le
+from attrs.validators import and_, deep_iterable, ge, gt, le, lt, optional
 
 FORMAT = 1  # of recipes and of a run's folder
 
@@ -44,8 +45,8 @@ class Data:
 class _Rates:
     """A rate is written as `lr`, or as `base_lr` for 256 images, scaled linearly with run.batch_size."""
 
-    lr: float | None = None
-    base_lr: float | None = None
+    lr: float | None = field(default=None, validator=optional(and_(ge(0), lt(math.inf))))
+    base_lr: float | None = field(default=None, validator=optional(and_(ge(0), lt(math.inf))))
     weight_decay: float = field(default=0.0, validator=ge(0))
     decay_norm_bias: bool = False  # weight decay (and LARS's trust ratio) on biases and norms too
 
@@ -61,12 +62,16 @@ class SGD(_Rates):
     momentum: float = field(default=0.9, validator=ge(0))
     nesterov: bool = False
 
+    def __attrs_post_init__(self) -> None:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov wants a momentum above 0")
+
 
 @attrs.frozen(kw_only=True)
 class AdamW(_Rates):
     """torch.optim.AdamW."""
 
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = field(default=(0.9, 0.999), validator=deep_iterable(and_(ge(0), lt(1))))
     eps: float = _positive(1e-8)
 
 
@@ -90,7 +95,7 @@ class Schedule:
     use: Literal["cosine", "constant"] = "cosine"
     warmup_epochs: float | None = None
     warmup_steps: int | None = None
-    warmup_share: float | None = None  # of the run
+    warmup_share: float | None = field(default=None, validator=optional(and_(ge(0), le(1))))  # of the run
     final: float = _share(0.0)
 
 
@@ -107,8 +112,8 @@ class Run:
     channels_last: bool = False
     sync_batchnorm: bool = True  # statistics over all ranks
     clip_gradients: float = field(default=0.0, validator=ge(0))  # global norm; 0 = none
-    seed: int = field(default=0, validator=ge(0))
-    device: str = field(default="auto", validator=in_(["auto", "cpu", "cuda"]))
+    seed: int = field(default=0, validator=[ge(0), lt(2**63)])
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     log_every: int = _positive(10)  # steps
     checkpoint_every: int = _positive(500)  # steps
     keep: int = _positive(2)  # checkpoints

@@ -1,15 +1,17 @@
 """Recipes: one TOML file says what a run is made of.  Read strictly: a key that nothing takes is an error."""
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args, get_origin
 
 import attrs
 import cattrs
 from attrs import field
+from attrs.validators import ge, lt
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
 
 from twinview.errors import RecipeError, closest
@@ -22,8 +24,8 @@ class Use:
 
     use: str  # method.part
     name: str = ""  # [[...]] and [align.NAME] only: stable name, needed when a part is used twice
-    weight: float = 1.0  # [[loss]] only
-    every: int = 0  # [[evaluate]] only: steps between evaluations, 0 = at the end
+    weight: float = field(default=1.0, validator=lt(math.inf))  # [[loss]] only
+    every: int = field(default=0, validator=ge(0))  # [[evaluate]] only: steps between evaluations, 0 = at the end
     options: dict[str, Any] = field(factory=dict)
 
     @property
@@ -116,6 +118,26 @@ for _kind in _WORDS:
     _strict_scalar(_kind)
 
 
+def _is_sequence(kind: Any) -> bool:
+    return get_origin(kind) in (list, tuple)
+
+
+@_converter.register_structure_hook_factory(_is_sequence)
+def _strict_sequence(kind: Any) -> Any:
+    """Lists and tuples are written as lists: a string is no list of its letters."""
+    origin, inner = get_origin(kind), get_args(kind)
+    count = len(inner) if origin is tuple and Ellipsis not in inner else None
+    what = f"a list of {count}" if count else "a list"
+
+    def structure_sequence(value: Any, _: Any) -> Any:
+        if not isinstance(value, (list, tuple)) or (count and len(value) != count):
+            raise ValueError(f"wants {what}, not {value!r}")
+        kinds = inner if count else (inner[0],) * len(value)
+        return origin(_converter.structure(v, k) for v, k in zip(value, kinds))
+
+    return structure_sequence
+
+
 @_converter.register_structure_hook
 def _shards(value: Any, _: type[str | list[str]]) -> str | list[str]:
     if isinstance(value, str) or (isinstance(value, list) and value and all(isinstance(v, str) for v in value)):
@@ -131,6 +153,7 @@ def _use(slot: str, table: Any, place: str) -> Use:
     own = {k: table[k] for k in ("use", *SLOT_KEYS.get(slot, ())) if k in table}
     if "/" in str(own.get("name", "")):
         raise RecipeError(f"{place}.name: {own['name']!r} has a '/'. Write '.' or '_' instead.")
+    place = f"{place} {table['use']}" if slot in SLOT_KEYS else place
     return cast(Use, structure({**own, "options": {k: v for k, v in table.items() if k not in own}}, Use, place))
 
 
@@ -221,8 +244,10 @@ def from_table(table: Mapping[str, Any], name: str = "recipe") -> Recipe:
 
 
 def _optimizer(table: Any) -> Any:
-    if not isinstance(table, Mapping) or table.get("use") not in OPTIMIZERS:
-        given = table.get("use") if isinstance(table, Mapping) else table
+    if not isinstance(table, Mapping):
+        raise RecipeError(f"[optimizer]: wants a table, not {table!r}. Write use = \"sgd\" in it.")
+    if table.get("use") not in OPTIMIZERS:
+        given = table.get("use", "")
         raise RecipeError(f"[optimizer] use: no optimizer {given!r}.{closest(str(given), OPTIMIZERS)}")
     made = structure({k: v for k, v in table.items() if k != "use"}, OPTIMIZERS[table["use"]], "[optimizer]")
     if (made.lr is None) == (made.base_lr is None):
@@ -239,7 +264,7 @@ def _check(recipe: Recipe) -> None:
         if not least <= len(given) <= 1:
             raise RecipeError(f"{place}: wants {'exactly' if least else 'at most'} one of {', '.join(keys)}; it has {' and '.join(given) or 'none'}.")
         for key in given:
-            if getattr(table, key) < 0 or (least and getattr(table, key) == 0):
+            if not 0 <= getattr(table, key) < math.inf or (least and getattr(table, key) == 0):
                 raise RecipeError(f"{place}.{key}: wants a number above 0, not {getattr(table, key)}.")
     if run.batch_size % run.accumulation:
         raise RecipeError(f"[run] accumulation: {run.accumulation} does not divide batch_size {run.batch_size}.")
@@ -256,20 +281,24 @@ def override(table: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any
         try:
             value = tomllib.loads(f"x = {raw}")["x"]
         except tomllib.TOMLDecodeError:
+            if raw[:1] in ("[", "{", '"', "'"):
+                raise RecipeError(f"{text!r}: {raw} is no TOML value. Quote the whole override: '{path}=[\"a\", \"b\"]'.") from None
             value = raw
         *tables, key = path.split(".")
         here: Any = table
         for name in tables:
             if isinstance(here, list):
                 if not name.isdigit() or int(name) >= len(here):
-                    raise RecipeError(f"{text!r}: {name!r} is no place in a list of {len(here)}. Write 0 to {len(here) - 1}.")
+                    there = f"Write 0 to {len(here) - 1}." if here else "The list is empty."
+                    raise RecipeError(f"{text!r}: {name!r} is no place in a list of {len(here)}. {there}")
                 here = here[int(name)]
             else:
                 here = here.setdefault(name, {})
             if not isinstance(here, (dict, list)):
                 raise RecipeError(f"{text!r}: {name!r} is a value, not a table.")
         if isinstance(here, list):
-            raise RecipeError(f"{text!r}: is a list of parts; write the place too, for example {path.replace('.' + key, '')}.0.{key}=...")
+            example = f"{tables[0]}.0.{key}=..." if not key.isdigit() else f"{tables[0]}.{key}.weight=..."
+            raise RecipeError(f"{text!r}: is a list of parts; write the place too, for example {example}")
         here[key] = value
     return table
 

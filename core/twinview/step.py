@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -63,6 +64,8 @@ class Siamese(nn.Module):
             for label in self.assembly.answers("loss"):
                 step.speaker = name = self.assembly.uses[label][2].name
                 for answer in self.assembly.only("loss", label)(step=step):
+                    if not isinstance(answer, Mapping):
+                        raise PluginError(f"{self.assembly.uses[label][1]}: loss() gives a {type(answer).__name__}. Give {{term: scalar}}.")
                     for term, value in answer.items():
                         term = f"{name}.{term}" if name else term
                         if term in terms:
@@ -96,10 +99,10 @@ class LazyStep(Step):
         self._model = model
         self._geometry: Geometry | None = None
         self._memo: dict[tuple[Any, ...], Any] = {}
-        views = len(batch.images)
-        self._pixels = _Views(views, self._make_pixels)
-        self._online = _Views(views, lambda v: self._encode(v, "online"))
-        self._target = _Views(views, self._make_target)
+        views, me = len(batch.images), weakref.proxy(self)  # no cycle: a step's activations go when the step goes
+        self._pixels = _Views(views, lambda v: me._make_pixels(v))
+        self._online = _Views(views, lambda v: me._encode(v, "online"))
+        self._target = _Views(views, lambda v: me._make_target(v))
 
     @property
     def online(self) -> Sequence[Features]:

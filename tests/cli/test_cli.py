@@ -111,6 +111,10 @@ FAULTS: list[tuple[list[str], str]] = [
     (["train", "multisiam/quickstart", "data.shards=nowhere"], "nowhere: there is no such shard"),
     (["train", "multisiam/quickstart", "--resume", "--run", "no/run"], "no/run: holds no run to go on with"),
     (["check", "multisiam/quickstart", "align.use=multisiam.rio"], "[align] multisiam.rio: multisiam has no part 'rio'. Did you mean 'roi'"),
+    (["train", "multisiam/quickstart", "deepspeed.foo=1"], "[deepspeed]: nothing takes 'foo'"),
+    (["train", "multisiam/quickstart", "--dry-run", "--resume"], "--dry-run: writes and reads no run"),
+    (["train", "multisiam/quickstart", "--run", "afile"], "afile: cannot be made"),
+    (["show", "views", "multisiam/quickstart", "--out", "v.txt"], "--out: wants a file that ends in .png or .jpg"),
     (["parts", "multisaim"], "parts: no method 'multisaim' is installed. Did you mean 'multisiam'"),
     (["show", "views", "multisiam/none"], "no recipe has this name"),
     (["show", "clusters", "no/run"], "no/run: there is no run here"),
@@ -125,10 +129,22 @@ def test_a_fault_gets_one_line_and_exit_code_2(
     words: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "afile").touch()
     assert main(words) == 2
     err = capsys.readouterr().err
     last = err.strip().splitlines()[-1]
     assert last.startswith("twinview: ") and said in last and "Traceback" not in err
+
+
+def test_a_fault_of_a_part_names_its_line(
+    toy: dict[str, Any], install: Callable[..., None], photo_shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("acme", "from twinview import hookimpl, part\n@part\nclass Bad:\n    @hookimpl\n    def loss(self, step): return 1 / 0\n@hookimpl\ndef parts(): return {'bad': Bad}\n")
+    path = tmp_path / "bad.toml"
+    path.write_text(tomli_w.dumps({**toy, "loss": [{"use": "acme.bad"}], "data": {"shards": photo_shards, "workers": 0}}))
+    assert main(["train", str(path), "--run", str(tmp_path / "run")]) == 1
+    assert "twinview_acme.py, line 5: ZeroDivisionError: division by zero" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["train", str(path), "--run", str(tmp_path / "run")]) == 1  # a start that made no step does not hold the folder
 
 
 def test_commands_are_complete() -> None:

@@ -95,7 +95,8 @@ def test_a_folder_that_cannot_be_written_keeps_the_index_in_memory(write: Write,
 
 
 def test_classes_are_counted_in_the_index(write: Write) -> None:
-    assert index.load(write("a.tar", {"0.cls": b"3\n", "1.cls": b"11", "2.jpg": b""})).classes == 12
+    assert index.load(write("a.tar", {"0.cls": b"3\n", "1.cls": b"11"})).classes == 12
+    assert index.load(write("d.tar", {"0.cls": b"3\n", "1.cls": b"11", "2.jpg": b""})).classes == 0  # training that needs no labels goes on
     assert index.load(write("b.tar", {"0.cls": b"3", "1.cls": b"dog"})).classes == 0
     assert index.load(write("c.tar", {"0.jpg": b"3"})).classes == 0
 

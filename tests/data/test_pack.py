@@ -14,7 +14,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from twinview.data import index
+from twinview.data import decode, index
 from twinview.data.pack import pack_images
 from twinview.data.shards import open_shards
 from twinview.errors import DataError
@@ -110,6 +110,9 @@ def test_what_is_refused_leaves_nothing_behind(images: Path, tmp_path: Path) -> 
     refused(f"{label}: is (30, 20) pixels (height, width), its image (20, 30).", images, out, labels)
     label.write_bytes(b"broken")
     refused(f"{label}: is no image; it begins with b'broken'. Remove it, or put it right.", images, out, labels)
+    for mode in ("RGB", "RGBA", "LA"):
+        Image.new(mode, (30, 20)).save(label)
+        refused(f"{label}: is of PIL mode {mode}, and a label map is a PNG of class numbers: of mode L, P or 1", images, out, labels)
     label.write_bytes(data)
 
     save(images / "city 0" / "frame 00.png", 0)
@@ -118,6 +121,25 @@ def test_what_is_refused_leaves_nothing_behind(images: Path, tmp_path: Path) -> 
     (images / "zzz.jpg").write_bytes(b"")
     refused("zzz.jpg: is an empty file", images, out)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_label_maps_of_every_kind_that_training_reads(tmp_path: Path) -> None:
+    (tmp_path / "labels").mkdir()
+    for n, mode in enumerate(("1", "L", "P", "I;16")):
+        save(tmp_path / "images" / f"{n}.jpg", n)
+        Image.new(mode, (30, 20)).save(tmp_path / "labels" / f"{n}.png")
+    pack_images(tmp_path / "images", tmp_path / "out", tmp_path / "labels")
+    shards = open_shards(str(tmp_path / "out"))
+    assert [decode.read_map(shards, i).shape for i in range(len(shards))] == [(20, 30)] * 4
+
+
+def test_only_headers_are_read(images: Path, tmp_path: Path) -> None:
+    short = (images / "city 1" / "frame.01.JPEG").read_bytes()[:-40]
+    (images / "city 1" / "frame.01.JPEG").write_bytes(short)
+    pack_images(images, tmp_path / "out")
+    shards = open_shards(str(tmp_path / "out"))
+    (i,) = (i for i in range(len(shards)) if shards.key(i) == "city_1/frame_01")
+    assert shards.read(i).fields == {"jpg": short}
 
 
 def test_an_empty_folder_may_be_filled(images: Path, tmp_path: Path) -> None:

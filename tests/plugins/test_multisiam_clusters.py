@@ -383,6 +383,15 @@ def test_bad_options_are_refused(toy: dict[str, Any], options: dict[str, Any], s
         assemble(read(recipe(toy, **options)))
 
 
+@pytest.mark.parametrize(("size", "most"), [(8, 1), (32, 16)])
+def test_more_clusters_than_cells_are_refused(toy: dict[str, Any], size: int, most: int) -> None:
+    views = {"views": {"use": "multisiam.iou_crops", "size": size}}
+    assert model(recipe(toy, clusters=most) | views).online.heads
+    said = f"clusters = {most + 1}, and the views have {size // 8} x {size // 8} cells. Raise views.size, or choose"
+    with pytest.raises(RecipeError, match=re.escape(f"[[loss]] multisiam.clusters: {said}")):
+        model(recipe(toy, clusters=most + 1) | views)
+
+
 def test_an_encoder_without_cells_and_a_recipe_without_alignment_are_refused(toy: dict[str, Any]) -> None:
     table = recipe(toy)
     with pytest.raises(RecipeError, match="needs cells"):

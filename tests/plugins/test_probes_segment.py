@@ -130,6 +130,8 @@ def test_classes_are_learnt_from_the_labels_or_given() -> None:
     assert fitted(data, classes=7)[1].weight.shape == (7, 5)
     with pytest.raises(DataError, match=r"train holds the label 2 with classes = 2\. Write classes = 3, or put 2 into ignore\."):
         score(data, classes=2)
+    with pytest.raises(DataError, match=r"val holds the label 300; classes go up to 255\. Put 300 into ignore\."):
+        score(Stripes({"train": 6, "val": 4}, odd=300))
     with pytest.raises(DataError, match=r"val holds no labelled pixel"):
         score(Stripes({"train": 6, "val": 0}))
     with pytest.raises(DataError, match=r"train holds no labelled pixel outside ignore = \[0, 1, 2\]"):
@@ -158,6 +160,8 @@ def test_the_table_of_a_recipe_is_read() -> None:
         ({"baselines": ["raw"]}, "wants one of 'random', 'pixels', not 'raw'"),
         ({"levels": []}, "levels"),
         ({"stride": 0}, "stride must be > 0"),
+        ({"size": [0, -5]}, "[[evaluate]] probes.segment: size wants a height and a width above 0, not [0, -5]"),
+        ({"size": [180, 0]}, "not [180, 0]"),
         ({"step": 3}, "Did you mean 'steps'?"),
     ):
         with pytest.raises(RecipeError) as error:

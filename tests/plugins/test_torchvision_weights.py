@@ -111,12 +111,21 @@ class Code:
         return print, ("run by unpickling",)
 
 
+def test_files_from_before_torch_1_6_are_read(tmp_path: Path, trained: dict[str, Tensor]) -> None:
+    torch.save(trained, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert same(start(2, weights=str(tmp_path / "old.pth")), trained)
+
+
 def test_damaged_foreign_and_empty_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "damaged.pt").write_bytes(b"PK\x03\x04 not whole")
     (tmp_path / "damaged.safetensors").write_bytes(b"1234567890")
     torch.save({"model": Code()}, tmp_path / "code.pt")
     torch.save({"epoch": 3}, tmp_path / "empty.pt")
+    (tmp_path / "notes.txt").write_text("hidden units: 12\n")
+    (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff\xe0\x00\x10JFIF")
+    (tmp_path / "nothing.pt").touch()
     faults = [("damaged.pt", "cannot be read"), ("damaged.safetensors", "cannot be read"), ("code.pt", "could run code"), ("empty.pt", "no tensors")]
+    faults += [(name, "is no file of weights. Give one that torch.save wrote, or a .safetensors") for name in ("notes.txt", "photo.jpg", "nothing.pt")]
     for name, message in faults:
         with pytest.raises(CheckpointError) as error:
             start(0, weights=str(tmp_path / name))

@@ -3,7 +3,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -98,4 +100,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `twinview parts | head`
         sys.stderr.close()
         return 0
+    except OSError as e:
+        print(f"twinview: {e.filename or 'a file'}: {e.strerror or e}. Name another place.", file=sys.stderr)
+        return 2
+    except Exception as e:
+        traceback.print_exc()  # whoever wrote the part needs it
+        print(f"twinview: {_culprit(e)}: {type(e).__name__}: {e}", file=sys.stderr)
+        return 1
     return 0
+
+
+def _culprit(e: BaseException) -> str:
+    """The plugin's file and line that an error comes from, or twinview itself."""
+    frames = [f for f in traceback.extract_tb(e.__traceback__) if "twinview" in f.filename]
+    own = [f for f in frames if f"{os.sep}twinview{os.sep}" not in f.filename]
+    return f"a fault of {own[-1].filename}, line {own[-1].lineno}" if own else "a fault of twinview's own; please report it"

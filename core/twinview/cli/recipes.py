@@ -77,7 +77,7 @@ def _part(label: str, cls: type, full: bool) -> Iterator[str]:
         return
     yield f"\n  {label}   answers {hooks}"
     yield from (f"      {line}".rstrip() for line in doc)
-    comments = _comments(cls)
+    comments = option_comments(cls)
     for f in attrs.fields(cls):
         if f.init:
             yield f"      {f.name} = {_default(f)}   {comments.get(f.name, '')}".rstrip()
@@ -95,7 +95,7 @@ def _default(f: Any) -> str:
     return json.dumps(value)  # of these values, what JSON says TOML says too
 
 
-def _comments(cls: type) -> dict[str, str]:
+def option_comments(cls: type) -> dict[str, str]:
     """What the source says behind each option: `size: int = 224  # pixels` -> {size: pixels}."""
     found = {}
     for base in reversed(cls.__mro__[:-1]):

@@ -22,6 +22,10 @@ def scenes(args: argparse.Namespace) -> None:
     height, x, width = args.size.partition("x")
     if not (x and height.isdigit() and width.isdigit() and min(int(height), int(width)) >= 32):
         raise DataError(f"--size: wants HEIGHTxWIDTH in pixels, each at least 32, for example 160x240, not {args.size!r}.")
+    if args.count < 1:
+        raise DataError(f"--count: wants a number of at least 1, not {args.count}.")
+    if args.seed < 0:
+        raise DataError(f"--seed: wants a number of at least 0, not {args.seed}.")
     found = write_scenes(Path(args.out), count=args.count, size=(int(height), int(width)), seed=args.seed)
     print(found.text())
 

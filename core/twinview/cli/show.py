@@ -11,6 +11,8 @@ def show(args: argparse.Namespace) -> None:
     """Draw `views` of a recipe or run, or a picture that a part of a run offers."""
     if args.images < 1:
         raise TwinviewError(f"--images: wants a number above 0, not {args.images}.")
+    if args.out and Path(args.out).suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise TwinviewError(f"--out: wants a file that ends in .png or .jpg, not {args.out!r}.")
     of = Path(args.of)
     is_run = (of / "recipe.toml").is_file()
     if args.what != "views" and not is_run:

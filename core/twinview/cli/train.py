@@ -19,6 +19,8 @@ def train(args: argparse.Namespace) -> None:
     if args.ranks < 1:
         raise TwinviewError(f"--ranks: wants a number above 0, not {args.ranks}.")
     if args.dry_run:
+        if args.run or args.resume or args.resume_auto:
+            raise TwinviewError("--dry-run: writes and reads no run. Leave --run and --resume out.")
         dry_run(args)
         return
     resume: Resume = "auto" if args.resume_auto else bool(args.resume)
@@ -33,11 +35,14 @@ def dry_run(args: argparse.Namespace) -> None:
     from twinview import api
     from twinview.cli.recipes import answers
     from twinview.engine.dry_run import dry_run as measure
+    from twinview.engine.launch import launch
+    from twinview.engine.process import leave
     from twinview.recipe import read
 
     recipe = read(args.recipe, args.overrides)
     assembly = api.checked(recipe)
-    report = measure(recipe)
+    report = launch(args.ranks, lambda: measure(recipe), device=recipe.run.device)
+    leave()
     if not api.is_first():
         return
     for name, value in report.items():

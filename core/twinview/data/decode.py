@@ -18,6 +18,7 @@ from twinview.values import Size
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "bmp")
 MAP_FIELD = "seg.png"  # `png` too, where the image is another field
 PNG = b"\x89PNG\r\n\x1a\n"
+MAP_MODES = ("1", "L", "P", "I", "I;16", "I;16B")  # PIL's, of one channel of whole numbers
 DEEP = ("I", "F")  # PIL's modes of more than 8 bits a channel
 
 DECODERS: dict[bytes, Callable[..., Tensor]] = {}  # by a file's first bytes; PIL decodes the others
@@ -102,9 +103,7 @@ def image(data: bytes) -> Tensor:
 
 def label_map(data: bytes) -> Tensor:
     """A picture of class numbers (grey of 8 or 16 bits, or palette: the palette's places) -> [H, W] int64.  Raises ValueError."""
-    picture = _open(data)
-    if picture.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
-        raise ValueError(f"has {len(picture.getbands())} channels (PIL mode {picture.mode}); it wants one, of class numbers")
+    picture = _open_map(data)
     try:
         return torch.from_numpy(np.array(picture).astype(np.int64))
     except (OSError, ValueError, SyntaxError) as e:
@@ -118,6 +117,12 @@ def image_size(data: bytes) -> Size:
     return (picture.width, picture.height) if turned else (picture.height, picture.width)
 
 
+def map_size(data: bytes) -> Size:
+    """Height and width of a label map, from the header alone.  Raises ValueError for a picture that `label_map` does not read."""
+    picture = _open_map(data)
+    return picture.height, picture.width
+
+
 def resize(pixels: Tensor, size: Size) -> Tensor:
     """[3, H, W] uint8 -> [3, h, w] uint8, bilinear, antialiased where it shrinks."""
     return F.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
@@ -127,6 +132,13 @@ def resize_map(labels: Tensor, size: Size) -> Tensor:
     """[H, W] -> [h, w]: the label at the middle of each new pixel."""
     rows, columns = (((torch.arange(n) + 0.5) * old / n).long() for n, old in zip(size, labels.shape))
     return labels[rows[:, None], columns]
+
+
+def _open_map(data: bytes) -> Image.Image:
+    picture = _open(data)
+    if picture.mode not in MAP_MODES:
+        raise ValueError(f"is of PIL mode {picture.mode}, and a label map is a PNG of class numbers: of mode L, P or 1, or of 16 bits")
+    return picture
 
 
 def _open(data: bytes) -> Image.Image:

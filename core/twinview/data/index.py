@@ -38,7 +38,7 @@ class Index:
 
     stamp: Stamp
     fields: tuple[str, ...]  # names that `kinds` counts
-    classes: int  # 1 + the largest class number of the field `cls`; 0 where it is missing or holds no numbers
+    classes: int  # 1 + the largest class number of the field `cls`; 0 where one is missing or no number
     hashes: NDArray[np.int64]  # [n] of the keys
     keys: NDArray[np.uint8]  # all keys, one behind the other
     key_starts: NDArray[np.int64]  # [n + 1] into `keys`
@@ -130,7 +130,7 @@ def scan(path: Path) -> Index:
     return Index(
         stamp=stamp,
         fields=tuple(kinds),
-        classes=1 + max(c for c in classes if c is not None) if classes and None not in classes else 0,
+        classes=1 + max(c for c in classes if c is not None) if len(classes) == len(seen) and None not in classes else 0,
         hashes=np.fromiter((key_hash(key) for key in seen), np.int64, len(seen)),
         keys=np.frombuffer(b"".join(names), np.uint8),
         key_starts=np.cumsum([0, *map(len, names)], dtype=np.int64),

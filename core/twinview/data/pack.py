@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -64,7 +64,8 @@ def pack_images(
 
     A sample's key is the image's path without its suffix; what is neither letter, digit, `/`, `-` nor `_` becomes `_`.  `labels` holds a
     PNG of class numbers of the same size under the same path for each.  A shard has at most `shard_size` samples and
-    `max_bytes`, fewer where the set would fill less than eight.  OUT appears when all is written.  Raises DataError.
+    `max_bytes`, fewer where the set would fill less than eight.  OUT appears when all is written.  Raises DataError, also for a file whose
+    header is that of no image or, under `labels`, of no label map; pixels are not decoded, so a picture that was cut short is packed as it is.
     """
     if shard_size < 1:
         raise DataError(f"shard_size: wants a number above 0, not {shard_size}.")
@@ -179,21 +180,21 @@ def _maps(images: Path, labels: Path, pictures: list[Path]) -> dict[Path, Path]:
 
 
 def _sample(key: str, path: Path, label: Path | None) -> Sample:
-    data, size = _checked(path)
+    data, size = _checked(path, decode.image_size)
     field = path.suffix[1:].lower().replace("jpeg", "jpg")
     if label is None:
         return Sample(key, {field: data})
-    drawn, other = _checked(label)
+    drawn, other = _checked(label, decode.map_size)
     if other != size:
         raise DataError(f"{label}: is {other} pixels (height, width), its image {size}. A label map has its image's size.")
     return Sample(key, {field: data, decode.MAP_FIELD: drawn})
 
 
-def _checked(path: Path) -> tuple[bytes, Size]:
+def _checked(path: Path, measure: Callable[[bytes], Size]) -> tuple[bytes, Size]:
     """The bytes of a picture, with its height and width."""
     try:
         data = path.read_bytes()
-        return data, decode.image_size(data)
+        return data, measure(data)
     except OSError as e:
         raise DataError(f"{path}: cannot be read: {e.strerror}.") from None
     except ValueError as e:

@@ -82,8 +82,8 @@ class Shards:
 
     @property
     def classes(self) -> int:
-        """1 + the largest class number (field `cls`); 0 where there are none, or a shard's are no numbers."""
-        found = [i.classes for i in self.indexes if "cls" in i.fields]
+        """1 + the largest class number (field `cls`); 0 where not every sample has one."""
+        found = [i.classes for i in self.indexes]
         return max(found, default=0) if all(found) else 0
 
     @cached_property

@@ -135,6 +135,8 @@ def collate(items: Sequence[Item]) -> Batch:
     def stack(tensors: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         return {name: torch.stack([t[name] for t in tensors]) for name in tensors[0]}
 
+    if any(len({item.hidden[v] is None for item in items}) > 1 for v in views):
+        raise PluginError("[masks]: hides cells of a view in some images only. The count is the same for every image.")
     geometries = [item.geometry for item in items]
     hidden = [[h for item in items if (h := item.hidden[v]) is not None] for v in views]
     return Batch(

@@ -17,6 +17,7 @@ from twinview.engine.config import check_recipe, deepspeed_config, micro_batch
 from twinview.engine.optimizer import make_optimizer, warmup_share
 from twinview.engine.process import Ranks, join, on_first
 from twinview.engine.run import resolve_precision
+from twinview.errors import RecipeError
 from twinview.ops.seeding import seed_of
 from twinview.recipe import Recipe
 from twinview.step import Siamese
@@ -39,10 +40,11 @@ class Built(NamedTuple):
     warmup: float  # share of the run
 
 
-def build(recipe: Recipe) -> Built:
+def build(recipe: Recipe, *, going_on: bool = False) -> Built:
     """Join the ranks and make everything that a recipe names; every rank calls it.  Raises TwinviewError before the first step.
 
-    Faults of composition come before the shards are opened.
+    Faults of composition come before the shards are opened.  `going_on`: weights come from a checkpoint, not from [encoder] weights, which may
+    be gone by now.
     """
     check_recipe(recipe)
     ranks = join(recipe.run.device)
@@ -51,7 +53,7 @@ def build(recipe: Recipe) -> Built:
     assembly = assemble(recipe)
     shards = _open_shards(recipe)
     epoch = steps_per_epoch(len(shards), recipe.run.batch_size)
-    encoder = assembly.encoder()
+    encoder = assembly.encoder(random=going_on)
     dims = assembly.dims(encoder, len(shards), shards.classes)
     model = Siamese(assembly, dims, encoder).to(ranks.device)
     if recipe.run.sync_batchnorm and ranks.world > 1:
@@ -60,10 +62,17 @@ def build(recipe: Recipe) -> Built:
         for branch in (model.online, model.target):
             if branch is not None:
                 synchronise_batchnorm(branch)
+    _check_batchnorm(model, recipe, ranks.world)
     optimizer, moved = make_optimizer(assembly, model.online)
     _seed(recipe.run.seed, ranks.rank)
     steps = _steps(recipe, epoch)
     return Built(ranks, recipe, assembly, shards, dims, model, optimizer, moved, epoch, steps, warmup_share(recipe, steps, epoch))
+
+
+def _check_batchnorm(model: Siamese, recipe: Recipe, world: int) -> None:
+    alone = world == 1 or not recipe.run.sync_batchnorm
+    if alone and micro_batch(recipe, world) == 1 and any(isinstance(m, nn.BatchNorm1d) for m in model.modules()):
+        raise RecipeError("[run] batch_size, accumulation: leave one image at a time, and BatchNorm needs two. Write a larger batch_size.")
 
 
 def _open_shards(recipe: Recipe) -> Shards:
@@ -91,7 +100,10 @@ def wrap(built: Built, folder: Path) -> Any:
 
     built.model.train()
     config = deepspeed_config(built.recipe, built.ranks.world, folder)
-    engine, *_ = deepspeed.initialize(model=built.model, optimizer=built.optimizer, config=config)
+    try:
+        engine, *_ = deepspeed.initialize(model=built.model, optimizer=built.optimizer, config=config)
+    except ValueError as e:  # pydantic's, of a table of DeepSpeed
+        raise RecipeError(f"[deepspeed]: DeepSpeed refuses it: {' '.join(str(e).split())}") from None
     if built.recipe.run.channels_last:  # only now: DeepSpeed's first broadcast reads parameters as plain bytes
         built.model.to(memory_format=torch.channels_last)
     engine.enable_backward_allreduce = built.ranks.world > 1  # alone it would copy every gradient there and back

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from twinview.errors import RecipeError
+from twinview.errors import RecipeError, closest
 from twinview.options import LARS
 from twinview.recipe import Recipe
 
@@ -24,6 +24,10 @@ LOW_PRECISION = {  # DeepSpeed casts the target's parameters too; a bf16 average
     "bf16": 'casts the averaged target to bf16, which then hardly moves. Write run.precision = "bf16": autocast over fp32 parameters.',
     "fp16": 'casts the averaged target to fp16, which then loses most of its moves. Write run.precision = "bf16": autocast over fp32 parameters.',
 }
+PASSED_ON = (  # tables and keys of DeepSpeed that are handed on as they are
+    *("zero_optimization", "steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "flops_profiler", "comms_logger"),
+    *("communication_data_type", "prescale_gradients", "gradient_predivide_factor", "sparse_gradients", "disable_allgather"),
+)
 MONITORS = {  # table of DeepSpeed -> the module it needs, how to get it
     "tensorboard": ("tensorboard", 'pip install "twinview[tensorboard]"'),
     "wandb": ("wandb", "pip install wandb"),
@@ -46,6 +50,9 @@ def check_deepspeed(recipe: Recipe) -> None:
     for key, own in ELSEWHERE.items():
         if key in table:
             raise RecipeError(f"[deepspeed] {key}: the recipe says this in its own words. Write {own}.")
+    for key in table:
+        if key not in (*LOW_PRECISION, *MONITORS, *PASSED_ON):
+            raise RecipeError(f"[deepspeed]: nothing takes {key!r}.{closest(key, [*MONITORS, *PASSED_ON])}")
     for key in (*LOW_PRECISION, *MONITORS, "zero_optimization"):
         if not isinstance(table.get(key, {}), Mapping):
             raise RecipeError(f"[deepspeed] {key}: wants a table, not {table[key]!r}.")
@@ -88,9 +95,9 @@ def deepspeed_config(recipe: Recipe, world: int, folder: Path) -> dict[str, Any]
         "train_micro_batch_size_per_gpu": micro_batch(recipe, world),
         "gradient_accumulation_steps": recipe.run.accumulation,
         "gradient_clipping": recipe.run.clip_gradients,
-        "steps_per_print": 10**9,
+        "steps_per_print": recipe.deepspeed.get("steps_per_print", 10**9),
         "zero_allow_untested_optimizer": True,
-        "zero_optimization": {"stage": 0},
+        "zero_optimization": {"stage": 0, **recipe.deepspeed.get("zero_optimization", {})},
     }
     for key in ("tensorboard", "csv_monitor"):
         if recipe.deepspeed.get(key, {}).get("enabled"):

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -20,7 +21,7 @@ from twinview.engine.stepper import take_step
 from twinview.recipe import Recipe
 from twinview.values import Progress
 
-STEPS = 3  # the first pays for what is made once, and is not timed
+STEPS = 4  # the first pays for what is made once, and is not timed
 
 
 @attrs.frozen(kw_only=True)
@@ -67,8 +68,13 @@ def dry_run(recipe: Recipe) -> Report:
         batch = list(loaded)
     data_seconds = time.perf_counter() - asked
     engine = wrap(built, Path())
-    taken = [take_step(built, engine, iter(batch), progress, watch=i == 0) for i in range(STEPS)]
-    seconds = median(t.seconds for t in taken[1:])
+    taken, clock = [], [time.perf_counter()]
+    for i in range(STEPS):
+        taken.append(take_step(built, engine, iter(batch), progress, watch=i == 0))
+        if built.ranks.device.type == "cuda":
+            torch.cuda.synchronize()  # the backward pass is still under way
+        clock.append(time.perf_counter())
+    seconds = median(after - before for before, after in pairwise(clock[1:]))
     steps = built.steps or round(3600 * (run.hours or 0) / seconds)
     values = taken[0].numbers()
     return Report(

@@ -41,6 +41,8 @@ def launch(ranks: int, work: Callable[[], Any], device: str = "auto") -> Any:
     """
     if ranks == 1:
         return work()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise TwinviewError(f"--ranks {ranks}: a launcher started this process already. Leave --ranks out.")
     if dist.is_initialized() or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         raise TwinviewError(f"{ranks} ranks: this process has trained already, and what it holds cannot be forked. Start them from a new process.")
     kind = pick_device(device)

@@ -13,7 +13,7 @@ from twinview.assembly import assemble
 from twinview.data.decode import read_image
 from twinview.data.shards import open_shards
 from twinview.data.views import Views
-from twinview.engine.checkpoint import find_checkpoint, load_model
+from twinview.engine.checkpoint import find_checkpoint, load_model, steps_in
 from twinview.recipe import Recipe
 from twinview.step import LazyStep, Siamese
 from twinview.values import Batch, Geometry, Progress, cell_centres
@@ -29,16 +29,16 @@ def draw(recipe: Recipe, run: Path | None = None, *, images: int = 6) -> dict[st
     Without a `run` the networks are untrained, and only `views` is drawn.  Raises TwinviewError.
     """
     shards, assembly = open_shards(recipe.data.shards), assemble(recipe)
-    encoder = assembly.encoder()
+    encoder = assembly.encoder(random=run is not None)  # a run's own weights follow: the file that it started from may be gone
     dims = assembly.dims(encoder, len(shards), shards.classes)
     model = Siamese(assembly, dims, encoder)
-    if run is not None:
+    if run is not None and steps_in(run / "checkpoints"):
         load_model(find_checkpoint(run / "checkpoints"), model, rank=0, world=1)
     model.eval()
     count = min(images, len(shards))
     chosen = [i * len(shards) // count for i in range(count)]
     batch, _ = Views(recipe, dims, shards).collate([(0, i) for i in chosen])
-    found = {"views": views_sheet(model, batch, [read_image(shards, i) for i in chosen])}
+    found = {"views": views_sheet(model, batch, [read_image(shards, int(i)) for i in batch.ids])}
     return found | (part_pictures(model, batch) if run is not None else {})
 
 

@@ -116,13 +116,16 @@ def barrier() -> None:
 
 
 def on_first(work: Callable[[], T]) -> T:
-    """Do `work` on rank 0 alone and give its (picklable) result to every rank; a TwinviewError is raised on every rank too."""
+    """Do `work` on rank 0 alone and give its (picklable) result to every rank; what it raises is raised on every rank, so that none waits."""
     answer: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:
             answer[0] = work()
         except TwinviewError as e:
             answer[1] = e
+        except Exception as e:
+            answer[1] = TwinviewError(f"rank 0: {type(e).__name__}: {e}")
+            answer[1].__cause__ = e
     if dist.get_world_size() > 1:
         dist.broadcast_object_list(answer, src=0)
     if answer[1] is not None:

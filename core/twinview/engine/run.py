@@ -17,12 +17,16 @@ import tomli_w
 
 from twinview.engine.checkpoint import Checkpoint, find_checkpoint, steps_in
 from twinview.engine.config import MONITORS
+from twinview.engine.metrics import read_metrics
 from twinview.errors import CheckpointError
 from twinview.options import FORMAT
 from twinview.recipe import Recipe
 
 Resume = Literal["auto"] | bool
-HARMLESS = ("data.workers", "data.shards", "run.log_every", "run.checkpoint_every", "run.keep", "evaluate", *(f"deepspeed.{m}" for m in MONITORS))
+HARMLESS = (  # keys that may change on a resume: no good sample's draw and no loss depends on them
+    *("data.workers", "data.shards", "data.bad_samples", "run.log_every", "run.checkpoint_every", "run.keep", "evaluate"),
+    *(f"deepspeed.{m}" for m in MONITORS),
+)
 PACKAGES = ("twinview", "torch", "torchvision", "deepspeed", "webdataset", "timm", "numpy", "attrs", "cattrs", "pluggy")
 
 
@@ -49,12 +53,16 @@ def _cpu_flags(cpuinfo: Path) -> set[str]:
 
 # ---- the folder
 def check_folder(folder: Path, resume: Resume) -> None:
-    """Refuse to start over a run, or to go on where there is none; looks at names alone.  Raises CheckpointError."""
-    begun = any((folder / name).exists() for name in ("recipe.toml", "metrics.jsonl", "checkpoints"))
+    """Refuse to start over a run that has made a step, or to go on where there is none; make the folder.  Raises CheckpointError."""
+    begun = bool(steps_in(folder / "checkpoints")) or any(read_metrics(folder / "metrics.jsonl"))
     if begun and not resume:
         raise CheckpointError(f"{folder}: holds a run already. Add --resume to go on with it, or --run DIR for another folder.")
-    if resume is True and not begun:
+    if resume is True and not begun and not (folder / "recipe.toml").is_file():
         raise CheckpointError(f"{folder}: holds no run to go on with. Leave --resume out to start one.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise CheckpointError(f"{folder}: cannot be made: {e.strerror}. Name another folder with --run.") from None
 
 
 def find_start(folder: Path, table: Mapping[str, Any], data: str, resume: Resume) -> Checkpoint | None:
@@ -65,8 +73,11 @@ def find_start(folder: Path, table: Mapping[str, Any], data: str, resume: Resume
     check_folder(folder, resume)
     if not resume:
         return None
-    if not steps_in(folder / "checkpoints"):  # killed before its first checkpoint
-        if (folder / "recipe.toml").exists():
+    if not steps_in(folder / "checkpoints"):
+        reached = max((row["step"] for row in read_metrics(folder / "metrics.jsonl")), default=0)
+        if reached > table["run"]["checkpoint_every"]:
+            raise CheckpointError(f"{folder}: has made {reached} steps, and its checkpoints are gone. Start another run with --run DIR.")
+        if (folder / "recipe.toml").exists():  # killed before its first checkpoint
             print(f"{folder}: holds no checkpoint yet. Starting at the first step.", file=sys.stderr)
         return None
     found = find_checkpoint(folder / "checkpoints")
@@ -110,16 +121,23 @@ def write_run(folder: Path, table: Mapping[str, Any], about: Mapping[str, Any], 
 
     `about`: what holds for the whole run (methods, data); `sitting`: what holds from this start on (command, ranks, device, step).
     """
-    folder.mkdir(parents=True, exist_ok=True)
     if fresh:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # what a kill before the first checkpoint left
     (folder / "checkpoints").mkdir(exist_ok=True)
     _replace(folder / "recipe.toml", tomli_w.dumps(dict(table)))
     path = folder / "manifest.json"
-    before = [] if fresh or not path.is_file() else json.loads(path.read_text(encoding="utf-8")).get("sittings", [])
+    before = [] if fresh else _sittings(path)
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     now = {"started": started, **sitting, "machine": platform.platform(), "python": platform.python_version(), "versions": versions()}
     _replace(path, json.dumps({"format": FORMAT, **about, "sittings": [*before, now]}, indent=2) + "\n")
+
+
+def _sittings(path: Path) -> list[Any]:
+    """What the manifest tells of earlier starts; a damaged one tells nothing, and stops no run."""
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8"))["sittings"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def versions() -> dict[str, str]:

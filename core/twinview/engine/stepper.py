@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from twinview.engine.build import Built
@@ -37,7 +38,7 @@ def take_step(built: Built, engine: Any, batches: Iterator[Batch], progress: Pro
     factor = lr_factor(recipe.schedule, progress.share, built.warmup)
     lr = recipe.optimizer.peak(recipe.run.batch_size)
     set_rates(built.optimizer, lr, factor)
-    momentum = momentum_at(recipe.target, progress.share)
+    momentum = momentum_at(recipe.target, progress.share) if model.target is not None else 0.0
     if recipe.target.update == "before_forward":
         model.follow(momentum)
     values: dict[str, Tensor | float] = {}
@@ -46,7 +47,7 @@ def take_step(built: Built, engine: Any, batches: Iterator[Batch], progress: Pro
     step = _accumulate(built, engine, next(source), progress, watch, values)
     if recipe.target.update == "after_step":
         model.follow(momentum)
-    built.assembly.calls.after_step(branches=model.branches, step=step.settle(), progress=progress)
+    built.assembly.calls.after_step(branches=model.branches, step=step, progress=progress)
     values |= {"lr": lr * factor, "momentum": momentum}
     return Taken(values, time.perf_counter() - began, source.seconds)
 
@@ -66,16 +67,20 @@ class _Timed:
 
 def _accumulate(built: Built, engine: Any, batch: Batch, progress: Progress, watch: bool, values: dict[str, Tensor | float]) -> LazyStep:
     """Forward and backward of a micro-batch; the last of a step moves the weights.  Adds what is logged to `values`."""
-    outcome: Outcome = engine(batch, progress, watch=watch)
-    _check_finite(outcome, batch, progress.step + 1)
-    engine.backward(outcome.loss)
+    try:
+        outcome: Outcome = engine(batch, progress, watch=watch)
+        _check_finite(outcome, batch, progress.step + 1)
+        engine.backward(outcome.loss)
+    except torch.OutOfMemoryError:
+        much = f"{len(batch.keys)} images at once do not fit the GPU"
+        raise TwinviewError(f"step {progress.step + 1}: {much}. Write a larger run.accumulation.") from None
     found: dict[str, Tensor] = {"loss": outcome.loss.detach(), **{f"loss/{k}": v for k, v in outcome.terms.items()}, **outcome.notes}
     for name, value in found.items():
         values[name] = values.get(name, 0.0) + value / built.recipe.run.accumulation
     if watch and engine.is_gradient_accumulation_boundary():
         values["grad_norm"] = gradient_norm(built.moved.values())  # before clipping
     engine.step()
-    return outcome.step
+    return outcome.step.settle()
 
 
 def _check_finite(outcome: Outcome, batch: Batch, step: int) -> None:

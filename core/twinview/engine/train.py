@@ -15,7 +15,7 @@ import torch.distributed as dist
 from twinview.data.factory import Factory
 from twinview.data.loader import training_batches
 from twinview.engine.build import Built, build, wrap
-from twinview.engine.checkpoint import Checkpoint, load_model, random_states, save_checkpoint, set_random_states
+from twinview.engine.checkpoint import Checkpoint, load_model, random_states, save_checkpoint, set_random_states, steps_in
 from twinview.engine.metrics import Metrics, read_metrics
 from twinview.engine.optimizer import load_optimizer_state, optimizer_state
 from twinview.engine.process import averaged, barrier, on_first
@@ -47,7 +47,7 @@ def train(recipe: Recipe, run_dir: Path, *, resume: Resume = False, command: str
     In a process that a launcher started, every rank calls it.  `resume`: True goes on from the newest checkpoint, "auto" where there is one;
     the losses are those of a run that was never stopped, to the last bit on a CPU.  `on_progress` is given each logged row, on rank 0.
     """
-    built = build(recipe)
+    built = build(recipe, going_on=bool(resume) and bool(steps_in(run_dir / "checkpoints")))
     table, data = built.assembly.table(), str(built.shards.checksum)
     start = on_first(lambda: _open(built, run_dir, table, data, resume, command))
     if start is not None:
@@ -197,7 +197,7 @@ class _Loop:
         return scores
 
     def averages(self, taken: Taken) -> dict[str, float]:
-        """What the steps since the last row came to, over all ranks."""
+        """The last step's loss, terms and notes, and the pace since the row before, over all ranks."""
         images = (self.step - self.since) * self.built.recipe.run.batch_size
         pace = {"images_per_second": images / self.seconds, "data_wait": self.waited / self.seconds}
         self.seconds, self.waited, self.since = 0.0, 0.0, self.step

@@ -20,3 +20,9 @@ def area_span(_: Any, attribute: Any, value: tuple[float, float]) -> None:
     span(_, attribute, value)
     if value[1] > 1:
         raise ValueError(f"{attribute.name} is a share of the image's area and wants numbers up to 1, not {list(value)}")
+
+
+def pixels(_: Any, attribute: Any, value: tuple[int, int]) -> None:
+    """Height and width, each above 0."""
+    if min(value) < 1:
+        raise ValueError(f"{attribute.name} wants a height and a width above 0, not {list(value)}")

@@ -21,7 +21,7 @@ def seed_of(*names: int | str) -> int:
 def seeded(*names: int | str) -> Iterator[None]:
     """Torch's CPU generator seeded by `names` inside, and as it was afterwards."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(*names))
+        torch.default_generator.manual_seed(seed_of(*names))  # torch.manual_seed would move the GPUs' generators too
         yield
 
 

@@ -14,6 +14,7 @@ from twinview.errors import CheckpointError, RecipeError, closest
 
 State = Mapping[str, Tensor]
 FILES = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".safetensors")
+SAVED = (b"PK", b"\x80")  # how a file of torch.save begins: a zip, or before torch 1.6 a pickle
 WRAPPERS = ("state_dict", "model", "module", "model_state_dict")  # keys under which checkpoints keep their tensors
 
 
@@ -76,7 +77,12 @@ def _file(path: Path, place: str) -> State:
             from safetensors.torch import load_file
 
             return load_file(path)
+        with path.open("rb") as file:
+            if not file.read(2).startswith(SAVED):
+                raise CheckpointError(f"{place}: is no file of weights. Give one that torch.save wrote, or a .safetensors file.")
         tree: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError:
         raise CheckpointError(f"{place}: holds more than tensors and is not read, since it could run code. Save its state dict alone.") from None
     except Exception as e:  # safetensors, zipfile and torch each raise their own for a damaged file
