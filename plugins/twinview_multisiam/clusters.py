@@ -10,6 +10,7 @@ from attrs.validators import ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from twinview.errors import RecipeError
 from twinview.hooks import hookimpl, part
 from twinview.ops import conv_mlp, cosine_loss
 from twinview.ops.kmeans import spherical_kmeans
@@ -49,7 +50,16 @@ class Clusters:
 
     @hookimpl
     def heads(self, dims: Dims) -> Mapping[str, Head]:
-        """The projector g2, averaged in the target, and the predictor q, online only; both on maps."""
+        """The projector g2, averaged in the target, and the predictor q, online only; both on maps.
+
+        Raises RecipeError for more clusters than a target view's map has cells.  An alignment may have a grid of its own, which is not
+        known here: with more cells it shows no more than that map does, and with fewer some clusters share a centroid.
+        """
+        for _, target in dims.pairs:
+            height, width = dims.grids[target]
+            if self.clusters > height * width:
+                fault = f"clusters = {self.clusters}, and the views have {height} x {width} cells"
+                raise RecipeError(f"[[loss]] multisiam.clusters: {fault}. Raise views.size, or choose encoder cells of a smaller stride.")
         told = self.channels + dims.extras.get(self.align, 0)
         predictor = conv_mlp(told, self.hidden, self.channels) if self.predictor == "mlp" else nn.Conv2d(told, self.channels, 1)
         return {

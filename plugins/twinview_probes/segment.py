@@ -13,13 +13,14 @@ from torch.nn import functional as F
 from twinview.branch import Branches
 from twinview.errors import DataError
 from twinview.hooks import hookimpl, part
+from twinview.ops.checks import pixels
 from twinview.values import DataFactory, Dims, PlainBatch, Progress, Traits
 from twinview_probes.confusion import Confusion
 from twinview_probes.features import Dense, Maps, Pixels, channels, first, sample_cells
 from twinview_probes.linear import Linear, fit
 
 IMAGES = 16  # that the encoder sees at once
-LABELS = 256  # a label map holds bytes
+LABELS = 256  # that the scores tell apart
 
 
 @part
@@ -31,7 +32,7 @@ class Segment:
 
     train: str | list[str] = ""  # shards with label maps to fit on; empty: the run's own
     val: str | list[str]  # shards with label maps to score on
-    size: tuple[int, int]  # height, width of the images in pixels
+    size: tuple[int, int] = field(validator=pixels)  # height, width of the images in pixels
     levels: list[str] = field(factory=lambda: ["c3", "c4", "c5"], validator=min_len(1))  # put behind one another; or "cells"
     stride: int = field(default=8, validator=gt(0))  # pixels per cell that all levels are brought to
     classes: int = field(default=0, validator=[ge(0), le(LABELS)])  # 0: as many as `train` shows
@@ -119,6 +120,8 @@ class Segment:
 
     def _check(self, labels: Tensor, shards: str | list[str]) -> None:
         most = int(labels.max()) if len(labels) else 0
+        if most >= LABELS:
+            raise DataError(f"[[evaluate]] probes.segment: {shards} holds the label {most}; classes go up to {LABELS - 1}. Put {most} into ignore.")
         if self.classes and most >= self.classes:
             fault = f"{shards} holds the label {most} with classes = {self.classes}"
             raise DataError(f"[[evaluate]] probes.segment: {fault}. Write classes = {most + 1}, or put {most} into ignore.")

@@ -134,7 +134,7 @@ def test_label_maps_of_every_kind_that_training_reads(tmp_path: Path) -> None:
 
 
 def test_only_headers_are_read(images: Path, tmp_path: Path) -> None:
-    short = (images / "city 1" / "frame.01.JPEG").read_bytes()[:-40]
+    short = (images / "city 1" / "frame.01.JPEG").read_bytes()[:-20]
     (images / "city 1" / "frame.01.JPEG").write_bytes(short)
     pack_images(images, tmp_path / "out")
     shards = open_shards(str(tmp_path / "out"))
