@@ -49,7 +49,8 @@ def image_loss(model: Siamese, batch: Batch) -> Tensor:
 def byol_by_hand(model: Siamese, batch: Batch) -> Tensor:
     """Algorithm 1 of the paper on two views, as 2 - 2 cos summed both ways, then brought to the mean of -cos."""
     assert model.target is not None
-    pixels = step_of(model, batch).pixels
+    step = step_of(model, batch)
+    pixels = step.pixels
     online, target = model.online.heads, model.target.heads
     total = torch.zeros(())
     for view, other in ((0, 1), (1, 0)):
