@@ -19,6 +19,7 @@ from PIL import Image
 
 from twinview.data import scenes as drawing
 from twinview.errors import DataError, closest
+from twinview.machine import cores
 
 if TYPE_CHECKING:
     from twinview.data.pack import Summary
@@ -66,7 +67,7 @@ def _drawn(count: int, seed: int, size: Size) -> Iterator[Sample]:
     from twinview.data.decode import MAP_FIELD
     from twinview.data.shards import Sample
 
-    processes = min(len(os.sched_getaffinity(0)), count)
+    processes = min(cores(), count)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     command = [sys.executable, "-m", "twinview.data.embedded", str(processes), str(seed + count), *map(str, size)]
     artists = [subprocess.Popen([*command, str(seed + p)], stdout=subprocess.PIPE, env=environment) for p in range(processes)]

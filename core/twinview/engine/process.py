@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from twinview.errors import TwinviewError
+from twinview.machine import cores
 
 T = TypeVar("T")
 STORE = "TWINVIEW_STORE"  # a file through which ranks of one machine find each other; set by `twinview.engine.launch`
@@ -70,11 +71,6 @@ def join(device: str = "auto") -> Ranks:
     elif (dist.get_backend() == "nccl") != (kind == "cuda"):
         raise TwinviewError(f"[run] device: this process trains on another device than {kind} already. Start a new one.")
     return Ranks(rank, world, place)
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _meet(rank: int, world: int, device: torch.device) -> None:
