@@ -67,6 +67,7 @@ class Assembly:
         self.traits = {label: self._traits(label) for label in self.parts}
         self._check_traits()
         self._check_alignments()
+        self._check_heads()
 
     @property
     def calls(self) -> Calls:
@@ -243,13 +244,7 @@ class Assembly:
                     raise RecipeError(f"{place}: needs an alignment. Add an [align] table.")
                 continue
             if wanted not in recipe.align:
-                known = closest(wanted, [k for k in recipe.align if k]) if wanted or "" not in recipe.align else ""
-                said = "the recipe names its alignments; say which with align = \"NAME\""
-                if wanted:
-                    said = f"no alignment has the name {wanted!r}"
-                if list(recipe.align) == [""]:
-                    said, known = "the recipe's one alignment, [align], has no name", " Leave the key out, or write [align.NAME]."
-                raise RecipeError(f"{place}.align: {said}.{known}")
+                raise RecipeError(f"{place}.align: {self._no_alignment(wanted)}")
             used.add(wanted)
             gives = self.traits[recipe.align[wanted].label]
             if gives.extra and "uses_extra" not in traits.gives:
@@ -258,7 +253,17 @@ class Assembly:
         for name, use in recipe.align.items():
             if name not in used:
                 raise RecipeError(f"[align{'.' * bool(name)}{name}] {use.use}: no loss uses it. Leave it out, or add a loss that aligns cells.")
-        heads = [use.label for use in recipe.head]
+
+    def _no_alignment(self, wanted: str) -> str:
+        """Why no alignment answers to this name, and what to write instead."""
+        there = self.recipe.align
+        if list(there) == [""]:
+            return "the recipe's one alignment, [align], has no name. Leave the key out, or write [align.NAME]."
+        said = f"no alignment has the name {wanted!r}" if wanted else "the recipe names its alignments; say which with align = \"NAME\""
+        return f"{said}.{closest(wanted, there)}"
+
+    def _check_heads(self) -> None:
+        heads = [use.label for use in self.recipe.head]
         for label, part in self.parts.items():
             wanted = option(part, "head")
             if wanted and wanted not in heads:
@@ -314,9 +319,9 @@ def load(manager: pluggy.PluginManager, method: str, place: str) -> Mapping[str,
         except Exception as e:
             raise PluginError(f"{place}: method {method!r} ({found[0].value}, {_who(found[0])}) cannot be loaded: {type(e).__name__}: {e}") from e
         manager.register(module, name=name)
-        answered = [h.name for h in manager.get_hookcallers(module) or []]
-        if answered != ["parts"]:
-            said = f"answers {', '.join(answered)}" if answered else "answers nothing"
+        hooks = [h.name for h in manager.get_hookcallers(module) or []]
+        if hooks != ["parts"]:
+            said = f"answers {', '.join(hooks) or 'nothing'}"
             raise PluginError(f"{place}: method {method!r} ({found[0].value}) {said}. A method answers parts() alone; other hooks belong in a part.")
     plugin = manager.get_plugin(name)
     others = [p for n, p in manager.list_name_plugin() if p is not None and p is not plugin]

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import attrs
 import torch
@@ -305,5 +305,3 @@ class Step(Protocol):
         """Log a number (a scalar, or [B] to be averaged) beside the loss terms."""
         ...
 
-
-Options = Mapping[str, Any]

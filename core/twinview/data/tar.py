@@ -12,7 +12,7 @@ from twinview.errors import DataError
 
 BLOCK = 512
 PADDING = 1 << 20  # zero bytes that may follow the end of an archive: more is a hole
-FILES, FOLDERS, LINKS = b"07\0", b"5", b"12"
+FILES, LINKS = b"07\0", b"12"
 
 
 class Member(NamedTuple):

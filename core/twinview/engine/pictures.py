@@ -14,7 +14,7 @@ from twinview.data.decode import read_image
 from twinview.data.shards import open_shards
 from twinview.data.views import Views
 from twinview.engine.checkpoint import find_checkpoint, load_model, steps_in
-from twinview.recipe import Recipe
+from twinview.recipe import Recipe, read
 from twinview.step import LazyStep, Siamese
 from twinview.values import Batch, Geometry, Progress, cell_centres
 
@@ -44,8 +44,6 @@ def draw(recipe: Recipe, run: Path | None = None, *, images: int = 6) -> dict[st
 
 def save_pictures(run: Path) -> list[Path]:
     """Draw everything there is to draw of a run into its folder."""
-    from twinview.recipe import read
-
     (run / "pictures").mkdir(exist_ok=True)
     paths = []
     for name, picture in draw(read(run / "recipe.toml"), run).items():
