@@ -1,6 +1,4 @@
 """`python -m twinview` is `twinview`."""
-import sys
+from twinview.cli import entry
 
-from twinview.cli import main
-
-sys.exit(main())
+entry()

@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
 from twinview import __version__
 from twinview.errors import TwinviewError
@@ -108,6 +108,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"twinview: {_culprit(e)}: {type(e).__name__}: {e}", file=sys.stderr)
         return 1
     return 0
+
+
+def entry() -> NoReturn:
+    """The `twinview` command: `main`, and the end of the process."""
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        os._exit(code)  # threads of the ranks' groups may outlive the groups; the interpreter's own shutdown aborts when it meets one
+    sys.exit(code)
 
 
 def _culprit(e: BaseException) -> str:
