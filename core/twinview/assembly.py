@@ -33,12 +33,13 @@ ANSWERS = {  # slot -> the hook that its part must answer
 SINGLE = ("sample_views", "draw_augment", "apply_augment", "make_masks", "make_encoder", "encode")  # at most one part answers
 NEEDS = {  # word of Traits.needs -> what lacks it
     **{word: "encoder" for word in ("cells", "pooled", "tokens", "levels")},
+    "crop_draws": "views",
     "alignment": "align",
     "masks": "masks",
     "averaged_target": "target",
     "labels": "data",
 }
-GIVES = ("cells", "pooled", "tokens", "levels", "hides", "uses_extra")
+GIVES = ("cells", "pooled", "tokens", "levels", "hides", "crop_draws", "uses_extra")
 
 
 class _Defaults:
@@ -224,6 +225,8 @@ class Assembly:
                 if NEEDS[word] == "encoder" and word not in encoder.gives:
                     has = ", ".join(sorted(encoder.gives.difference({"hides"}))) or "nothing"
                     raise RecipeError(f"{place}: needs {word}, and [encoder] {recipe.encoder.use} gives {has}. Choose another encoder.")
+                if NEEDS[word] == "views" and word not in self.traits[recipe.views.label].gives:
+                    raise RecipeError(f"{place}: needs {word}, and [views] {recipe.views.use} does not note them. Choose other views.")
                 if word == "masks" and recipe.masks is None:
                     raise RecipeError(f"{place}: needs masked views. Add a [masks] table.")
                 if word == "averaged_target" and recipe.target.momentum == 0:

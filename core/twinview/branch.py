@@ -23,9 +23,9 @@ class Branch(nn.Module):
         return self.find(self.key(part, name))
 
     def key(self, part: object, name: str) -> str:
-        """The stable key of a part's module, as it stands in checkpoints."""
+        """The stable key of a module as it stands in checkpoints; `part` itself, or the name that the recipe gives it (a shared `[[head]]`)."""
         labels: dict[int, str] = self._labels  # type: ignore[assignment]
-        return f"{labels[id(part)]}/{name}"
+        return f"{part.replace('.', '/') if isinstance(part, str) else labels[id(part)]}/{name}"
 
     def find(self, key: str) -> nn.Module:
         """A module by key.  Raises KeyError naming the keys there are."""

@@ -114,8 +114,8 @@ class Hooks(Protocol):
         """Named scores, on all ranks, encoders in eval mode and without gradient.  Every N steps and at the end.  Collected."""
 
     @hookspec
-    def pictures(self, step: Step) -> dict[str, Tensor] | None:
-        """Named pictures [3, H, W] uint8 of what the part does with a batch: `twinview show NAME RUN`.  Collected."""
+    def pictures(self, step: Step, data: DataFactory) -> dict[str, Tensor] | None:
+        """Named pictures [3, H, W] uint8 of what the part does with a batch or with other images: `twinview show NAME RUN`.  Collected."""
 
 
 class Calls(Protocol):
@@ -136,7 +136,7 @@ class Calls(Protocol):
     def before_epoch(self, *, branches: Branches, data: DataFactory, progress: Progress) -> list[None]: ...
     def after_step(self, *, branches: Branches, step: Step, progress: Progress) -> list[None]: ...
     def evaluate(self, *, branches: Branches, data: DataFactory, progress: Progress) -> list[dict[str, float]]: ...
-    def pictures(self, *, step: Step) -> list[dict[str, Tensor]]: ...
+    def pictures(self, *, step: Step, data: DataFactory) -> list[dict[str, Tensor]]: ...
 
 
 HOOKS: dict[str, Callable[..., Any]] = {name: spec for name, spec in vars(Hooks).items() if hasattr(spec, "twinview_spec")}

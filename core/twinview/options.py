@@ -35,6 +35,7 @@ class Data:
     shards: str | list[str]  # paths with {000..063}, or scenes:train
     workers: int = field(default=2, validator=ge(0))  # data worker processes per rank
     window: int = field(default=0, validator=ge(0))  # shards shuffled together; 0 = all of them
+    frozen_draws: bool = False  # every epoch draws the views of the first
     augment_on: Literal["worker", "device"] = "worker"
     mean: list[float] = field(factory=lambda: [0.485, 0.456, 0.406])  # of the channels, 0..1
     std: list[float] = field(factory=lambda: [0.229, 0.224, 0.225])

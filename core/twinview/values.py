@@ -215,9 +215,12 @@ class DataFactory(Protocol):
     """What `before_epoch` and `evaluate` read images with.  Each rank gets its own share."""
 
     def plain(
-        self, shards: str | Sequence[str] | None = None, *, size: Size, labels: Sequence[str] = (), batch_size: int = 64
+        self, shards: str | Sequence[str] | None = None, *, size: Size, labels: Sequence[str] = (), batch_size: int = 64, crop: bool = False
     ) -> Iterator[PlainBatch]:
-        """Whole images of `shards` (default: the run's own) at `size`, in order, with the named labels."""
+        """Whole images of `shards` (default: the run's own) at `size`, in order, with the named labels.
+
+        `crop`: the largest central box of the shape of `size`, instead of the whole image squeezed into it.
+        """
         ...
 
     def views(self, epoch: int) -> Iterator[Batch]:
@@ -228,9 +231,10 @@ class DataFactory(Protocol):
 class Traits(NamedTuple):
     """What a part needs from the others and what it offers, checked when the recipe is assembled.
 
-    `needs`: of the encoder `cells`, `pooled`, `tokens`, `levels`; of the recipe `alignment`, `masks`, `averaged_target`, `labels`.
-    `gives`: an encoder `cells`, `pooled`, `tokens`, `levels`, `hides` (it can leave hidden cells unseen);
-    a loss that passes an alignment's `extra` on to its predictor, `uses_extra`.
+    `needs`: of the encoder `cells`, `pooled`, `tokens`, `levels`; of the views `crop_draws`; of the recipe `alignment`, `masks`,
+    `averaged_target`, `labels`.
+    `gives`: an encoder `cells`, `pooled`, `tokens`, `levels`, `hides` (it can leave hidden cells unseen); a view sampler that notes the numbers
+    its crop was drawn from, `crop_draws`; a loss that passes an alignment's `extra` on to its predictor, `uses_extra`.
     """
 
     needs: frozenset[str] = frozenset()
@@ -290,7 +294,7 @@ class Step(Protocol):
         ...
 
     def head(self, part: object, name: str) -> str:
-        """The key of a part's own head, for `apply`."""
+        """The key of a part's own head, for `apply`; `part` may be the name of a `[[head]]` that several parts share."""
         ...
 
     def apply(self, heads: str | Sequence[str], view: int, role: Role, on: str = "cells") -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from twinview_probes.ranks import summed
+from twinview.ops.ranks import summed
 
 
 class Confusion:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twinview.errors import RecipeError
+from twinview.ops.ranks import gather_rows
 from twinview.ops.seeding import uniform
 from twinview.values import EncoderSpec, Features, PlainBatch, Size
-from twinview_probes.ranks import gather_rows
 
 
 class Dense(Protocol):

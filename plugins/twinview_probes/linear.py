@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from twinview.ops.ranks import from_first
 from twinview.ops.seeding import seed_of
 from twinview_probes.features import Cells
-from twinview_probes.ranks import from_first
 
 
 class Linear(NamedTuple):

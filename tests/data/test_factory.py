@@ -49,6 +49,17 @@ def test_sizes_and_mean_are_as_asked(tables: dict[str, Any]) -> None:
     assert found.images.shape == (3, 3, 7, 9) and found.labels["map"].shape == (3, 7, 9) and found.images.min() >= 0 and found.images.max() <= 1
 
 
+@pytest.mark.parametrize(("size", "box"), [((20, 20), (0, 20, 5, 25)), ((5, 15), (5, 15, 0, 30)), ((40, 60), (0, 20, 0, 30))])
+def test_a_central_crop_keeps_the_shape_of_things(tables: dict[str, Any], size: tuple[int, int], box: tuple[int, int, int, int]) -> None:
+    offers = factory(tables)
+    whole = next(offers.plain(size=(20, 30), labels=("map",), batch_size=2))
+    found = next(offers.plain(size=size, labels=("map",), batch_size=2, crop=True))
+    y0, y1, x0, x1 = box
+    assert found.images.shape[2:] == found.labels["map"].shape[1:] == size
+    if size == (y1 - y0, x1 - x0):
+        assert torch.equal(found.images, whole.images[..., y0:y1, x0:x1]) and torch.equal(found.labels["map"], whole.labels["map"][..., y0:y1, x0:x1])
+
+
 def test_ranks_share_the_images(tables: dict[str, Any]) -> None:
     keys = [[k for b in factory(tables, rank=rank, world=3).plain(size=(4, 4)) for k in b.keys] for rank in range(3)]
     assert [len(k) for k in keys] == [21, 20, 20] and sorted(k for share in keys for k in share) == [f"{n:03}" for n in range(61)]

@@ -185,3 +185,9 @@ def test_bad_samples_are_counted_once_each(caplog: pytest.LogCaptureFixture) -> 
 def test_dims_are_numbers(tables: dict[str, Any]) -> None:
     views = make(tables)
     assert attrs.evolve(views.dims) == pickle.loads(pickle.dumps(views.dims))
+
+
+def test_frozen_draws_are_those_of_the_first_epoch(tables: dict[str, Any]) -> None:
+    free, frozen = make(tables), make(tables, ("data.frozen_draws=true",))
+    assert same(frozen[0, 3], free[0, 3]) and not same(free[5, 3]._replace(epoch=0), free[0, 3])
+    assert same(frozen[5, 3]._replace(epoch=0), free[0, 3]) and frozen[5, 3].epoch == 5

@@ -37,7 +37,9 @@ def model_and_batch(recipe: Recipe) -> tuple[Siamese, Batch]:
 def test_matched_cells_lie_at_the_same_place(recipe: Recipe) -> None:
     model, batch = model_and_batch(recipe)
     step = LazyStep(model, batch, Progress(0, 1, 0, 0.0), False)
-    online, target, weight = _matched(step, "")
+    found = _matched(step, "")
+    assert found is not None
+    online, target, weight = found
     assert bool(batch.geometry.flips.any()) and not bool(batch.geometry.flips.all()) and bool((weight > 0).all())
     i, j = step.pairs[0]
     inner = slice(2, -2)  # RoIAlign clamps at the maps' borders

@@ -352,9 +352,10 @@ def test_without_predictor_and_average_the_spread_tells_of_the_collapse(toy: dic
 
 
 def test_pictures_show_views_and_their_clusters(toy: dict[str, Any]) -> None:
+    data: Any = None  # it draws the step's own images
     siamese = model(recipe(toy))
     outcome = run(siamese)
-    (found,) = [answer["clusters"] for answer in siamese.assembly.calls.pictures(step=outcome.step)]
+    (found,) = [answer["clusters"] for answer in siamese.assembly.calls.pictures(step=outcome.step, data=data)]
     assert found.dtype == torch.uint8 and found.shape == (3, 18 + 4 * (224 + 4) - 4, 4 * (224 + 4) - 4)
     step: Any = outcome.step
     part: Any = siamese.assembly.parts["multisiam.clusters"]

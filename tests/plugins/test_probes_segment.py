@@ -46,7 +46,7 @@ class Stripes:
         self.images, self.rank, self.world, self.odd, self.noise = images, rank, world, odd, noise
 
     def plain(
-        self, shards: str | Sequence[str] | None = None, *, size: Size, labels: Sequence[str] = (), batch_size: int = 64
+        self, shards: str | Sequence[str] | None = None, *, size: Size, labels: Sequence[str] = (), batch_size: int = 64, crop: bool = False
     ) -> Iterator[PlainBatch]:
         assert isinstance(shards, str) and size == SIZE and tuple(labels) == ("map",)
         return self._batches(list(range(self.images[shards]))[self.rank :: self.world], batch_size)

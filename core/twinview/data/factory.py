@@ -32,11 +32,12 @@ class Factory:
         return training_batches(self.recipe, self.dims, self.shards, rank=self.rank, world=self.world, start=epoch * length, steps=length)
 
     def plain(
-        self, shards: str | Sequence[str] | None = None, *, size: Size, labels: Sequence[str] = (), batch_size: int = 64
+        self, shards: str | Sequence[str] | None = None, *, size: Size, labels: Sequence[str] = (), batch_size: int = 64, crop: bool = False
     ) -> Generator[PlainBatch]:
         """Whole images of `shards` (default: the run's own), every `world`-th from `rank` on, in order, with the labels `class`, `map`.
 
-        Images [B, 3, H, W] float are resized bilinearly with antialiasing and normalised; label maps take the nearest label.  Images that do
+        Images [B, 3, H, W] float are resized bilinearly with antialiasing and normalised; label maps take the nearest label.  `crop` cuts out the
+        largest central box of the shape of `size` first.  Images that do
         not decode are left out, up to [data] bad_samples.  Raises DataError, also where a label is missing.
         """
         for label in labels:
@@ -48,7 +49,7 @@ class Factory:
 
         def batches() -> Generator[PlainBatch]:
             bad = BadSamples(self.recipe.data.bad_samples)
-            loaded = load(_Plain(source, size, tuple(labels)), places, self.recipe.data.workers)
+            loaded = load(_Plain(source, size, tuple(labels), crop), places, self.recipe.data.workers)
             try:
                 for batch, failed in loaded:
                     bad.add(failed)
@@ -72,11 +73,19 @@ class Factory:
         return (images.float() - mean) / std
 
 
+def central(pixels: Tensor, size: Size) -> Tensor:
+    """[..., H, W] -> the largest central box of the shape (height : width) of `size`."""
+    height, width = pixels.shape[-2:]
+    h, w = min(height, round(width * size[0] / size[1])), min(width, round(height * size[1] / size[0]))
+    y, x = (height - h) // 2, (width - w) // 2
+    return pixels[..., y : y + max(h, 1), x : x + max(w, 1)]
+
+
 class _Plain:
     """Makes a batch of whole images; they stay uint8 until they are out of the worker."""
 
-    def __init__(self, shards: Shards, size: Size, labels: tuple[str, ...]) -> None:
-        self.shards, self.size, self.labels = shards, size, labels
+    def __init__(self, shards: Shards, size: Size, labels: tuple[str, ...], crop: bool) -> None:
+        self.shards, self.size, self.labels, self.crop = shards, size, labels, crop
 
     def __call__(self, places: Sequence[int]) -> tuple[PlainBatch, tuple[BadSample, ...]]:
         good, images, bad = list[int](), list[Tensor](), list[BadSample]()
@@ -88,15 +97,18 @@ class _Plain:
                 bad.append(e)
                 continue
             good.append(i)
-            images.append(decode.resize(pixels, self.size))
+            images.append(decode.resize(self._cut(pixels), self.size))
             if "class" in labels:
                 labels["class"].append(torch.tensor(decode.read_class(self.shards, i)))
             if "map" in labels:
-                labels["map"].append(decode.resize_map(self._map(i, pixels), self.size))
+                labels["map"].append(decode.resize_map(self._cut(self._map(i, pixels)), self.size))
         keys = tuple(self.shards.key(i) for i in good)
         stacked = {name: torch.stack(found) for name, found in labels.items() if found}
         pixels = torch.stack(images) if images else torch.empty(0, 3, *self.size, dtype=torch.uint8)
         return PlainBatch(keys, torch.tensor(good), pixels, stacked), tuple(bad)
+
+    def _cut(self, pixels: Tensor) -> Tensor:
+        return central(pixels, self.size) if self.crop else pixels
 
     def _map(self, i: int, pixels: Tensor) -> Tensor:
         found = decode.read_map(self.shards, i)

@@ -75,10 +75,11 @@ class Views:
     def _item(self, epoch: int, index: int) -> Item:
         self._assembly = self._assembly or assemble(self.recipe)
         calls, seed, key = self._assembly.calls, self.recipe.run.seed, self.shards.key(index)
+        drawn = 0 if self.recipe.data.frozen_draws else epoch
         pixels = decode.read_image(self.shards, index)
         height, width = pixels.shape[-2:]
 
-        geometry = calls.sample_views(size=(height, width), rng=draws.rng(seed, epoch, key, "views"))
+        geometry = calls.sample_views(size=(height, width), rng=draws.rng(seed, drawn, key, "views"))
         if geometry.sizes != self.dims.sizes or geometry.pairs != self.dims.pairs:
             raise PluginError(f"[views] {self.recipe.views.use}: gives other sizes or pairs for an image of {height}x{width} than for the first. "
                               "They are the same for every image.")
@@ -88,7 +89,7 @@ class Views:
         augment: tuple[dict[str, Tensor], ...] | None = None
         if self._assembly.has("draw_augment"):
             augment = tuple(
-                calls.draw_augment(view=v, size=size, rng=draws.rng(seed, epoch, key, f"augment/{v}")) or {} for v, size in enumerate(geometry.sizes)
+                calls.draw_augment(view=v, size=size, rng=draws.rng(seed, drawn, key, f"augment/{v}")) or {} for v, size in enumerate(geometry.sizes)
             )
             if self.recipe.data.augment_on == "worker":
                 images = tuple(_augmented(calls, image, params) for image, params in zip(images, augment))
@@ -96,7 +97,7 @@ class Views:
 
         masks = None
         if self._assembly.has("make_masks"):
-            masks = calls.make_masks(geometry=geometry, grids=self.dims.grids, rng=draws.rng(seed, epoch, key, "masks"))
+            masks = calls.make_masks(geometry=geometry, grids=self.dims.grids, rng=draws.rng(seed, drawn, key, "masks"))
         return Item(
             key=key,
             id=index,

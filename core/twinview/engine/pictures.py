@@ -11,12 +11,13 @@ from torch import Tensor
 
 from twinview.assembly import assemble
 from twinview.data.decode import read_image
+from twinview.data.factory import Factory
 from twinview.data.shards import open_shards
 from twinview.data.views import Views
 from twinview.engine.checkpoint import find_checkpoint, load_model, steps_in
 from twinview.recipe import Recipe, read
 from twinview.step import LazyStep, Siamese
-from twinview.values import Batch, Geometry, Progress, cell_centres
+from twinview.values import Batch, DataFactory, Geometry, Progress, cell_centres
 
 HEIGHT, GAP, TITLE = 200, 8, 20  # pixels: of a picture, between pictures, of a heading
 BOXES = ("#ff3030", "#30a0ff", "#30d030", "#ffc020")  # a colour per view
@@ -39,7 +40,7 @@ def draw(recipe: Recipe, run: Path | None = None, *, images: int = 6) -> dict[st
     chosen = [i * len(shards) // count for i in range(count)]
     batch, _ = Views(recipe, dims, shards).collate([(0, i) for i in chosen])
     found = {"views": views_sheet(model, batch, [read_image(shards, int(i)) for i in batch.ids])}
-    return found | (part_pictures(model, batch) if run is not None else {})
+    return found | (part_pictures(model, batch, Factory(recipe, dims, shards)) if run is not None else {})
 
 
 def save_pictures(run: Path) -> list[Path]:
@@ -75,12 +76,12 @@ def views_sheet(model: Siamese, batch: Batch, sources: Sequence[Tensor]) -> Imag
     return _sheet(["source, boxes, intersection (yellow)"] + [_title(batch.geometry, v) for v in range(views)], rows)
 
 
-def part_pictures(model: Siamese, batch: Batch) -> dict[str, Image.Image]:
-    """Every picture that the recipe's parts offer of a batch, by name."""
+def part_pictures(model: Siamese, batch: Batch, data: DataFactory) -> dict[str, Image.Image]:
+    """Every picture that the recipe's parts offer of a batch or of `data`, by name."""
     found: dict[str, Image.Image] = {}
     with torch.no_grad():
         step = LazyStep(model, batch, Progress(0, 1, 0, 0.0), False)
-        for answer in model.assembly.calls.pictures(step=step):
+        for answer in model.assembly.calls.pictures(step=step, data=data):
             found.update({name: _image(picture) for name, picture in answer.items()})
     return found
 
@@ -111,11 +112,16 @@ def _boxes(source: Tensor, geometry: Geometry) -> Image.Image:
     return image
 
 
-def _matched(step: LazyStep, name: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Where each cell of the common grid lies in the online and the target view, [B, h', w', 2] as fractions, and its weight [B, h', w']."""
+def _matched(step: LazyStep, name: str) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Where each cell of the common grid lies in the online and the target view, [B, h', w', 2] as fractions, and its weight [B, h', w'].
+
+    None for an alignment that is learned: it predicts a place's features and moves no places.
+    """
     online, target = step.pairs[0]
     with torch.no_grad():
         found = step.alignment(online, target, name)
+        if found.fills_hidden:
+            return None
         places = []
         for view, through in ((online, found.online), (target, found.target)):
             grid = step._model.dims.grids[view]

@@ -1,4 +1,4 @@
-"""What an evaluation says to the other ranks.  With one process, or no process group, each is the identity."""
+"""What losses and evaluations say to the other ranks.  With one process, or no process group, each is the identity."""
 from __future__ import annotations
 
 import torch
@@ -27,6 +27,12 @@ def summed(x: Tensor) -> Tensor:
     if _several():
         dist.all_reduce(x)
     return x
+
+
+@torch.no_grad()
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """The mean of `x` over ranks, in place; no gradient passes."""
+    return summed(x).div_(dist.get_world_size()) if _several() else x
 
 
 def from_first(x: Tensor) -> Tensor:

@@ -1,0 +1,10 @@
+"""Encoders of timm."""
+from __future__ import annotations
+
+from twinview.hooks import hookimpl
+
+
+@hookimpl
+def parts() -> dict[str, type]:
+    """Its parts."""
+    return {}
