@@ -141,6 +141,7 @@ class Assembly:
             dataset_size=dataset_size,
             classes=classes,
             extras={name: self.traits[use.label].extra for name, use in self.recipe.align.items()},
+            heads={use.label: self.traits[use.label].channels for use in self.recipe.head},
         )
         widths: dict[str, set[int]] = {name: set() for name in self.recipe.align}
         for label in self.answers("aligned_widths"):

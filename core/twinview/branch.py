@@ -2,20 +2,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
+
+if TYPE_CHECKING:
+    from twinview.values import ParamRule
 
 
 class Branch(nn.Module):
     """Online or target.  `heads` are found by key (`multisiam/clusters/projector`); a part finds its own with `of`."""
 
-    def __init__(self, encoder: nn.Module, heads: Mapping[str, nn.Module], labels: Mapping[int, str], state: Mapping[str, nn.Module]) -> None:
-        """`labels`: part identity -> its stable name; `state`: modules that both branches see and neither owns."""
+    def __init__(
+        self,
+        encoder: nn.Module,
+        heads: Mapping[str, nn.Module],
+        labels: Mapping[int, str],
+        state: Mapping[str, nn.Module],
+        rules: Mapping[str, ParamRule] | None = None,
+    ) -> None:
+        """`labels`: part identity -> its stable name; `state`: modules that both branches see and neither owns; `rules`: of heads, by key."""
         super().__init__()
         self.encoder = encoder
         self.heads = nn.ModuleDict(dict(heads))
         object.__setattr__(self, "_labels", dict(labels))
+        object.__setattr__(self, "_rules", dict(rules or {}))
         object.__setattr__(self, "_state", state)  # not a submodule: kept once, beside the branches
 
     def of(self, part: object, name: str) -> Any:
@@ -26,6 +37,11 @@ class Branch(nn.Module):
         """The stable key of a module as it stands in checkpoints; `part` itself, or the name that the recipe gives it (a shared `[[head]]`)."""
         labels: dict[int, str] = self._labels  # type: ignore[assignment]
         return f"{part.replace('.', '/') if isinstance(part, str) else labels[id(part)]}/{name}"
+
+    def rule(self, parameter: str) -> ParamRule | None:
+        """What the head that owns a parameter (by its name in this branch) says of its treatment."""
+        rules: dict[str, ParamRule] = self._rules  # type: ignore[assignment]
+        return next((rule for key, rule in rules.items() if parameter.startswith(f"heads.{key}.")), None)
 
     def find(self, key: str) -> nn.Module:
         """A module by key.  Raises KeyError naming the keys there are."""

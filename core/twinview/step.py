@@ -41,7 +41,8 @@ class Siamese(nn.Module):
         state = {key: head.module.requires_grad_(False) for key, head in heads.items() if head.kind == "state"}
         self.state = nn.ModuleDict(state)
         trained = {key: head.module for key, head in heads.items() if head.kind != "state"}
-        self.online = Branch(encoder or assembly.encoder(), trained, labels, state)
+        rules = {key: head.rule for key, head in heads.items() if head.rule is not None}
+        self.online = Branch(encoder or assembly.encoder(), trained, labels, state, rules)
         self.target: Branch | None = None
         if assembly.recipe.target.momentum > 0:
             copies = {key: _copy(head.module) for key, head in heads.items() if head.kind == "averaged"}

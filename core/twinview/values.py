@@ -147,6 +147,7 @@ class Dims:
     classes: int = 0  # label classes of the training shards, 0 where there are none
     aligned_widths: Mapping[str, tuple[int, ...]] = attrs.field(factory=dict)  # alignment name -> channel widths that losses send through it
     extras: Mapping[str, int] = attrs.field(factory=dict)  # alignment name -> channels of its `extra`
+    heads: Mapping[str, int] = attrs.field(factory=dict)  # name of a shared `[[head]]` -> channels of its `projector`
 
     def width(self, on: str) -> int:
         """Channels of `cells`, `pooled`, `tokens` or a level by name."""
@@ -162,6 +163,7 @@ class Head(NamedTuple):
 
     module: nn.Module
     kind: Literal["averaged", "online_only", "state"] = "averaged"
+    rule: ParamRule | None = None  # how the optimizer treats its parameters, where no part's `param_groups` says otherwise
 
 
 class Alignment(NamedTuple):
@@ -240,6 +242,7 @@ class Traits(NamedTuple):
     needs: frozenset[str] = frozenset()
     gives: frozenset[str] = frozenset()
     extra: int = 0  # channels of the `extra` that this alignment gives
+    channels: int = 0  # of the maps that the `projector` of this [[head]] gives
 
 
 class ParamRule(NamedTuple):

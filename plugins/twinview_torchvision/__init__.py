@@ -4,7 +4,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import field
-from attrs.validators import gt
+from attrs.validators import ge, gt
 
 from twinview.errors import RecipeError, closest
 from twinview.hooks import hookimpl, part
@@ -28,14 +28,15 @@ def _known(_: Any, __: Any, name: str) -> None:
 
 @part
 class ResNet:
-    """A ResNet (He et al. 2016) without its classifier; `levels` are c2 to c5 and, with `fpn`, p2 to p5; `pooled` is the average of c5."""
+    """A ResNet (He et al. 2016) without its classifier; `levels` are c2 to c5, with `fpn` p2 to p5, with `decoder` d2; `pooled` is the average of c5."""
 
     name: str = field(default="resnet18", validator=_known)  # of torchvision's
-    cells: Literal["c2", "c3", "c4", "c5", "p2", "p3", "p4", "p5"] = "c5"  # the level that is `cells`
+    cells: Literal["c2", "c3", "c4", "c5", "p2", "p3", "p4", "p5", "d2"] = "c5"  # the level that is `cells`
     stride: int = 0  # pixels a cell of c5; 0: the network's own, 32 (small stem: 8). Smaller ones put dilation for stride in the last stages
     stem: Literal["imagenet", "small"] = "imagenet"  # small: 3x3 convolution of stride 1 and no max-pool, for images of some 32 pixels
     fpn: bool = False  # feature pyramid (Lin et al. 2017) over c2 to c5
     fpn_channels: int = field(default=256, validator=gt(0))  # of each of p2 to p5
+    decoder: int = field(default=0, validator=ge(0))  # channels of d2, all levels added up top-down at the finest stride (PiCIE, DenseSiam); 0: none
     zero_init_residual: bool = False  # each residual branch starts at zero (Goyal et al. 2017)
     weights: str = ""  # a file, a run's folder, a name of torchvision's such as IMAGENET1K_V2, or timm:NAME; "": random
 
@@ -46,6 +47,8 @@ class ResNet:
             raise RecipeError(f"stride: a ResNet with stem = {self.stem!r} has no stride {self.stride}. Write {', '.join(map(str, allowed))}")
         if self.cells.startswith("p") and not self.fpn:
             raise RecipeError(f"cells: {self.cells!r} is a level of the feature pyramid. Write fpn = true with it, or cells = 'c{self.cells[1]}'")
+        if self.cells == "d2" and not self.decoder:
+            raise RecipeError("cells: 'd2' is the map of the decoder. Write decoder = 128 (its channels) with it, or cells = 'c2'")
 
     @hookimpl
     def traits(self) -> Traits:

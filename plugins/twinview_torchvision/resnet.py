@@ -1,11 +1,13 @@
 """The ResNet encoder: torchvision's trunk under torchvision's parameter names."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torchvision
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models import ResNet as ResNetTrunk
 from torchvision.ops import FeaturePyramidNetwork
 
@@ -19,12 +21,13 @@ STAGES = ("c2", "c3", "c4", "c5")
 
 
 class ResNetEncoder(nn.Module):
-    """Images [B, 3, H, W] -> `Features`; parameters are called as in torchvision's ResNet, those of the pyramid start with `fpn.`."""
+    """Images [B, 3, H, W] -> `Features`; parameters are called as in torchvision's ResNet, others start with `fpn.` or `decoder.`."""
 
     fpn: nn.Module | None
+    decoder: nn.Module | None
 
-    def __init__(self, trunk: ResNetTrunk, *, cells: str, stride: int, small_stem: bool, fpn_channels: int) -> None:
-        """`trunk`: torchvision's ResNet; `stride` of c5 in pixels; `fpn_channels` 0: no pyramid."""
+    def __init__(self, trunk: ResNetTrunk, *, cells: str, stride: int, small_stem: bool, fpn_channels: int, decoder_channels: int) -> None:
+        """`trunk`: torchvision's ResNet; `stride` of c5 in pixels; `fpn_channels` 0: no pyramid; `decoder_channels` 0: no decoder."""
         super().__init__()
         self.conv1, self.bn1, self.relu, self.maxpool = trunk.conv1, trunk.bn1, trunk.relu, trunk.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4
@@ -45,6 +48,9 @@ class ResNetEncoder(nn.Module):
         self.fpn = FeaturePyramidNetwork(channels, fpn_channels) if fpn_channels else None
         if fpn_channels:
             levels |= {f"p{name[1]}": Level(fpn_channels, s) for name, s in zip(STAGES, strides)}
+        self.decoder = Decoder(channels, decoder_channels) if decoder_channels else None
+        if decoder_channels:
+            levels["d2"] = Level(decoder_channels, strides[0])
         self.cells = cells
         self.spec = EncoderSpec(pooled=channels[-1], cells=levels[cells], levels=levels)
 
@@ -63,7 +69,25 @@ class ResNetEncoder(nn.Module):
             levels[name] = x = layer(x)
         if self.fpn is not None:
             levels |= {f"p{name[1]}": level for name, level in self.fpn({name: levels[name] for name in STAGES}).items()}
+        if self.decoder is not None:
+            levels["d2"] = self.decoder([levels[name] for name in STAGES])
         return Features(cells=levels[self.cells], pooled=x.mean((2, 3)), levels=levels)
+
+
+class Decoder(nn.Module):
+    """Levels from fine to coarse -> one map at the finest: each through a 1x1 convolution, added up top-down, bilinearly (PiCIE; DenseSiam)."""
+
+    def __init__(self, widths: Sequence[int], channels: int) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in widths)
+
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        """Maps [B, widths[i], h_i, w_i] -> [B, channels, h_0, w_0]."""
+        *finer, x = [lateral(level) for lateral, level in zip(self.lateral, levels)]
+        for level in reversed(finer):
+            x = level + F.interpolate(x, level.shape[2:], mode="bilinear", align_corners=False)
+        found: Tensor = x
+        return found
 
 
 def dilate(layer: nn.Module, dilation: int) -> int:
@@ -96,9 +120,10 @@ def make(options: ResNet) -> ResNetEncoder:
         stride=options.stride,
         small_stem=options.stem == "small",
         fpn_channels=options.fpn_channels if options.fpn else 0,
+        decoder_channels=options.decoder,
     )
     if options.weights:
         published = torchvision.models.get_model_weights(options.name)
         named = {w.name: partial(w.get_state_dict, progress=False, check_hash=True) for w in published}
-        load_weights(encoder, options.weights, named=named, ignore=("fc.",), optional=("fpn.",))
+        load_weights(encoder, options.weights, named=named, ignore=("fc.",), optional=("fpn.", "decoder."))
     return encoder

@@ -10,6 +10,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from twinview import options
 from twinview.assembly import Assembly
+from twinview.branch import Branch
 from twinview.recipe import Recipe
 from twinview.values import ParamRule
 
@@ -24,7 +25,8 @@ def make_optimizer(assembly: Assembly, online: nn.Module) -> tuple[Optimizer, di
     moved: dict[str, nn.Parameter] = {}
     spec = assembly.recipe.optimizer
     for name, parameter in online.named_parameters():
-        rule = assembly.calls.param_groups(name=name, parameter=parameter) or ParamRule()
+        own = online.rule(name) if isinstance(online, Branch) else None
+        rule = assembly.calls.param_groups(name=name, parameter=parameter) or own or ParamRule()
         if rule.frozen or not parameter.requires_grad:
             parameter.requires_grad_(False)
             continue

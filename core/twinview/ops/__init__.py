@@ -1,6 +1,7 @@
-"""What several methods need, public: heads, cosines, crops, maps, clustering, attention, signs of collapse."""
+"""What several methods need, public: heads, cosines, cross-entropies, crops, maps, clustering, attention, signs of collapse."""
 from twinview.ops.cosine import cosine, cosine_loss
 from twinview.ops.crops import crops_geometry, random_resized_box
+from twinview.ops.cross_entropy import info_nce, soft_cross_entropy, soft_cross_entropy_loss
 from twinview.ops.heads import conv_mlp, mlp
 from twinview.ops.kmeans import spherical_kmeans
 from twinview.ops.maps import resize_map, unflip
@@ -14,10 +15,13 @@ __all__ = [
     "crops_geometry",
     "effective_rank",
     "feature_spread",
+    "info_nce",
     "mlp",
     "propagate",
     "random_resized_box",
     "resize_map",
+    "soft_cross_entropy",
+    "soft_cross_entropy_loss",
     "spherical_kmeans",
     "unflip",
 ]

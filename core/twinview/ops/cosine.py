@@ -5,11 +5,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from twinview.ops.means import weighted_mean, wide
+
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine over channels, [B, C, ...] and [B, C, ...] -> [B, ...] float32; 0 where one of the two is zero."""
+    """Cosine over channels, [B, C, ...] and [B, C, ...] -> [B, ...] float32 (float64 of float64); 0 where one of the two is zero."""
     with torch.autocast(a.device.type, enabled=False):
-        return (F.normalize(a.float(), dim=1) * F.normalize(b.float(), dim=1)).sum(1)
+        return (F.normalize(wide(a), dim=1) * F.normalize(wide(b), dim=1)).sum(1)
 
 
 def cosine_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -17,8 +19,4 @@ def cosine_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None
 
     BYOL's eq. 2 is 2 + 2 times it.  No gradient goes to `target`.  With a weight it is the weighted mean; 0, without gradient, where all are 0.
     """
-    similarity = cosine(prediction, target.detach())
-    if weight is None:
-        return -similarity.mean()
-    weight = weight.float()
-    return -(similarity * weight).sum() / weight.sum().clamp(min=torch.finfo(torch.float32).tiny)
+    return -weighted_mean(cosine(prediction, target.detach()), weight)
