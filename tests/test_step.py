@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -75,6 +76,53 @@ def test_without_momentum_the_target_is_the_online_result_detached(toy: dict[str
     target, online = step.apply(project, 1, "target", "pooled"), step.apply(project, 1, "online", "pooled")
     assert torch.equal(target, online) and online.requires_grad and not target.requires_grad
     assert step.target[1].pooled is not None and not step.target[1].pooled.requires_grad and ran == [1]
+
+
+LEARNED = '''
+import torch
+from torch import nn
+from twinview.hooks import hookimpl, part
+from twinview.values import Alignment, Head
+
+
+@part
+class Align:
+    @hookimpl
+    def heads(self, dims):
+        return {f"decoder{width}": Head(nn.Conv2d(width, width, 1), "online_only") for width in dims.sent}
+
+    @hookimpl
+    def align(self, step, online, target):
+        decode = step.branches.online.of(self, "decoder8")
+        return Alignment(decode, lambda m: m, torch.ones(len(step.batch.keys), 4, 4))
+
+
+@part
+class Cells:
+    align: str = ""
+
+    @hookimpl
+    def aligned_widths(self, dims):
+        return (8, 3)
+
+    @hookimpl
+    def loss(self, step):
+        return {"cells": step.alignment(0, 1, self.align).online(step.online[0].cells).mean()}
+
+
+@hookimpl
+def parts():
+    return {"align": Align, "cells": Cells}
+'''
+
+
+def test_a_learned_alignment_is_built_for_the_widths_that_are_sent_through_it(toy: dict[str, Any], install: Callable[..., None]) -> None:
+    install("learned", LEARNED)
+    losses = [{"use": "learned.cells", "align": "a", "name": "one"}, {"use": "toy.cells", "align": "b", "name": "two"}]
+    model = model_of({**toy, "align": {"a": {"use": "learned.align"}, "b": {"use": "learned.align"}}, "loss": losses})
+    assert set(model.online.heads) == {"learned/align/a/decoder8", "learned/align/a/decoder3", "learned/align/b/decoder8"}
+    assert set(model.dims.aligned_widths) == {"a", "b"} and model.dims.sent == ()
+    assert not model.target.heads and model(batch_of(), PROGRESS).loss.requires_grad  # type: ignore[union-attr]
 
 
 def test_the_target_follows(toy: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
+import attrs
 import torch
 from torch import Tensor, nn
 
@@ -247,9 +248,11 @@ class _Views(Sequence[Any]):
 
 def _heads(assembly: Assembly, dims: Dims) -> Iterator[tuple[str, Head]]:
     """Every part's heads by key, each with a random start of its own, whatever else the recipe holds."""
+    sent = {use.label: dims.aligned_widths.get(name, ()) for name, use in assembly.recipe.align.items()}
     for label in assembly.answers("heads"):
+        own = attrs.evolve(dims, sent=sent.get(label, ()))
         with seeded(assembly.recipe.run.seed, "heads", label):
-            for answer in assembly.only("heads", label)(dims=dims):
+            for answer in assembly.only("heads", label)(dims=own):
                 for name, head in answer.items():
                     if not isinstance(head, Head):
                         said = f"heads() gives a {type(head).__name__} for {name!r}"

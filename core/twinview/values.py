@@ -125,8 +125,20 @@ class EncoderSpec:
         return -(-size[0] // self.cells.stride), -(-size[1] // self.cells.stride)
 
 
+class Published(NamedTuple):
+    """An encoder as the library that it comes from names its tensors, for use without twinview."""
+
+    library: str  # timm, torchvision
+    load: str  # the Python expression that makes the library's module
+    tensors: dict[str, Tensor]  # what `load_state_dict` of that module takes
+    strict: bool = True  # these are all that the module has
+
+
 class Encoder(Protocol):
-    """An `nn.Module` that also carries `spec`.  `hidden` [B, h*w] bool marks cells that it must not see."""
+    """An `nn.Module` that also carries `spec`.  `hidden` [B, h*w] bool marks cells that it must not see.
+
+    One that a library could load again may answer `published(size) -> Published`, for images of `size` pixels; ValueError: not of that size.
+    """
 
     spec: EncoderSpec
 
@@ -146,6 +158,7 @@ class Dims:
     dataset_size: int
     classes: int = 0  # label classes of the training shards, 0 where there are none
     aligned_widths: Mapping[str, tuple[int, ...]] = attrs.field(factory=dict)  # alignment name -> channel widths that losses send through it
+    sent: tuple[int, ...] = ()  # of these, the widths of the alignment whose `heads` is asked; empty for other parts
     extras: Mapping[str, int] = attrs.field(factory=dict)  # alignment name -> channels of its `extra`
     heads: Mapping[str, int] = attrs.field(factory=dict)  # name of a shared `[[head]]` -> channels of its `projector`
 
@@ -178,6 +191,7 @@ class Alignment(NamedTuple):
     weight: Tensor  # [B, h', w'], 0 where the two do not show the same place
     extra: Tensor | None = None  # [B, k, h', w']: what a predictor is told besides, never part of a similarity
     fills_hidden: bool = False  # it predicts cells that the online branch did not see
+    takes_tokens: bool = False  # `online` and `target` also take an encoder's tokens [B, prefix + N, C], class token and all
 
 
 # ---- what happens when

@@ -1,0 +1,150 @@
+"""The transformer of projector and predictor: pre-norm blocks whose norm is BatchNorm over all tokens of the batch."""
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from twinview.values import Size
+from twinview_siameseim.positions import Relation, absolute_sines, relative_sines
+
+Norm = Literal["batch", "layer"]
+
+
+class TokenNorm(nn.Module):
+    """BatchNorm over batch x tokens of [B, T, C], in float32 whatever the autocast."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm1d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, C] -> the same shape, float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            y: Tensor = self.bn(x.float().flatten(0, 1))
+            return y.view(x.shape)
+
+
+NORMS: dict[Norm, type[nn.Module]] = {"batch": TokenNorm, "layer": nn.LayerNorm}
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all tokens."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, C] -> [B, T, C]."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        y: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return y
+
+
+class MLP(nn.Module):
+    """Two layers with GELU between them."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden)
+        self.fc2 = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, C] -> [B, T, C]."""
+        y: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return y
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, channels: int, heads: int, mlp_ratio: float, norm: Norm) -> None:
+        super().__init__()
+        self.norm1 = NORMS[norm](channels)
+        self.attn = Attention(channels, heads)
+        self.norm2 = NORMS[norm](channels)
+        self.mlp = MLP(channels, round(mlp_ratio * channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, C] -> [B, T, C]."""
+        x = x + self.attn(self.norm1(x))
+        y: Tensor = x + self.mlp(self.norm2(x))
+        return y
+
+
+class Projector(nn.Module):
+    """Linear D_e -> D, then blocks over the tokens of an image; a map's cells are its tokens."""
+
+    def __init__(self, channels: int, width: int, depth: int, heads: int, mlp_ratio: float, norm: Norm) -> None:
+        super().__init__()
+        self.embed = nn.Linear(channels, width)
+        self.blocks = nn.Sequential(*(Block(width, heads, mlp_ratio, norm) for _ in range(depth)))
+        initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens [B, T, D_e] -> [B, T, D], or a map [B, D_e, h, w] -> [B, D, h, w]."""
+        if x.ndim == 4:
+            return to_map(self(x.flatten(2).mT), (x.shape[2], x.shape[3]))
+        y: Tensor = self.blocks(self.embed(x))
+        return y
+
+
+class Decoder(nn.Module):
+    """The predictor: asked for cells of another view by where they lie, it answers from the tokens of this one.
+
+    `channels` wide outside and `width` wide inside; they differ where positions or heads do not divide `channels`.
+    """
+
+    def __init__(self, channels: int, width: int, depth: int, heads: int, mlp_ratio: float, norm: Norm) -> None:
+        super().__init__()
+        self.embed = nn.Linear(channels, width) if width != channels else nn.Identity()
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
+        self.place = nn.Linear(2 * width, width)  # W_p
+        self.blocks = nn.Sequential(*(Block(width, heads, mlp_ratio, norm) for _ in range(depth)))
+        self.out = nn.Linear(width, channels)
+        initialise(self)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, tokens: Tensor, prefix: int, kept: Tensor | None, grid: Size, relation: Relation) -> Tensor:
+        """Tokens [B, prefix + V, C] of the cells `kept` [B, V] (None: all) of a view's `grid`; gives [B, C, h', w'], the cells of `relation`."""
+        x = self.embed(tokens)
+        own = absolute_sines(grid, x.shape[2], x.device)
+        own = own[kept] if kept is not None else own.expand(len(x), -1, -1)
+        asked = self.mask_token + self.places(relation)
+        x = self.blocks(torch.cat([x[:, :prefix], x[:, prefix:] + own, asked], 1))
+        answers = self.out(x[:, -asked.shape[1] :])
+        return to_map(answers, (relation.rows.shape[1], relation.columns.shape[1]))
+
+    def places(self, relation: Relation) -> Tensor:
+        """E = W_p e + b_p, [B, h'*w', width].
+
+        W_p takes the four blocks of e one by one, each on the axis along which it varies: the same sum, at a small part of the products, and so
+        in float32 whatever the autocast.
+        """
+        blocks = zip(relative_sines(relation, self.mask_token.shape[2]), self.place.weight.chunk(4, 1))
+        with torch.autocast(self.mask_token.device.type, enabled=False):
+            rho, gamma, zh, zw = (F.linear(e, w) for e, w in blocks)
+            places: Tensor = rho + gamma + (zh + zw + self.place.bias)
+        return places.flatten(1, 2)
+
+
+def initialise(module: nn.Module) -> None:
+    """Linear layers: Xavier uniform (query, key and value as one matrix), biases 0."""
+    for m in module.modules():
+        if isinstance(m, nn.Linear):
+            nn.init.xavier_uniform_(m.weight)
+            nn.init.zeros_(m.bias)
+
+
+def to_map(tokens: Tensor, grid: Size, prefix: int = 0, kept: Tensor | None = None) -> Tensor:
+    """Tokens [B, prefix + V, C] of the cells `kept` [B, V] (None: all) -> a map [B, C, h, w], 0 where no token stands for a cell."""
+    cells = tokens[:, prefix:]
+    if kept is not None:
+        blank = cells.new_zeros(len(cells), grid[0] * grid[1], cells.shape[2])
+        cells = blank.scatter(1, kept[..., None].expand_as(cells), cells)
+    return cells.mT.reshape(*cells.mT.shape[:2], *grid)
