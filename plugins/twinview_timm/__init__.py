@@ -1,10 +1,103 @@
-"""Encoders of timm."""
+"""Encoders of timm: plain vision transformers that leave hidden cells out, and every other network of which timm gives feature maps."""
 from __future__ import annotations
 
-from twinview.hooks import hookimpl
+import difflib
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import attrs
+from attrs import field
+from attrs.validators import ge, lt, optional
+
+from twinview.errors import RecipeError, closest
+from twinview.hooks import hookimpl, part
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from twinview.values import Traits
+
+PLAIN = ("vision_transformer", "deit")  # timm's modules of plain vision transformers
+OF_ANY = ("name", "weights", "img_size", "drop_path")  # options that every network takes
+OF_MAPS = ("cells",)  # of networks that are no plain vision transformer; all others are of these
+
+
+def _known(_: Any, __: Any, name: str) -> None:
+    import timm
+
+    known = timm.list_models()
+    if name not in known:
+        bare, _, tag = name.partition(".")
+        if tag and bare in known:
+            raise RecipeError(f"name: {name!r} names weights too. Write name = {bare!r}, and weights = 'timm:{name}' to start from them.")
+        raise RecipeError(f"name: timm has no network {name!r}.{closest(name, difflib.get_close_matches(name, known, n=5))}")
+    if "distilled" in name:
+        raise RecipeError(f"name: {name!r} has a second class token, for a teacher's labels. Write {name.replace('_distilled', '')!r}.")
+
+
+@part
+class Encoder:
+    """A network of timm's by name, without its classifier, for images of any size, under timm's own parameter names.
+
+    Plain vision transformers (vit_*, deit*) give `cells`, `pooled` and `tokens`, and hide cells by dropping their tokens or by a mask token.
+    Other networks (resnet*, convnext*, swin*, ...) give their maps as `levels`, c2 (stride 4) to c5 (32), with `pooled` the mean of the last;
+    they hide cells by zeroing: the pixels of a hidden cell at the input (the mean colour) and its features in `cells`.
+    """
+
+    name: str = field(default="vit_small_patch16_224", validator=_known)  # of timm's
+    weights: str = ""  # a file, a run's folder, or timm:NAME; "": random
+    img_size: int = field(default=0, validator=ge(0))  # pixels of a side that the network is built for (a grid of learned positions); 0: timm's own
+    drop_path: float = field(default=0.0, validator=[ge(0), lt(1)])  # stochastic depth, from 0 at the first block to this; online branch only
+    cells: str = ""  # other networks: the level that is `cells`, c2 to c5; "": the last
+    patch: int = field(default=0, validator=ge(0))  # from here on vision transformers; pixels of a side; 0: the network's own
+    width: int = field(default=0, validator=ge(0))  # of a token; 0: the network's own
+    depth: int = field(default=0, validator=ge(0))  # blocks; 0: the network's own
+    heads: int = field(default=0, validator=ge(0))  # of attention; 0: the network's own
+    positions: Literal["learned", "sine_row", "sine_column"] = "learned"  # or fixed sines: row first (SiameseIM), column first (MAE)
+    hide: Literal["drop", "mask_token"] = "drop"  # hidden cells: leave their tokens out (MAE), or put a learned token in their place (BEiT)
+    pooled: Literal["mean", "token"] = "mean"  # of the patches that are seen, or the class token
+    final_norm: bool = True  # LayerNorm behind the last block
+    layer_scale: float | None = field(default=None, validator=optional(ge(0)))  # start of the branches' scales; 0: none; left out: the network's own
+    init: Literal["timm", "mae"] = "timm"  # mae: xavier-uniform, tokens of std 0.02, biases 0 (MAE, SiameseIM)
+    frozen_patch_embed: bool = False  # the patch embedding stays as it starts
+
+    def __attrs_post_init__(self) -> None:
+        options: tuple[attrs.Attribute[Any], ...] = attrs.fields(cast(Any, type(self)))
+        foreign = OF_MAPS if self.plain else tuple(f.name for f in options if f.name not in (*OF_ANY, *OF_MAPS))
+        for option in (f.name for f in options if getattr(self, f.name) != f.default):
+            if option in foreign:
+                kind = "is a plain vision transformer, whose one map is `cells`" if self.plain else "is no plain vision transformer"
+                raise RecipeError(f"{option}: {self.name!r} {kind}. Leave {option} out.")
+        if self.positions != "learned" and self.width % 4:
+            raise RecipeError(f"width: sine positions want a multiple of 4, not {self.width}. Write {self.width + -self.width % 4}")
+        if self.heads and self.width % self.heads:
+            raise RecipeError(f"heads: {self.heads} do not divide a width of {self.width}. Write another number")
+
+    @property
+    def plain(self) -> bool:
+        """Whether the network is a plain vision transformer, by timm's register."""
+        from timm.models import is_model_in_modules
+
+        return bool(is_model_in_modules(self.name, PLAIN))
+
+    @hookimpl
+    def traits(self) -> Traits:
+        """Vision transformers give cells, pooled and tokens, other networks cells, pooled and levels; all can hide cells."""
+        from twinview.values import Traits
+
+        return Traits(gives=frozenset({"cells", "pooled", "hides", "tokens" if self.plain else "levels"}))
+
+    @hookimpl
+    def make_encoder(self) -> nn.Module:
+        """The network.  Raises RecipeError for options that it does not take, CheckpointError for weights that do not fit."""
+        if self.plain:
+            from twinview_timm.vit import make
+        else:
+            from twinview_timm.maps import make  # type: ignore[assignment]
+
+        return make(self)
 
 
 @hookimpl
 def parts() -> dict[str, type]:
-    """Its parts."""
-    return {}
+    """`timm.encoder`."""
+    return {"encoder": Encoder}

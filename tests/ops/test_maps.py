@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from twinview.ops.maps import resize_map, unflip
+from twinview.ops.maps import hide_cells, hide_pixels, resize_map, unflip
 
 
 def test_unflip_mirrors_only_what_was_mirrored() -> None:
@@ -29,3 +29,13 @@ def test_a_coarser_map_holds_the_means() -> None:
     maps = torch.arange(16.0).view(1, 1, 4, 4)
     assert resize_map(maps, (2, 2))[0, 0].tolist() == [[2.5, 4.5], [10.5, 12.5]]
     assert resize_map(maps, (4, 4)) is maps
+
+
+def test_hidden_cells_lose_their_pixels_and_their_features_and_no_others() -> None:
+    hidden = torch.zeros(2, 6, dtype=torch.bool)
+    hidden[0, 1] = hidden[1, 5] = True  # of 2 x 3 cells; the last row and column of cells reach over the border
+    images = hide_pixels(torch.ones(2, 3, 7, 10), hidden, 4)
+    expected = torch.ones(2, 3, 7, 10)
+    expected[0, :, :4, 4:8] = expected[1, :, 4:, 8:] = 0
+    assert torch.equal(images, expected)
+    assert hide_cells(torch.ones(2, 1, 2, 3), hidden).flatten(1).tolist() == [[1, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0]]

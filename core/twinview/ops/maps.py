@@ -20,3 +20,19 @@ def resize_map(maps: Tensor, grid: Size) -> Tensor:
     if maps.shape[2] >= grid[0] and maps.shape[3] >= grid[1]:
         return F.adaptive_avg_pool2d(maps, grid)
     return F.interpolate(maps, grid, mode="bilinear", align_corners=False)
+
+
+def hide_pixels(images: Tensor, hidden: Tensor, stride: int) -> Tensor:
+    """Images [B, 3, H, W] with the pixels of hidden cells at 0, the mean colour where images are normalised.
+
+    `hidden` [B, h*w] bool, cells of `stride` pixels, ceil(H / stride) x ceil(W / stride).
+    """
+    height, width = images.shape[-2:]
+    cells = hidden.view(len(images), 1, -(-height // stride), -(-width // stride))
+    whole = cells.repeat_interleave(stride, 2).repeat_interleave(stride, 3)
+    return images.masked_fill(whole[..., :height, :width], 0)
+
+
+def hide_cells(maps: Tensor, hidden: Tensor) -> Tensor:
+    """Maps [B, C, h, w] with the hidden cells, [B, h*w] bool, at 0."""
+    return maps.masked_fill(hidden.view(len(maps), 1, *maps.shape[-2:]), 0)

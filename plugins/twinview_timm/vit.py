@@ -1,0 +1,143 @@
+"""Plain vision transformers of timm (Dosovitskiy et al. 2021), which see the patches that are not hidden."""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from timm.layers.pos_embed import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from twinview.errors import RecipeError
+from twinview.ops.weights import load_weights
+from twinview.values import EncoderSpec, Features, Level, Published, Size
+from twinview_timm.create import call_arguments, create
+from twinview_timm.sines import table
+
+if TYPE_CHECKING:
+    from twinview_timm import Encoder
+
+TOKENS = ("cls_token", "reg_token")  # timm's names of what stands before the patches, in its order
+CLASSIFIERS = ("head.", "fc_norm.", "attn_pool.")
+BESIDE = ("decoder_", "mm_", "projector_decoder_", "predictor_decoder_", "mask_token")  # beside the encoder in MAE's and SiameseIM's checkpoints
+
+
+class VisionTransformer(nn.Module):
+    """Images [B, 3, H, W] -> `Features`; parameters are called as in timm's VisionTransformer, and `mask_token` where there is one.
+
+    Sides that are no multiple of the patch are filled up with zeros, below and on the right.
+    """
+
+    mask_token: nn.Parameter | None
+
+    def __init__(self, vit: Any, *, row_first: bool | None, mask_token: bool, token_pooled: bool, name: str, options: dict[str, Any]) -> None:
+        """`vit`: timm's, for dynamic sizes; `row_first`: of sine positions, None: `vit`'s learned ones; `name`, `options`: what timm made it of."""
+        super().__init__()
+        self.cls_token, self.reg_token, self.pos_embed = vit.cls_token, vit.reg_token, vit.pos_embed
+        self.patch_embed, self.norm_pre, self.blocks, self.norm = vit.patch_embed, vit.norm_pre, vit.blocks, vit.norm
+        self.mask_token = nn.Parameter(torch.empty(1, 1, vit.embed_dim).normal_(std=0.02)) if mask_token else None
+        self.row_first, self.token_pooled, self.name, self.options = row_first, token_pooled, name, options
+        self.placed_prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens  # rows of learned positions before the patches'
+        patch = vit.patch_embed.patch_size[0]
+        level = Level(vit.embed_dim, patch)
+        self.spec = EncoderSpec(pooled=vit.embed_dim, cells=level, prefix=vit.num_prefix_tokens, patch=patch)
+
+    def forward(self, images: Tensor, hidden: Tensor | None = None) -> Features:
+        """`hidden` [B, h * w], the same number in each image: left out behind the positions, or a mask token before them."""
+        x = self.patch_embed(images)  # [B, h, w, C]
+        grid = (x.shape[1], x.shape[2])
+        x = x.flatten(1, 2)
+        if hidden is not None and self.mask_token is not None:
+            x = torch.where(hidden[..., None], self.mask_token.to(x.dtype), x)
+        prefix, places = self.positions(grid, x.device)
+        x, kept = x + places, None
+        if hidden is not None and self.mask_token is None:
+            kept = (~hidden).nonzero()[:, 1].view(len(x), -1)  # [B, N], ascending
+            x = x.gather(1, _wide(kept, x))
+        before = [getattr(self, t).expand(len(x), -1, -1) for t in TOKENS if getattr(self, t) is not None]
+        if before:
+            x = torch.cat([torch.cat(before, 1) + prefix, x], 1)
+        x = self.norm(self.blocks(self.norm_pre(x)))
+        patches = x[:, self.spec.prefix :]
+        cells = patches if kept is None else x.new_zeros(len(x), grid[0] * grid[1], x.shape[-1]).scatter(1, _wide(kept, x), patches)
+        return Features(
+            cells=cells.transpose(1, 2).unflatten(2, grid),
+            pooled=x[:, 0] if self.token_pooled else patches.mean(1),
+            tokens=x,
+            prefix=self.spec.prefix,
+            kept=kept,
+        )
+
+    def positions(self, grid: Size, device: torch.device) -> tuple[Tensor, Tensor]:
+        """What is added to the tokens before the patches, [prefix or 1, C], and to those of the patches, [h * w, C]."""
+        none = torch.zeros(1, self.spec.pooled, device=device)
+        if self.row_first is not None:
+            return none, table(grid, self.spec.pooled, row_first=self.row_first, device=device)
+        if self.pos_embed is None:
+            return none, none
+        made_for = self.patch_embed.grid_size
+        every = resample_abs_pos_embed(self.pos_embed, new_size=grid, old_size=made_for, num_prefix_tokens=self.placed_prefix)[0]
+        return every[: self.placed_prefix] if self.placed_prefix else none, every[self.placed_prefix :]
+
+    @torch.no_grad()
+    def published(self, size: Size) -> Published:
+        """For timm, with positions for images of `size` pixels.  Raises ValueError where the patch does not divide them."""
+        patch = self.spec.cells.stride
+        if size[0] % patch or size[1] % patch:
+            raise ValueError(f"wants multiples of the patch, {patch} pixels, not {size[0]}x{size[1]}")
+        tensors = {name: value for name, value in self.state_dict().items() if name != "mask_token"}
+        prefix, places = self.positions((size[0] // patch, size[1] // patch), torch.device("cpu"))
+        if self.row_first is not None or self.pos_embed is not None:
+            rows = [prefix.expand(self.placed_prefix, -1)] if self.placed_prefix else []
+            tensors["pos_embed"] = torch.cat([*rows, places])[None]
+        options = {"img_size": size, **self.options}
+        return Published("timm", f"timm.create_model({self.name!r}, {call_arguments(options)})", tensors)
+
+
+def _wide(kept: Tensor, x: Tensor) -> Tensor:
+    """Indices [B, N] -> [B, N, C]."""
+    return kept[..., None].expand(-1, -1, x.shape[-1])
+
+
+@torch.no_grad()
+def start_as_mae(encoder: VisionTransformer) -> None:
+    """MAE's random start: linear layers and the flattened patch kernel xavier-uniform, their biases 0 (the kernel's stays), tokens N(0, 0.02)."""
+    for layer in encoder.blocks.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    nn.init.xavier_uniform_(encoder.patch_embed.proj.weight.flatten(1))  # a view: filled in place
+    for name in TOKENS:
+        if getattr(encoder, name) is not None:
+            nn.init.normal_(getattr(encoder, name), std=0.02)
+
+
+def make(options: Encoder) -> VisionTransformer:
+    """The encoder that a recipe's table describes, at random (torch's global generator) or with its weights."""
+    sine = options.positions != "learned"
+    sizes = {"patch_size": options.patch, "embed_dim": options.width, "depth": options.depth, "num_heads": options.heads}
+    arguments: dict[str, Any] = {key: value for key, value in sizes.items() if value}
+    arguments |= {} if options.layer_scale is None else {"init_values": options.layer_scale}
+    arguments |= {"num_classes": 0, "global_pool": "token" if options.pooled == "token" else "avg", "fc_norm": False}
+    arguments |= {} if options.final_norm else {"final_norm": False}
+    training = {"dynamic_img_size": True, "dynamic_img_pad": True, "drop_path_rate": options.drop_path}
+    built = {"img_size": options.img_size} if options.img_size else {}
+    vit = create(options.name, **arguments, **training, **built, **({"pos_embed": "none"} if sine else {}))
+    if sine and vit.embed_dim % 4:
+        raise RecipeError(f"[encoder] timm.encoder: sine positions want a width that is a multiple of 4, not {vit.embed_dim}. Set width.")
+    encoder = VisionTransformer(
+        vit,
+        row_first=options.positions == "sine_row" if sine else None,
+        mask_token=options.hide == "mask_token",
+        token_pooled=options.pooled == "token",
+        name=options.name,
+        options=arguments,
+    )
+    if options.init == "mae":
+        start_as_mae(encoder)
+    if options.frozen_patch_embed:
+        encoder.patch_embed.requires_grad_(False)
+    if options.weights:
+        left_out = (*CLASSIFIERS, *BESIDE, *(["pos_embed"] if sine else []), *([] if options.final_norm else ["norm."]))
+        load_weights(encoder, options.weights, ignore=left_out, optional=("mask_token",))
+    return encoder
