@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,13 +22,15 @@ NEUTRAL = (1.0, 1.0, 1.0, 0.0)  # the factors that change nothing
 
 @part
 class Photometry:
-    """Colour jitter in random order, grey, Gaussian blur, solarisation (BYOL, appendix B).
+    """Colour jitter, grey, Gaussian blur, solarisation (BYOL, appendix B).
 
     Lists give one chance for each view; further views start over.  Where chances differ, as published, the views are asymmetric.
     The blur is published in pixels of 224 px views: `blur_reference = 224` scales it with the view, for smaller ones.
     """
 
-    jitter: float = field(default=0.8, validator=share)  # chance of the four below, together
+    jitter: float = field(default=0.8, validator=share)  # chance of the four below
+    coins: Literal["together", "each"] = "together"  # one coin for the four, or one for each (PiCIE, DenseSiam)
+    order: Literal["random", "fixed"] = "random"  # in which the four are applied; fixed: as they stand here
     brightness: float = field(default=0.4, validator=ge(0))  # factor uniform in 1 - x .. 1 + x, at least 0
     contrast: float = field(default=0.4, validator=ge(0))
     saturation: float = field(default=0.2, validator=ge(0))
@@ -42,14 +45,15 @@ class Photometry:
     def draw_augment(self, view: int, size: Size, rng: np.random.Generator) -> dict[str, Tensor]:
         """`order` [4] and `factors` [4] of brightness, contrast, saturation, hue (neutral without jitter), `grey`, `sigma` (0: no blur), `solarize`.
 
-        Every call takes as many numbers from `rng`, whatever the options and the coins.
+        Every call takes as many numbers from `rng` as another of the same part.
         """
-        order = rng.permutation(len(JITTER))
+        order = rng.permutation(len(JITTER)) if self.order == "random" else np.arange(len(JITTER))
         coin = rng.random(4)
         place = rng.random(5)
+        jittered = coin[:1] if self.coins == "together" else rng.random(len(JITTER))
         neutral, strength = np.array(NEUTRAL), np.array([self.brightness, self.contrast, self.saturation, self.hue])
         low = np.maximum(neutral - strength, [0, 0, 0, -0.5])
-        factors = low + place[:4] * (neutral + strength - low) if coin[0] < self.jitter else neutral
+        factors = np.where(jittered < self.jitter, low + place[:4] * (neutral + strength - low), neutral)
         scale = min(size) / self.blur_reference if self.blur_reference else 1
         sigma = scale * (self.blur_sigma[0] + place[4] * (self.blur_sigma[1] - self.blur_sigma[0]))
         return {

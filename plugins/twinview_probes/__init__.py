@@ -2,10 +2,11 @@
 from __future__ import annotations
 
 from twinview.hooks import hookimpl
+from twinview_probes.cluster import Cluster
 from twinview_probes.segment import Segment
 
 
 @hookimpl
 def parts() -> dict[str, type]:
-    """`probes.segment`."""
-    return {"segment": Segment}
+    """`probes.cluster`, `probes.segment`."""
+    return {"cluster": Cluster, "segment": Segment}

@@ -8,15 +8,16 @@ from twinview.ops.ranks import summed
 
 
 class Confusion:
-    """Counts [n, n] of places of each true class (row) that were given each class (column)."""
+    """Counts [n, m] of places of each true class (row) that were given each class or cluster (column)."""
 
-    def __init__(self, n: int, device: torch.device | None = None) -> None:
-        self.counts = torch.zeros(n, n, dtype=torch.int64, device=device)
+    def __init__(self, n: int, device: torch.device | None = None, given: int | None = None) -> None:
+        """`given`: m, where it is not n."""
+        self.counts = torch.zeros(n, given or n, dtype=torch.int64, device=device)
 
     def add(self, truth: Tensor, given: Tensor) -> None:
-        """Count places: two tensors of one shape, classes 0 to n - 1."""
-        n = len(self.counts)
-        self.counts += torch.bincount(truth.flatten() * n + given.flatten(), minlength=n * n).view(n, n)
+        """Count places: two tensors of one shape, classes 0 to n - 1 and 0 to m - 1."""
+        n, m = self.counts.shape
+        self.counts += torch.bincount(truth.flatten() * m + given.flatten(), minlength=n * m).view(n, m)
 
     def gather(self) -> None:
         """Add up the counts of all ranks; every rank then has the same scores."""

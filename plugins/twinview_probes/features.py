@@ -78,14 +78,16 @@ class Cells(NamedTuple):
 def sample_cells(dense: Dense, batches: Iterable[PlainBatch], *, cells: int, ignore: Tensor, seed: int) -> Cells:
     """Up to `cells` labelled cells of each image of all ranks, drawn from (seed, image) alone.
 
-    A cell has the label of the pixel at its middle; cells with a label in `ignore` [k] are left out.  Everything lies on the device of `ignore`.
+    A cell has the label of the pixel at its middle, 0 in batches without label maps; cells with a label in `ignore` [k] are left out.
+    Everything lies on the device of `ignore`.
     Memory: images x cells x channels x 4 bytes, and while batches are put together a rank's share of that once more.
     """
     device = ignore.device
     xs, ys, ids = [torch.empty(0, dense.channels, device=device)], [ignore[:0]], [ignore[:0]]
     for batch in batches:
         maps = dense(batch.images.to(device))
-        labels = middles(batch.labels["map"].to(device), (maps.shape[-2], maps.shape[-1])).flatten(1)
+        grid = (maps.shape[-2], maps.shape[-1])
+        labels = middles(batch.labels["map"].to(device), grid).flatten(1) if "map" in batch.labels else ids[0].new_zeros(len(maps), grid[0] * grid[1])
         known = ~torch.isin(labels, ignore)
         draws = uniform(batch.ids, labels.shape[1], seed, "probes.cells").to(device)
         image, cell = _first(torch.where(known, draws, 2.0), known.sum(1).clamp(max=cells))

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import NoReturn, TypeAlias
 
 from twinview import __version__
-from twinview.errors import TwinviewError
+from twinview.data.sources import KINDS
+from twinview.errors import Preempted, TwinviewError
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 EPILOG = "A wrong input gets one line and exit code 2.  Recipes by name: `twinview recipes`.  Options of a part: `twinview parts METHOD`."
@@ -45,13 +46,27 @@ def parser() -> argparse.ArgumentParser:
     parts.add_argument("method", metavar="METHOD", nargs="?", help="one method, with options, defaults and docstrings")
     parts.add_argument("--installed", action="store_true", help="only the methods and the distributions that offer them")
 
+    evaluate = command("evaluate", "evaluate.evaluate", "score a run with one evaluation, for example cluster, segment or knn")
+    evaluate.add_argument("what", metavar="WHAT", help="an evaluation from `twinview parts`, for example cluster (or probes.cluster)")
+    evaluate.add_argument("run", metavar="RUN", help="the folder that `twinview train` wrote")
+    evaluate.add_argument("overrides", metavar="key=value", nargs="*", help="options of the evaluation; with a dot, keys of the run's recipe")
+    evaluate.add_argument("--shards", metavar="SHARDS", help="shards to score on (its option val)")
+    evaluate.add_argument("--step", metavar="N", type=int, help="the checkpoint of this step (default: the last)")
+    evaluate.add_argument("--ranks", metavar="N", type=int, default=1, help="processes on this machine (default: 1)")
+
     shards = top_level(commands, "shards", "make and look after shards")
     pack = command("pack", "shards.pack", "pack a data set into shards", shards)
-    pack.add_argument("kind", choices=["images"], help="images: a folder of images")
-    pack.add_argument("images", metavar="DIR")
+    pack.add_argument("kind", metavar="KIND", choices=KINDS, help="; ".join(f"{kind}: {what}" for kind, what in KINDS.items()))
+    pack.add_argument("source", metavar="SOURCE", help="the data set's folder; for webdataset the paths of its shards")
     pack.add_argument("out", metavar="OUT", help="an empty or new folder")
-    pack.add_argument("--labels", metavar="DIR", help="label maps (.png), the same names")
-    pack.add_argument("--shard-size", metavar="N", type=int, default=1000, help="most images in a shard (default: 1000)")
+    pack.add_argument("--labels", metavar="DIR", help="images: label maps (.png), the same names")
+    pack.add_argument("--split", metavar="NAME", help="where the data set has splits (default: its training images)")
+    pack.add_argument("--classes", metavar="N", type=int, help="cityscapes: 19, 27 or 34 (default: 19)")
+    pack.add_argument("--shard-size", metavar="N", type=int, default=1000, help="most samples in a shard (default: 1000)")
+    pack.add_argument("--shorter-side", metavar="N", type=int, help="pixels to shrink larger images to, as JPEG (default: bytes stay as they are)")
+    pack.add_argument("--quality", metavar="Q", type=int, help="of JPEGs that are written: 1 to 100; encodes every image (default: 90, for shrunk ones)")
+    pack.add_argument("--workers", metavar="N", type=int, default=1, help="threads (default: 1); the shards are the same")
+    pack.add_argument("--bad-samples", metavar="N", type=int, default=0, help="most samples to leave out where they cannot be read (default: 0)")
     scenes = command("scenes", "shards.scenes", "draw street scenes with label maps, as shards", shards)
     scenes.add_argument("out", metavar="OUT", help="an empty or new folder")
     scenes.add_argument("--count", metavar="N", type=int, default=1600, help="images (default: 1600)")
@@ -59,6 +74,13 @@ def parser() -> argparse.ArgumentParser:
     scenes.add_argument("--seed", metavar="N", type=int, default=0)
     index = command("index", "shards.index", "build (again) the index beside each shard", shards)
     index.add_argument("shards", metavar="SHARDS", nargs="+", help="paths with {000..063}, or a folder")
+    verify = command("check", "shards.check", "read all of some shards, and name what is wrong with them", shards)
+    verify.add_argument("shards", metavar="SHARDS", nargs="+", help="paths with {000..063}, or a folder")
+    verify.add_argument("--workers", metavar="N", type=int, default=1, help="threads (default: 1)")
+    stat = command("stat", "shards.stat", "count samples, fields, bytes, sizes and classes", shards)
+    stat.add_argument("shards", metavar="SHARDS", nargs="+", help="paths with {000..063}, or a folder")
+    stat.add_argument("--images", metavar="N", type=int, default=1000, help="most samples to look into, evenly spaced (default: 1000)")
+    stat.add_argument("--out", metavar="FILE.png", help="draw some samples")
 
     show = command("show", "show.show", "draw pictures of a recipe's views, or of what a run does with images")
     show.add_argument("what", metavar="WHAT", help="views, or a picture that a part of the run offers, for example clusters")
@@ -75,7 +97,7 @@ def top_level(commands: Commands, name: str, text: str) -> Commands:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code is 0, 2 for a fault of the input, 130 when interrupted."""
+    """Run a command; the exit code is 0, 2 for a fault of the input, 130 when interrupted, 143 when told to end."""
     given = sys.argv[1:] if argv is None else argv
     words = [w for w in given if not w.startswith("--local_rank")]  # the deepspeed launcher puts it anywhere
     words = words[1:] if words[:1] == ["--"] else words  # torchrun needs it to leave --run alone
@@ -93,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         getattr(importlib.import_module(f"twinview.cli.{module}"), function)(args)
     except TwinviewError as e:
         print(f"twinview: {e}", file=sys.stderr)
-        return 2
+        return 143 if isinstance(e, Preempted) else 2
     except KeyboardInterrupt:
         print("twinview: interrupted", file=sys.stderr)
         return 130

@@ -1,4 +1,4 @@
-"""`twinview shards`: pack images, draw scenes, build indexes."""
+"""`twinview shards`: pack data sets, draw scenes, build indexes, check, count."""
 from __future__ import annotations
 
 import argparse
@@ -8,11 +8,36 @@ from twinview.errors import DataError
 
 
 def pack(args: argparse.Namespace) -> None:
-    """Pack a folder of images into shards."""
-    from twinview.data.pack import pack_images
+    """Pack a data set into shards."""
+    from twinview.data.pack import Options, Recode
+    from twinview.data.pack import pack as write
 
-    found = pack_images(Path(args.images), Path(args.out), Path(args.labels) if args.labels else None, shard_size=args.shard_size)
-    print(found.text())
+    recode = Recode(shorter_side=args.shorter_side, quality=args.quality)
+    options = Options(shard_size=args.shard_size, recode=recode, workers=args.workers, bad_samples=args.bad_samples)
+    chosen = {name: value for name in ("labels", "split", "classes") if (value := getattr(args, name)) is not None}
+    print(write(args.kind, args.source, Path(args.out), options, **chosen).text())
+
+
+def check(args: argparse.Namespace) -> None:
+    """Name what is wrong with shards."""
+    from twinview.data.check import check_shards
+
+    found = check_shards(args.shards, workers=args.workers)
+    for fault in found.faults:
+        print(fault)
+    if found.faults:
+        raise DataError(f"{len(found.faults)} faults in {found.text()}.")
+    print(f"{found.text()}: nothing wrong")
+
+
+def stat(args: argparse.Namespace) -> None:
+    """Count what shards hold, and draw some of it."""
+    from twinview.data.stat import count, draw_sheet
+
+    print("\n".join(count(args.shards, args.images).lines()))
+    if args.out:
+        draw_sheet(args.shards, Path(args.out))
+        print(f"picture     {args.out}")
 
 
 def scenes(args: argparse.Namespace) -> None:

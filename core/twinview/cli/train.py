@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from twinview.errors import TwinviewError
@@ -51,20 +52,26 @@ def dry_run(args: argparse.Namespace) -> None:
 
 
 def summary(result: RunResult) -> list[str]:
-    """A small table of scores, a row for each network that was evaluated, and where everything is."""
+    """A small table of scores, a row for each network that was evaluated, signs of collapse, and where everything is."""
+    lines = ["", *score_table(result.scores), *(f"COLLAPSED   {line}" for line in result.collapsed)]
+    places = {"run": result.folder, "checkpoint": result.checkpoint, "metrics": "metrics.jsonl", "pictures": "pictures"}
+    return lines + [f"{what:<12}{result.folder / place if isinstance(place, str) else place}" for what, place in places.items()]
+
+
+def score_table(scores: Mapping[str, float]) -> list[str]:
+    """Scores `probe/measure` and `probe/baseline/measure` as a table: a row for each network, a column for each measure."""
     rows: dict[str, dict[str, float]] = {}
-    for name, value in result.scores.items():
+    for name, value in scores.items():
         *probe, measure = name.split("/")
+        if measure == "collapsed":
+            continue  # said in words
         who = probe[1] if len(probe) > 1 else "trained"
         rows.setdefault(who, {})[f"{probe[0] if probe else ''} {measure}".strip()] = value
     columns = list(dict.fromkeys(c for row in rows.values() for c in row))
-    lines = [""]
-    if rows:
-        width = max(len(r) for r in rows)
-        lines.append("  ".join([" " * width, *columns]))
-        for who, row in rows.items():
-            lines.append("  ".join([f"{who:<{width}}", *(f"{row[c]:>{len(c)}.3f}" if c in row else " " * len(c) for c in columns)]))
-        lines.append("")
-    places = {"run": result.folder, "checkpoint": result.checkpoint, "metrics": "metrics.jsonl", "pictures": "pictures"}
-    lines += [f"{what:<12}{result.folder / place if isinstance(place, str) else place}" for what, place in places.items()]
-    return lines
+    if not rows:
+        return []
+    width = max(len(r) for r in rows)
+    lines = ["  ".join([" " * width, *columns])]
+    for who, row in rows.items():
+        lines.append("  ".join([f"{who:<{width}}", *(f"{row[c]:>{len(c)}.3f}" if c in row else " " * len(c) for c in columns)]))
+    return [*lines, ""]

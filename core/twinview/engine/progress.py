@@ -30,17 +30,27 @@ class Bar:
     def tell(self, row: dict[str, Any], share: float) -> None:
         """After every logged step."""
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {row['loss']:.4f}, {row['images_per_second']:.0f} images/s")
-        elif share >= 1 or time.monotonic() - self._said >= EVERY:
+            self._bar.set_postfix_str(f"loss {row['loss']:.4f}{self._scored(row)}, {row['images_per_second']:.0f} images/s")
+        elif share >= 1 or self._scored(row) or time.monotonic() - self._said >= EVERY:
             self._said = time.monotonic()
             at = f"step {row['step']}" + (f" of {self._steps}" if self._steps else f" ({share:.0%})")
             pace = f"{row['images_per_second']:.0f} images/s{self._left(share)}"
-            print(f"{at}, epoch {row['epoch']}: loss {row['loss']:.4f}, {pace}", file=sys.stderr, flush=True)
+            print(f"{at}, epoch {row['epoch']}: loss {row['loss']:.4f}{self._scored(row)}, {pace}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self._bar is not None:
             self._bar.close()
+
+    @staticmethod
+    def _scored(row: dict[str, Any]) -> str:
+        """The first score of each evaluation that this row holds, without its baselines."""
+        first: dict[str, str] = {}
+        for name, value in row.items():
+            head, *words = name.split("/")
+            if head == "score" and len(words) == 2 and value is not None:
+                first.setdefault(words[0], f", {words[0]} {words[1]} {value:.1f}")
+        return "".join(first.values())
 
     def _left(self, share: float) -> str:
         gone = share - self._share

@@ -15,14 +15,16 @@ import torch.distributed as dist
 from twinview.data.factory import Factory
 from twinview.data.loader import training_batches
 from twinview.engine.build import Built, build, wrap
-from twinview.engine.checkpoint import Checkpoint, load_model, random_states, save_checkpoint, set_random_states, steps_in
+from twinview.engine.checkpoint import Checkpoint, best_of, load_model, mark_best, random_states, save_checkpoint, set_random_states, steps_in
+from twinview.engine.collapse import collapses
 from twinview.engine.metrics import Metrics, read_metrics
-from twinview.engine.optimizer import load_optimizer_state, optimizer_state
-from twinview.engine.process import averaged, barrier, on_first
+from twinview.engine.preempt import Notice, on_sigterm
+from twinview.engine.process import averaged, barrier, on_first, telling_lost_ranks
 from twinview.engine.progress import Bar
 from twinview.engine.run import Resume, find_start, write_run
 from twinview.engine.stepper import Taken, take_step
-from twinview.errors import CheckpointError
+from twinview.engine.zero import gathered_weights, load_whole_optimizer_state, whole_optimizer_state
+from twinview.errors import CheckpointError, Preempted, RecipeError, closest
 from twinview.recipe import Recipe
 from twinview.values import Batch, Progress
 
@@ -39,6 +41,7 @@ class RunResult:
     loss: float  # of the last step
     scores: dict[str, float]  # of the evaluations at the end
     checkpoint: Path
+    collapsed: list[str]  # signs that the features or the clusters have collapsed, a line each
 
 
 def train(recipe: Recipe, run_dir: Path, *, resume: Resume = False, command: str = "", on_progress: OnProgress | None = None) -> RunResult:
@@ -52,10 +55,11 @@ def train(recipe: Recipe, run_dir: Path, *, resume: Resume = False, command: str
     start = on_first(lambda: _open(built, run_dir, table, data, resume, command))
     if start is not None:
         load_model(start, built.model, built.ranks.rank, built.ranks.world)
-    engine = wrap(built, run_dir)
-    if start is not None:
-        _restore(built, start)
-    return _Loop(built, engine, run_dir, {"data": data, "recipe": table}, start, on_progress).run()
+    with telling_lost_ranks():
+        engine = wrap(built, run_dir)
+        if start is not None:
+            _restore(built, engine, start)
+        return _Loop(built, engine, run_dir, {"data": data, "recipe": table}, start, on_progress).run()
 
 
 def _open(built: Built, folder: Path, table: dict[str, Any], data: str, resume: Resume, command: str) -> Checkpoint | None:
@@ -77,9 +81,9 @@ def _open(built: Built, folder: Path, table: dict[str, Any], data: str, resume: 
     return start
 
 
-def _restore(built: Built, start: Checkpoint) -> None:
+def _restore(built: Built, engine: Any, start: Checkpoint) -> None:
     try:
-        load_optimizer_state(built.optimizer, built.moved, start.load("optimizer.pt"))
+        load_whole_optimizer_state(engine, built.optimizer, built.moved, start.load("optimizer.pt"))
     except (KeyError, ValueError) as e:
         raise CheckpointError(f"{start.path}: belongs to another model: optimizer.pt: {e}.") from None
     if start.meta["ranks"] == built.ranks.world:
@@ -99,6 +103,8 @@ class _Loop:
         self.first = built.ranks.rank == 0
         self.data = Factory(built.recipe, built.dims, built.shards, built.ranks.rank, built.ranks.world)
         self.checkpoint = start.path if start else folder / "checkpoints"
+        self.saved = self.step  # the step of the newest checkpoint
+        self.notice = Notice(built.ranks.device)
         self.metrics = Metrics(folder / "metrics.jsonl", upto=self.step) if self.first else None
         self.row: dict[str, Any] = {}
         self.pending = on_first(lambda: self._unwritten(start)) if start else {}
@@ -117,7 +123,7 @@ class _Loop:
             built.recipe, built.dims, built.shards, rank=built.ranks.rank, world=built.ranks.world, start=self.step, steps=left
         )
         try:
-            with closing(batches):
+            with closing(batches), on_sigterm(self.notice.tell):
                 while share < 1:
                     taken = self.take(batches, share)
                     share = self.share()
@@ -129,6 +135,8 @@ class _Loop:
                         self.log(row, self.evaluate(due, share), share)
                     if self.bar:
                         self.bar.update(self.step, share)
+                    if share < 1 and self.notice.given():
+                        self.end_early()
         finally:
             if self.bar:
                 self.bar.close()
@@ -167,7 +175,8 @@ class _Loop:
         """One optimizer step, and what comes before an epoch."""
         progress = self.progress(share)
         if self.step % self.built.epoch == 0:
-            self.built.assembly.calls.before_epoch(branches=self.built.model.branches, data=self.data, progress=progress)
+            with gathered_weights(self.engine):
+                self.built.assembly.calls.before_epoch(branches=self.built.model.branches, data=self.data, progress=progress)
         taken = take_step(self.built, self.engine, batches, progress, watch=self.is_logged(self.step + 1))
         self.step += 1
         self.seconds += taken.seconds
@@ -187,14 +196,31 @@ class _Loop:
             return scores
         states = random_states(built.ranks.device)
         built.model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), gathered_weights(self.engine):
             for label in due:
                 name = built.assembly.uses[label][2].name
                 for answer in built.assembly.only("evaluate", label)(branches=built.model.branches, data=self.data, progress=self.progress(share)):
                     scores |= {f"score/{name}.{k}" if name else f"score/{k}": float(v) for k, v in answer.items()}
         built.model.train()
         set_random_states(states, built.ranks.device)
+        self.keep_if_best(scores)
         return scores
+
+    def keep_if_best(self, scores: dict[str, float]) -> None:
+        """Mark the checkpoint of this step where its score is the highest yet, after saving one if there is none."""
+        name, before = self.built.recipe.run.keep_best, best_of(self.folder / "checkpoints")
+        if not name or not on_first(lambda: f"score/{name}" in scores and not (before and before[1] >= scores[f"score/{name}"])):
+            return
+        if self.saved != self.step:
+            self.save({})
+        on_first(lambda: mark_best(self.folder / "checkpoints", self.step, scores[f"score/{name}"]))
+
+    def end_early(self) -> None:
+        """Save, once all ranks know that one was told to end.  Raises Preempted."""
+        if self.saved != self.step:
+            self.save({})
+        barrier()
+        raise Preempted(f"{self.folder}: told to end, and saved at step {self.step}. Go on with --resume.")
 
     def averages(self, taken: Taken) -> dict[str, float]:
         """The last step's loss, terms and notes, and the pace since the row before, over all ranks."""
@@ -221,7 +247,8 @@ class _Loop:
         if self.metrics:
             self.metrics.sync()
         meta = {"step": self.step, "epoch": self.step // self.built.epoch, "elapsed": self.elapsed(), "row": row, **self.meta}
-        state = optimizer_state(self.built.optimizer, self.built.moved)
+        state = whole_optimizer_state(self.engine, self.built.optimizer, self.built.moved)
+        self.saved = self.step
         self.checkpoint = save_checkpoint(self.folder / "checkpoints", self.built.model, state, meta, keep=self.built.recipe.run.keep)
 
     def result(self) -> RunResult:
@@ -229,5 +256,6 @@ class _Loop:
         row = on_first(lambda: self.row or list(read_metrics(self.folder / "metrics.jsonl"))[-1])
         scores = {k.removeprefix("score/"): v for k, v in row.items() if k.startswith("score/")}
         return RunResult(
-            folder=self.folder, step=self.step, seconds=self.elapsed(), loss=row["loss"], scores=scores, checkpoint=self.checkpoint
+            folder=self.folder, step=self.step, seconds=self.elapsed(), loss=row["loss"], scores=scores, checkpoint=self.checkpoint,
+            collapsed=collapses(row),
         )

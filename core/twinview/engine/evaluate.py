@@ -1,0 +1,77 @@
+"""An evaluation of a finished run, by itself."""
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from twinview.assembly import assemble, installed
+from twinview.data.factory import Factory
+from twinview.data.shards import open_shards
+from twinview.engine.checkpoint import find_checkpoint, load_model
+from twinview.engine.process import join, on_first
+from twinview.errors import CheckpointError, RecipeError, closest
+from twinview.recipe import Recipe, Use, read
+from twinview.step import Siamese
+from twinview.values import Progress
+
+
+def evaluations() -> dict[str, str]:
+    """Short name -> part, of every installed part that answers `evaluate`; the full name answers too."""
+    found: dict[str, str] = {}
+    for method, _, parts in installed():
+        for name, cls in parts.items() if isinstance(parts, Mapping) else ():
+            if any(getattr(value, "twinview_impl", None) for key, value in vars(cls).items() if key == "evaluate"):
+                found |= {f"{method}.{name}": f"{method}.{name}", **({} if name in found else {name: f"{method}.{name}"})}
+    return found
+
+
+def evaluation_recipe(run: Path, what: str, shards: str | None, options: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """The run's recipe with one evaluation: the run's own of that kind, if it has one, with `options` over it and `shards` to score on.
+
+    `overrides`: of other keys of the recipe, such as data.shards where the run's own have moved.  Raises RecipeError, CheckpointError.
+    """
+    if not (run / "recipe.toml").is_file():
+        raise CheckpointError(f"{run}: there is no run here. Give the folder that `twinview train` wrote.")
+    recipe, known = read(run / "recipe.toml", overrides), evaluations()
+    if what not in known:
+        raise RecipeError(f"evaluate: no installed part evaluates {what!r}.{closest(what, known)}")
+    own = next((use.options for use in recipe.evaluate if use.use == known[what]), {})
+    given = {**own, **options, **({"val": shards} if shards else {})}
+    return attrs.evolve(recipe, evaluate=[Use(use=known[what], options=given)])
+
+
+def evaluate(recipe: Recipe, run: Path, step: int | None = None) -> dict[str, float]:
+    """Scores of the recipe's one evaluation on a checkpoint of `run` (the last, or that of `step`); every rank calls it.
+
+    Adds a line to the run's `evaluations.jsonl`.  Raises TwinviewError.
+    """
+    ranks = join(recipe.run.device)
+    assembly = assemble(recipe)
+    shards = open_shards(recipe.data.shards)
+    encoder = assembly.encoder(random=True)
+    model = Siamese(assembly, assembly.dims(encoder, len(shards), shards.classes), encoder).to(ranks.device)
+    checkpoint = find_checkpoint(run / "checkpoints", step)
+    load_model(checkpoint, model, ranks.rank, ranks.world)
+    model.eval()
+    data = Factory(recipe, model.dims, shards, ranks.rank, ranks.world)
+    progress = Progress(0, checkpoint.step, 0, 1.0)
+    (label,) = (use.label for use in recipe.evaluate)
+    scores: dict[str, float] = {}
+    with torch.no_grad():
+        for hook in ("before_epoch", "evaluate"):
+            if label in assembly.answers(hook):
+                for answer in assembly.only(hook, label)(branches=model.branches, data=data, progress=progress):
+                    scores |= {name: float(value) for name, value in answer.items()}
+    use = recipe.evaluate[0]
+    on_first(lambda: _note(run, {"step": checkpoint.step, "use": use.use, **use.options, **scores}))
+    return scores
+
+
+def _note(run: Path, row: Mapping[str, Any]) -> None:
+    with (run / "evaluations.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")

@@ -1,0 +1,59 @@
+"""What gives every place of an image its cluster: a head that was trained to, or k-means on frozen features."""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import torch
+from sklearn.cluster import KMeans
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from twinview.ops.ranks import from_first
+from twinview.values import PlainBatch
+from twinview_probes.features import Dense, sample_cells
+
+
+class Clusterer(Protocol):
+    """Images [B, 3, H, W], normalised -> scores [B, k, h, w]; a place's cluster is the largest."""
+
+    k: int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The scores, float32."""
+        ...
+
+
+class HeadClusters:
+    """The channels of a trained projector on the encoder's cells."""
+
+    def __init__(self, encoder: nn.Module, head: nn.Module, k: int) -> None:
+        self.encoder, self.head, self.k = encoder.eval(), head.eval(), k
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits."""
+        found: Tensor = self.head(self.encoder(images).at("cells"))
+        return found.float()
+
+
+class FeatureClusters:
+    """K-means on cells: features standardised channel by channel, then of length 1 (PiCIE clusters unit features)."""
+
+    def __init__(self, dense: Dense, batches: Iterable[PlainBatch], k: int, *, cells: int, seed: int, device: torch.device) -> None:
+        """Fit on up to `cells` cells of each image of all ranks; rank 0 does, and all get the same."""
+        self.dense, self.k = dense, k
+        x, _, order = sample_cells(dense, batches, cells=cells, ignore=torch.empty(0, dtype=torch.int64, device=device), seed=seed)
+        var, self.mean = torch.var_mean(x, 0, correction=0)
+        self.scale = torch.where(var > 1e-12, var.rsqrt(), 0)
+        centres = x.new_zeros(k, x.shape[1])
+        if len(x) >= k:
+            points = F.normalize((x[order] - self.mean) * self.scale).cpu().numpy()
+            centres = torch.from_numpy(KMeans(k, n_init=4, random_state=seed).fit(points).cluster_centers_).to(x)
+        self.centres = from_first(centres.contiguous())
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Minus the squared distance from each centre, up to the place's own part."""
+        maps = self.dense(images)
+        unit = F.normalize((maps - self.mean[:, None, None]) * self.scale[:, None, None], dim=1)
+        return F.conv2d(unit, 2 * self.centres[:, :, None, None], -self.centres.square().sum(1))
