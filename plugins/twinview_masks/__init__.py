@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 from twinview.hooks import hookimpl
+from twinview_masks.random import Random
 
 
 @hookimpl
 def parts() -> dict[str, type]:
-    """Its parts."""
-    return {}
+    """`masks.random`."""
+    return {"random": Random}

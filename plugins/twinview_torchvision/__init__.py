@@ -28,7 +28,10 @@ def _known(_: Any, __: Any, name: str) -> None:
 
 @part
 class ResNet:
-    """A ResNet (He et al. 2016) without its classifier; `levels` are c2 to c5, with `fpn` p2 to p5, with `decoder` d2; `pooled` is the average of c5."""
+    """A ResNet (He et al. 2016) without its classifier; `pooled` is the average of c5.
+
+    `levels` are c2 to c5, with `fpn` p2 to p5, with `decoder` d2.
+    """
 
     name: str = field(default="resnet18", validator=_known)  # of torchvision's
     cells: Literal["c2", "c3", "c4", "c5", "p2", "p3", "p4", "p5", "d2"] = "c5"  # the level that is `cells`
@@ -52,10 +55,10 @@ class ResNet:
 
     @hookimpl
     def traits(self) -> Traits:
-        """Gives cells, pooled and levels; it cannot leave hidden cells unseen."""
+        """Gives cells, pooled and levels; hides cells by zeroing: their pixels at the input (the mean colour), their features in `cells`."""
         from twinview.values import Traits
 
-        return Traits(gives=frozenset({"cells", "pooled", "levels"}))
+        return Traits(gives=frozenset({"cells", "pooled", "levels", "hides"}))
 
     @hookimpl
     def make_encoder(self) -> nn.Module:

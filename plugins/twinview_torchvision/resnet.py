@@ -9,10 +9,12 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import ResNet as ResNetTrunk
+from torchvision.models.resnet import BasicBlock
 from torchvision.ops import FeaturePyramidNetwork
 
+from twinview.ops.maps import hide_cells, hide_pixels
 from twinview.ops.weights import load_weights
-from twinview.values import EncoderSpec, Features, Level
+from twinview.values import EncoderSpec, Features, Level, Published, Size
 
 if TYPE_CHECKING:
     from twinview_torchvision import ResNet
@@ -25,6 +27,7 @@ class ResNetEncoder(nn.Module):
 
     fpn: nn.Module | None
     decoder: nn.Module | None
+    built: str | None = None  # the expression by which torchvision builds the trunk
 
     def __init__(self, trunk: ResNetTrunk, *, cells: str, stride: int, small_stem: bool, fpn_channels: int, decoder_channels: int) -> None:
         """`trunk`: torchvision's ResNet; `stride` of c5 in pixels; `fpn_channels` 0: no pyramid; `decoder_channels` 0: no decoder."""
@@ -60,9 +63,12 @@ class ResNetEncoder(nn.Module):
         return self.layer1, self.layer2, self.layer3, self.layer4
 
     def forward(self, images: Tensor, hidden: Tensor | None = None) -> Features:
-        """Every level of the images, [B, channels, ceil(H / stride), ceil(W / stride)].  Raises ValueError where cells are to be hidden."""
+        """Every level of the images, [B, channels, ceil(H / stride), ceil(W / stride)].
+
+        `hidden` [B, h * w]: those cells' pixels are zero at the input, and their features in `cells`.
+        """
         if hidden is not None:
-            raise ValueError("torchvision.resnet cannot leave hidden cells unseen")
+            images = hide_pixels(images, hidden, self.spec.cells.stride)
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         levels: dict[str, Tensor] = {}
         for name, layer in zip(STAGES, self.stages):
@@ -71,7 +77,16 @@ class ResNetEncoder(nn.Module):
             levels |= {f"p{name[1]}": level for name, level in self.fpn({name: levels[name] for name in STAGES}).items()}
         if self.decoder is not None:
             levels["d2"] = self.decoder([levels[name] for name in STAGES])
+        if hidden is not None:
+            levels[self.cells] = hide_cells(levels[self.cells], hidden)
         return Features(cells=levels[self.cells], pooled=x.mean((2, 3)), levels=levels)
+
+    def published(self, size: Size) -> Published | None:
+        """For torchvision, without the pyramid, the decoder and the classifier; None where torchvision builds no such network."""
+        if self.built is None:
+            return None
+        tensors = {name: value for name, value in self.state_dict().items() if not name.startswith(("fpn.", "decoder."))}
+        return Published("torchvision", self.built, tensors, strict=False)
 
 
 class Decoder(nn.Module):
@@ -122,6 +137,11 @@ def make(options: ResNet) -> ResNetEncoder:
         fpn_channels=options.fpn_channels if options.fpn else 0,
         decoder_channels=options.decoder,
     )
+    if options.stem == "imagenet":
+        dilated = [stride > options.stride for stride in (8, 16, 32)]  # of the last three stages
+        plain = not any(dilated)
+        if plain or not isinstance(encoder.layer1[0], BasicBlock):  # torchvision dilates no basic blocks
+            encoder.built = f"torchvision.models.{options.name}(" + ("" if plain else f"replace_stride_with_dilation={dilated}") + ")"
     if options.weights:
         published = torchvision.models.get_model_weights(options.name)
         named = {w.name: partial(w.get_state_dict, progress=False, check_hash=True) for w in published}

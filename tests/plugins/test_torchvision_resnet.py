@@ -10,6 +10,7 @@ from torch import Tensor
 
 from twinview import recipe
 from twinview.errors import RecipeError
+from twinview.ops.maps import hide_pixels
 from twinview.values import Features
 from twinview_torchvision import NAMES, ResNet, parts
 
@@ -116,11 +117,46 @@ def test_gradients_reach_every_parameter() -> None:
     assert [n for n, p in encoder.named_parameters() if p.grad is None] == []
 
 
-def test_hidden_cells_are_refused() -> None:
-    encoder, images, _ = encode()
-    assert "hides" not in ResNet().traits().gives
-    with pytest.raises(ValueError, match="hidden"):
-        encoder(images, torch.zeros(2, 4, dtype=torch.bool))
+@pytest.mark.parametrize("options", [{"cells": "c4"}, {"cells": "p3", "fpn": True, "fpn_channels": 8}], ids=str)
+def test_hidden_cells_are_zeroed_at_both_ends(options: dict[str, Any]) -> None:
+    assert "hides" in ResNet().traits().gives
+    encoder, images, seen = encode((64, 40), **options)
+    stride = encoder.spec.cells.stride
+    assert seen.cells is not None and seen.pooled is not None
+    hidden = torch.rand(2, seen.cells[0, 0].numel(), generator=torch.Generator().manual_seed(0)) < 0.5
+    with torch.no_grad():
+        out, blank = encoder(images, hidden), encoder(hide_pixels(images, hidden, stride))
+        other = encoder(torch.where(hide_pixels(torch.ones_like(images), hidden, stride) > 0, images, 9.0), hidden)
+    gone = hidden.view(2, 1, *seen.cells.shape[2:]).expand_as(out.cells)
+    assert not out.cells[gone].any() and torch.equal(out.cells[~gone], blank.cells[~gone])
+    assert torch.equal(out.cells, other.cells) and not torch.allclose(out.pooled, seen.pooled)
+    assert out.cells is out.levels[options["cells"]]
+
+
+@pytest.mark.parametrize(
+    ("options", "load"),
+    [
+        ({"name": "resnet18", "fpn": True, "decoder": 8}, "torchvision.models.resnet18()"),
+        ({"name": "resnet50", "stride": 8}, "torchvision.models.resnet50(replace_stride_with_dilation=[False, True, True])"),
+        ({"name": "resnet50", "stride": 16}, "torchvision.models.resnet50(replace_stride_with_dilation=[False, False, True])"),
+    ],
+    ids=str,
+)
+def test_what_is_published_loads_into_torchvision(options: dict[str, Any], load: str) -> None:
+    encoder, images, out = encode(batch=1, **options)
+    published = encoder.published((64, 64))
+    assert published.load == load and not published.strict
+    theirs = eval(load, {"torchvision": torchvision}).eval()
+    missing, unexpected = theirs.load_state_dict(published.tensors, strict=False)
+    assert missing == ["fc.weight", "fc.bias"] and not unexpected
+    theirs.fc = torch.nn.Identity()
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(images), out.pooled)
+
+
+def test_what_torchvision_builds_not_is_not_published() -> None:
+    for encoder in (encode(stem="small")[0], encode(stride=16)[0]):
+        assert encoder.published((64, 64)) is None
 
 
 @pytest.mark.parametrize(

@@ -49,12 +49,21 @@ class SyncBatchNorm(_BatchNorm):
     Every rank must call it equally often.  The same names in checkpoints as the layer that it stands for.
     """
 
+    def __init__(self, *options: Any, after: nn.Module | None = None) -> None:
+        """`options`: of torch's BatchNorm; `after`: what the layer does behind the norm (timm's BatchNormAct2d: its activation)."""
+        super().__init__(*options)
+        self.after = after or nn.Identity()
+
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:
             raise ValueError(f"expected [B, C, ...], got {tuple(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
         """[B, C, ...] -> the same shape and dtype."""
+        found: Tensor = self.after(self._normalised(input))
+        return found
+
+    def _normalised(self, input: Tensor) -> Tensor:
         if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
             return super().forward(input)
         self._check_input_dim(input)
@@ -72,11 +81,16 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def synchronise_batchnorm(module: nn.Module) -> nn.Module:
-    """The module with every BatchNorm made synchronous, weights and statistics shared: torch's on a GPU, ours elsewhere."""
-    tensors = [*module.parameters(), *module.buffers()]
-    if tensors and tensors[0].is_cuda:
-        return cast(nn.Module, nn.SyncBatchNorm.convert_sync_batchnorm(module))  # type: ignore[no-untyped-call]
-    if isinstance(module, _BatchNorm) and not isinstance(module, SyncBatchNorm):
+    """The module with every BatchNorm made synchronous, weights and statistics shared: torch's on a GPU, ours elsewhere.
+
+    A subclass that holds modules, applied behind the norm, is always ours: torch's conversion would lose them.
+    """
+    if isinstance(module, _BatchNorm):
+        if isinstance(module, (SyncBatchNorm, nn.SyncBatchNorm)):
+            return module
+        first = next(iter([*module.parameters(), *module.buffers()]), None)
+        if first is not None and first.is_cuda and not [*module.children()]:
+            return cast(nn.Module, nn.SyncBatchNorm.convert_sync_batchnorm(module))  # type: ignore[no-untyped-call]
         return _twin(module)
     for name, child in module.named_children():
         setattr(module, name, synchronise_batchnorm(child))
@@ -85,7 +99,7 @@ def synchronise_batchnorm(module: nn.Module) -> nn.Module:
 
 def _twin(norm: _BatchNorm) -> SyncBatchNorm:
     tracks = norm.running_mean is not None
-    twin = SyncBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, tracks)
+    twin = SyncBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, tracks, after=nn.Sequential(*norm.children()))
     twin._parameters.update(norm._parameters)
     twin._buffers.update(norm._buffers)
     return twin.train(norm.training)
