@@ -140,7 +140,7 @@ def test_a_shard_that_is_damaged_on_the_way_ends_the_run(tables: dict[str, Any],
     endless = batches(tables, "data.workers=1", "data.bad_samples=5")
     next(endless)
     os.truncate(shards[1], 2000)
-    with pytest.raises(DataError, match=r"b\.tar, offset \d+: .* The shard has changed"):
+    with pytest.raises(DataError, match=r"b\.tar: has changed since it was opened"):
         list(islice(endless, 20))
 
 

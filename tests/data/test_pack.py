@@ -94,22 +94,22 @@ def refused(said: str, *args: Any, **options: Any) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_refused_leaves_nothing_behind(images: Path, tmp_path: Path) -> None:
+def test_what_is_refused_leaves_nothing_behind_but_finished_shards(images: Path, tmp_path: Path) -> None:
     out, labels = tmp_path / "out", tmp_path / "labels"
     before = sorted(tmp_path.iterdir())
     refused("there is no such folder of images", tmp_path / "no", out)
     refused("holds no images (.jpg, .jpeg, .png, .webp, .bmp)", Path(__file__).parent, out)
     refused(f"{images}: is there already", images, images)
-    refused("shard_size: wants a number above 0", images, out, shard_size=0)
+    refused("--shard-size: wants a number above 0", images, out, shard_size=0)
 
     label = labels / "city 1" / "frame.01.png"
     data = label.read_bytes()
     label.unlink()
     refused(f"frame.01.JPEG: has no label map {label} (1 of 19 have none)", images, out, labels)
     save(label, 0, (30, 20), grey=True)
-    refused(f"{label}: is (30, 20) pixels (height, width), its image (20, 30).", images, out, labels)
+    refused(f"{label}: is (30, 20) pixels (height, width), its image (20, 30); a label map has its image's size.", images, out, labels)
     label.write_bytes(b"broken")
-    refused(f"{label}: is no image; it begins with b'broken'. Remove it, or put it right.", images, out, labels)
+    refused(f"{label}: is no image; it begins with b'broken'. Remove it, or put it right, and pack again: finished shards are kept. --bad-samples N leaves it out.", images, out, labels)
     for mode in ("RGB", "RGBA", "LA"):
         Image.new(mode, (30, 20)).save(label)
         refused(f"{label}: is of PIL mode {mode}, and a label map is a PNG of class numbers: of mode L, P or 1", images, out, labels)
@@ -120,7 +120,9 @@ def test_what_is_refused_leaves_nothing_behind(images: Path, tmp_path: Path) -> 
     (images / "city 0" / "frame 00.png").unlink()
     (images / "zzz.jpg").write_bytes(b"")
     refused("zzz.jpg: is an empty file", images, out)
-    assert sorted(tmp_path.iterdir()) == before
+    assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / ".out.packing"]), "where shards were finished, and only there"
+    (images / "zzz.jpg").unlink()
+    assert pack_images(images, out, labels).kept == 18 and sorted(tmp_path.iterdir()) == sorted([*before, out])
 
 
 def test_label_maps_of_every_kind_that_training_reads(tmp_path: Path) -> None:

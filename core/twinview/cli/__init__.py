@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     pack.add_argument("--classes", metavar="N", type=int, help="cityscapes: 19, 27 or 34 (default: 19)")
     pack.add_argument("--shard-size", metavar="N", type=int, default=1000, help="most samples in a shard (default: 1000)")
     pack.add_argument("--shorter-side", metavar="N", type=int, help="pixels to shrink larger images to, as JPEG (default: bytes stay as they are)")
-    pack.add_argument("--quality", metavar="Q", type=int, help="of JPEGs that are written: 1 to 100; encodes every image (default: 90, for shrunk ones)")
+    pack.add_argument("--quality", metavar="Q", type=int, help="1 to 100: write every image as a JPEG of it (default: shrunk ones, of 90)")
     pack.add_argument("--workers", metavar="N", type=int, default=1, help="threads (default: 1); the shards are the same")
     pack.add_argument("--bad-samples", metavar="N", type=int, default=0, help="most samples to leave out where they cannot be read (default: 0)")
     scenes = command("scenes", "shards.scenes", "draw street scenes with label maps, as shards", shards)

@@ -9,8 +9,9 @@ from twinview.errors import DataError
 
 def pack(args: argparse.Namespace) -> None:
     """Pack a data set into shards."""
-    from twinview.data.pack import Options, Recode
+    from twinview.data.pack import Options
     from twinview.data.pack import pack as write
+    from twinview.data.pack_sample import Recode
 
     recode = Recode(shorter_side=args.shorter_side, quality=args.quality)
     options = Options(shard_size=args.shard_size, recode=recode, workers=args.workers, bad_samples=args.bad_samples)

@@ -56,10 +56,11 @@ def cache() -> Path:
 
 def write_scenes(out: Path, *, count: int, seed: int = 0, size: Size = SIZE) -> Summary:
     """Draw `count` scenes of `size` (height, width), seeds from `seed` on, into shards in OUT, on all cores.  Raises DataError."""
-    from twinview.data.pack import write_shards
+    from twinview.data.pack import Options, write_shards
 
     about = {"classes": drawing.CLASSES, "drawing": drawing.VERSION, "seed": seed, "size": size}
-    return write_shards(_drawn(count, seed, size), out, total=count, shard_size=SHARD_SIZE, name="scenes", what="draw scenes", about=about)
+    options = Options(shard_size=SHARD_SIZE)
+    return write_shards(_drawn(count, seed, size), out, total=count, options=options, name="scenes", what="draw scenes", about=about)
 
 
 def _drawn(count: int, seed: int, size: Size) -> Iterator[Sample]:

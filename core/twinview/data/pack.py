@@ -1,6 +1,6 @@
-"""Write shards: a folder of images becomes tars in WebDataset's layout, with their indexes and a manifest.
+"""Write shards: samples become tars in WebDataset's layout, with their indexes and a manifest.
 
-The bytes of images and label maps stay as they are, and the same input gives the same tars, byte for byte.
+The bytes of images and label maps stay as they are unless asked otherwise; the same input gives the same tars, byte for byte, in one go or in many.
 """
 from __future__ import annotations
 
@@ -8,28 +8,34 @@ import hashlib
 import json
 import os
 import re
-import secrets
-import shutil
+import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 from webdataset.writer import TarWriter
 
-from twinview.data import decode, index
+from twinview.data import decode, index, sources
+from twinview.data.pack_folder import Keys, packing
+from twinview.data.pack_sample import BadEntry, Prepared, Recode, measured, prepare
 from twinview.data.progress import progress
-from twinview.data.shards import Sample
+from twinview.data.sources import Content
+from twinview.data.sources import images as image_folder
 from twinview.errors import DataError
-from twinview.values import Size
 
 SHARD_SIZE = 1000  # samples
-FEWEST = 8  # shards that a folder of images is packed into, small as it may be
+FEWEST = 8  # shards that a data set is packed into, small as it may be
 MAX_BYTES = 1 << 30  # of a shard's files
-SUFFIXES = tuple("." + field for field in decode.IMAGE_FIELDS)
+MEASURED = 1000  # images that mean and deviation are measured over, about; evenly spaced
+AHEAD = 4  # samples that are prepared ahead of the one being written, for each worker
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 @attrs.frozen(kw_only=True)
@@ -42,160 +48,180 @@ class Summary:
     labels: int  # label maps
     bytes: int  # of all shards
     seconds: float
+    kept: int = 0  # images that an earlier try had packed
+    left_out: int = 0  # samples that could not be packed
     passed_over: int = 0  # files that are no images by their suffix
 
     @property
     def images_per_second(self) -> float:
         """How fast it went."""
-        return self.images / max(self.seconds, 1e-9)
+        return (self.images - self.kept) / max(self.seconds, 1e-9)
 
     def text(self) -> str:
         """One line for a person."""
         maps = f" with {self.labels} label maps" if self.labels else ""
         speed = f"{self.seconds:.1f} s, {self.images_per_second:.0f} images/s"
         others = f"; {self.passed_over} other files passed over" if self.passed_over else ""
+        others += f"; {self.left_out} bad samples left out, named in manifest.json" if self.left_out else ""
         return f"{self.out}: {self.images} images{maps} in {self.shards} shard{'s' * (self.shards != 1)}, {self.bytes / 1e6:.1f} MB ({speed}){others}"
 
 
-def pack_images(
-    images: Path, out: Path, labels: Path | None = None, *, shard_size: int = SHARD_SIZE, max_bytes: int = MAX_BYTES, name: str | None = None
-) -> Summary:
-    """Pack every image under `images`, sorted by path, into OUT/NAME-000000.tar, ...; NAME is OUT's own unless given.
+@attrs.frozen(kw_only=True)
+class Options:
+    """How any data set is packed."""
 
-    A sample's key is the image's path without its suffix; what is neither letter, digit, `/`, `-` nor `_` becomes `_`.  `labels` holds a
-    PNG of class numbers of the same size under the same path for each.  A shard has at most `shard_size` samples and
-    `max_bytes`, fewer where the set would fill less than eight.  OUT appears when all is written.  Raises DataError, also for a file whose
-    header is that of no image or, under `labels`, of no label map; pixels are not decoded, so a picture that was cut short is packed as it is.
-    """
-    if shard_size < 1:
-        raise DataError(f"shard_size: wants a number above 0, not {shard_size}.")
-    pictures, passed_over = _pictures(images, labels)
-    paths = _keys(images, pictures)
-    maps = _maps(images, labels, pictures) if labels else {}
-    shard_size = min(shard_size, -(-len(paths) // FEWEST))
-    samples = (_sample(key, path, maps.get(path)) for key, path in paths.items())
-    written = write_shards(samples, out, total=len(paths), shard_size=shard_size, max_bytes=max_bytes, name=name, what="pack")
-    return attrs.evolve(written, passed_over=passed_over)
+    shard_size: int = SHARD_SIZE  # most samples of a shard; fewer where the set would fill less than eight
+    max_bytes: int = MAX_BYTES  # most bytes of a shard's files
+    recode: Recode = attrs.field(factory=Recode)
+    workers: int = 1  # threads that read, check and encode
+    bad_samples: int = 0  # that may be left out
+
+    def __attrs_post_init__(self) -> None:
+        """Raises DataError for what is no number of its kind."""
+        numbers = {"shard-size": self.shard_size, "workers": self.workers, "shorter-side": self.recode.shorter_side, "quality": self.recode.quality}
+        for name, number in numbers.items():
+            if number is not None and number < 1:
+                raise DataError(f"--{name}: wants a number above 0, not {number}.")
+        if self.bad_samples < 0:
+            raise DataError(f"--bad-samples: wants a number of at least 0, not {self.bad_samples}.")
+        if (self.recode.quality or 0) > 100:
+            raise DataError(f"--quality: wants a JPEG's quality from 1 to 100, not {self.recode.quality}.")
+
+
+def pack(kind: str, source: str, out: Path, options: Options, **chosen: Any) -> Summary:
+    """Pack a data set of a kind of `sources.KINDS` into OUT; `chosen` are that kind's own options.  Raises DataError."""
+    found = sources.find(kind, source, chosen)
+    about = {"kind": kind, **{name: value for name, value in chosen.items() if name != "labels"}, **found.about}
+    return _pack(found, out, options, about)
+
+
+def pack_images(images: Path, out: Path, labels: Path | None = None, *, name: str | None = None, **options: Any) -> Summary:
+    """Pack a folder of images, with `labels` a folder of label maps beside it; see `sources.images`, and `Options` for the options."""
+    return _pack(image_folder.find(images, labels), out, Options(**options), {"kind": "images"}, name)
+
+
+def _pack(found: sources.Found, out: Path, options: Options, about: Mapping[str, Any], name: str | None = None) -> Summary:
+    size = min(options.shard_size, -(-found.total // FEWEST))
+    fitted = attrs.evolve(options, shard_size=max(size, 1))
+    written = write_shards(found.entries, out, total=found.total, options=fitted, name=name, what="pack", about=about)
+    return attrs.evolve(written, passed_over=found.passed_over)
 
 
 def write_shards(
-    samples: Iterable[Sample], out: Path, *, total: int, shard_size: int, max_bytes: int = MAX_BYTES, name: str | None = None,
-    what: str, about: Mapping[str, Any] | None = None,
+    entries: Iterable[tuple[str, Mapping[str, Content]]], out: Path, *, total: int, options: Options, name: str | None = None, what: str,
+    about: Mapping[str, Any] | None = None,
 ) -> Summary:
     """Write samples to OUT/NAME-000000.tar, ..., each with its index, and OUT/manifest.json; OUT appears when all is written.
 
-    `what` and `total` are for the progress bar, `about` goes to the manifest.  Raises DataError where OUT is there and not empty, or cannot
-    be written.
+    NAME is OUT's own unless given; `what` and `total` are for the progress bar, `about` goes to the manifest.  After a kill or an error the
+    finished shards are kept, and the same call goes on behind them.  Raises DataError: where OUT is there and not empty, or cannot be written;
+    for a sample whose header is that of no image or label map.  Pixels are decoded only where images are encoded anew: a picture that was cut
+    short is packed as it is.
     """
     started = time.monotonic()
     name = re.sub(r"[^\w-]", "_", name or out.resolve().name)
-    shards: list[dict[str, Any]] = []
-    with _appearing(out) as folder:
-        numbered = _numbered(progress(samples, total, what, "images"), shard_size, max_bytes)
-        for number, group in groupby(numbered, key=lambda pair: pair[0]):
-            shards.append(_write(folder / f"{name}-{number:06}.tar", (sample for _, sample in group)))
-        totals = {count: sum(shard[count] for shard in shards) for count in ("images", "labels", "bytes")}
-        manifest = {"format": 1, **totals, **(about or {}), "shards": shards}
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    return Summary(out=out, shards=len(shards), **totals, seconds=time.monotonic() - started)
+    about, stride = dict(about or {}), -(-total // MEASURED)
+    limits = {"shard_size": options.shard_size, "max_bytes": options.max_bytes, "measured": stride}
+    job = {"name": name, **limits, **attrs.asdict(options.recode), **about}
+    with packing(out, job) as work:
+        kept = sum(shard["images"] for shard in work.done)
+        seen = sum(shard["entries"] for shard in work.done)
+        if kept:
+            print(f"{what}: goes on behind the {kept} images of {len(work.done)} finished shards", file=sys.stderr, flush=True)
+        left = _Bad(options.bad_samples, sum(len(shard["left_out"]) for shard in work.done))
+
+        def prepared(numbered: tuple[int, tuple[str, Mapping[str, Content]]]) -> tuple[str, Prepared | BadEntry]:
+            place, entry = numbered
+            return entry[0], prepare(entry, options.recode, place % stride == 0)
+
+        ready = in_order(prepared, enumerate(work.rest(entries), seen), options.workers)
+        shown = progress(left.passed(ready), total - seen, what, "images")
+        for number, group in groupby(_numbered(shown, options, len(work.done)), key=lambda three: three[0]):
+            work.note(_write(work.shards / f"{name}-{number:06}.tar", ((key, one) for _, key, one in group)))
+        if not work.done:
+            raise DataError(f"{out}: the source holds no samples.")
+        totals = {count: sum(shard[count] for shard in work.done) for count in ("images", "labels", "bytes")}
+        colours = measured(max(shard["channels"] for shard in work.done), [one for shard in work.done for one in shard["moments"]])
+        manifest = {"format": 1, **totals, **about, **colours, "left_out": [one for shard in work.done for one in shard["left_out"]]}
+        manifest["shards"] = [{what: shard[what] for what in ("name", "images", "labels", "bytes", "sha256")} for shard in work.done]
+        (work.shards / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    seconds = time.monotonic() - started
+    return Summary(out=out, shards=len(work.done), **totals, seconds=seconds, kept=kept, left_out=len(manifest["left_out"]))
 
 
-def _numbered(samples: Iterable[Sample], shard_size: int, max_bytes: int) -> Iterator[tuple[int, Sample]]:
+def in_order(work: Callable[[A], B], items: Iterable[A], workers: int) -> Iterator[B]:
+    """`work` of each item, by threads (files, codecs and tensors leave the interpreter's lock), in the items' order and only a few ahead."""
+    if workers == 1:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = deque[Future[B]]()
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > workers * AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+class _Bad:
+    """Counts samples that cannot be packed, and stops where they are too many."""
+
+    def __init__(self, limit: int, before: int) -> None:
+        self.limit, self.count = limit, before
+
+    def passed(self, ready: Iterable[tuple[str, Prepared | BadEntry]]) -> Iterator[tuple[str, Prepared | BadEntry]]:
+        """The same.  Raises DataError with the sample that is one too many."""
+        for key, one in ready:
+            if isinstance(one, BadEntry):
+                self.count += 1
+                if self.count > self.limit:
+                    what = f"--bad-samples {self.limit} lets no more pass" if self.limit else "--bad-samples N leaves it out"
+                    raise DataError(f"{one}. Remove it, or put it right, and pack again: finished shards are kept. {what}.")
+            yield key, one
+
+
+def _numbered(ready: Iterable[tuple[str, Prepared | BadEntry]], options: Options, first: int) -> Iterator[tuple[int, str, Prepared | BadEntry]]:
     """Each sample with the number of the shard that it goes to."""
-    number = count = weight = 0
-    for sample in samples:
-        size = sum(map(len, sample.fields.values()))
-        if count == shard_size or (count and weight + size > max_bytes):
-            number, count, weight = number + 1, 0, 0
-        count, weight = count + 1, weight + size
-        yield number, sample
+    number, count, weight = first, 0, 0
+    for key, one in ready:
+        if isinstance(one, Prepared):
+            size = sum(map(len, one.sample.fields.values()))
+            if count == options.shard_size or (count and weight + size > options.max_bytes):
+                number, count, weight = number + 1, 0, 0
+            count, weight = count + 1, weight + size
+        yield number, key, one
 
 
-def _write(path: Path, samples: Iterable[Sample]) -> dict[str, Any]:
+def _write(path: Path, group: Iterable[tuple[str, Prepared | BadEntry]]) -> dict[str, Any]:
+    """Write a shard, and say what is in it."""
+    keys, left_out, moments, channels = Keys(), list[str](), list[Any](), 1
     with path.open("wb") as file:
         with TarWriter(file, encoder=False, mtime=0, user="", group="", mode=0o644) as tar:
-            for sample in samples:
-                tar.write({"__key__": sample.key, **sample.fields})
+            for key, one in group:
+                keys.add(key)
+                if isinstance(one, BadEntry):
+                    left_out.append(str(one))
+                    continue
+                tar.write({"__key__": one.sample.key, **one.sample.fields})
+                channels = max(channels, one.channels)
+                moments += [one.moments] if one.moments else []
+        if keys.count == len(left_out):
+            raise DataError(f"{left_out[0]}. No sample behind it can be packed either.")
         file.flush()
         os.fsync(file.fileno())
     found = index.build(path)
-    labels = sum(found.fields[kind] == decode.MAP_FIELD for kind in found.kinds)
+    labels = sum(decode.map_field(names) is not None for names in _fields(found))
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"name": path.name, "images": len(found), "labels": labels, "bytes": found.stamp.size, "sha256": digest}
+    about = {"name": path.name, "images": len(found), "labels": labels, "bytes": found.stamp.size, "sha256": digest}
+    return {**about, "entries": keys.count, "keys": keys.text(), "left_out": left_out, "channels": channels, "moments": moments}
 
 
-@contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
-    """A new folder beside `out` that becomes `out` at the end, or goes."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: is there already. Name a new folder, or remove this one.")
-    folder = out.absolute().parent / f".{out.name}.{secrets.token_hex(4)}"
-    try:
-        folder.mkdir(parents=True)
-    except OSError as e:
-        raise DataError(f"{out}: cannot be made: {e.strerror}.") from None
-    try:
-        yield folder
-        folder.rename(out)
-    except OSError as e:
-        raise DataError(f"{out}: cannot be written: {e.strerror}.") from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)  # gone already where all went well
-
-
-# ---- which images
-def _pictures(images: Path, labels: Path | None) -> tuple[list[Path], int]:
-    """The images under a folder, sorted, and how many other files it has.  Links are followed; `labels`, should it lie inside, is left out."""
-    if not images.is_dir():
-        raise DataError(f"{images}: there is no such folder of images.")
-    found, others = [], 0
-    for root, folders, files in os.walk(images, followlinks=True):
-        folders[:] = [f for f in folders if labels is None or (Path(root) / f).resolve() != labels.resolve()]
-        wanted = [Path(root) / f for f in files if f.lower().endswith(SUFFIXES) and not f.startswith(".")]
-        found += wanted
-        others += len(files) - len(wanted)
-    if not found:
-        raise DataError(f"{images}: holds no images ({', '.join(SUFFIXES)}).")
-    return sorted(found), others
-
-
-def _keys(images: Path, pictures: Iterable[Path]) -> dict[str, Path]:
-    paths: dict[str, Path] = {}
-    for path in pictures:
-        key = re.sub(r"[^\w/-]", "_", path.relative_to(images).with_suffix("").as_posix())
-        if key in paths:
-            raise DataError(f"{path}: its key {key!r} is that of {paths[key]} too. Rename one of the two.")
-        paths[key] = path
-    return paths
-
-
-def _maps(images: Path, labels: Path, pictures: list[Path]) -> dict[Path, Path]:
-    maps = {path: labels / path.relative_to(images).with_suffix(".png") for path in pictures}
-    missing = [path for path, label in maps.items() if not label.is_file()]
-    if missing:
-        few = f"{len(missing)} of {len(maps)} have none"
-        raise DataError(f"{missing[0]}: has no label map {maps[missing[0]]} ({few}). Add it, or pack without labels.")
-    return maps
-
-
-def _sample(key: str, path: Path, label: Path | None) -> Sample:
-    data, size = _checked(path, decode.image_size)
-    field = path.suffix[1:].lower().replace("jpeg", "jpg")
-    if label is None:
-        return Sample(key, {field: data})
-    drawn, other = _checked(label, decode.map_size)
-    if other != size:
-        raise DataError(f"{label}: is {other} pixels (height, width), its image {size}. A label map has its image's size.")
-    return Sample(key, {field: data, decode.MAP_FIELD: drawn})
-
-
-def _checked(path: Path, measure: Callable[[bytes], Size]) -> tuple[bytes, Size]:
-    """The bytes of a picture, with its height and width."""
-    try:
-        data = path.read_bytes()
-        return data, measure(data)
-    except OSError as e:
-        raise DataError(f"{path}: cannot be read: {e.strerror}.") from None
-    except ValueError as e:
-        raise DataError(f"{path}: {e}. Remove it, or put it right.") from None
+def _fields(found: index.Index) -> Iterator[list[str]]:
+    for i in range(len(found)):
+        yield [field for field, _, _ in found.files(i)]

@@ -118,8 +118,10 @@ class Shards:
                 raise DataError(f"{self.paths[shard]}: {e.strerror}.") from None
         self._files.move_to_end(shard)
         data = os.pread(self._files[shard], size, offset)
-        if len(data) != size:
-            raise DataError(f"{self.paths[shard]}, offset {offset}: {len(data)} of {size} bytes read. The shard has changed since it was opened.")
+        now = os.fstat(self._files[shard])
+        if (now.st_size, now.st_mtime_ns) != self.indexes[shard].stamp:
+            was = f"{now.st_size} bytes, and {self.indexes[shard].stamp.size} when it was indexed"
+            raise DataError(f"{self.paths[shard]}: has changed since it was opened ({was}). Leave shards alone while they are read, and start again.")
         return data
 
     def _check_keys(self) -> None:
@@ -137,7 +139,7 @@ def open_shards(spec: str | Sequence[str], *, rebuild: bool = False) -> Shards:
 
     A shard without a fresh index gets one, with `rebuild` every shard.  Raises DataError with the shard that is missing or damaged.
     """
-    paths = [path for one in ([spec] if isinstance(spec, str) else spec) for path in _paths(one)]
+    paths = [path for one in ([spec] if isinstance(spec, str) else spec) for path in shard_paths(one)]
     if not paths:
         raise DataError("[data] shards: names no shard. Write the paths of some .tar files.")
     indexes = {path: None if rebuild else index.read(path) for path in paths}
@@ -147,7 +149,8 @@ def open_shards(spec: str | Sequence[str], *, rebuild: bool = False) -> Shards:
     return Shards(paths, [found for path in paths if (found := indexes[path]) is not None])
 
 
-def _paths(spec: str) -> Iterator[Path]:
+def shard_paths(spec: str) -> Iterator[Path]:
+    """The shards that a path with braces or `*`, a folder or `scenes:SPLIT` names.  Raises DataError where one is missing."""
     if spec.startswith("scenes:"):
         yield from _folder(scenes(spec.removeprefix("scenes:")))
         return
