@@ -25,6 +25,14 @@ class CheckpointError(TwinviewError):
     """A run's folder or checkpoint is missing, damaged or of another recipe."""
 
 
+class Preempted(TwinviewError):
+    """The run was told to end (SIGTERM), and has saved where it stands."""
+
+
+class RankLost(TwinviewError):
+    """Another rank of the run is gone; it is that rank which knows why."""
+
+
 def closest(word: str, words: Iterable[str]) -> str:
     """` Did you mean 'x'? There is: a, b, x.`, to be put behind a message about an unknown word."""
     known = sorted(set(words))

@@ -118,3 +118,4 @@ class Run:
     log_every: int = _positive(10)  # steps
     checkpoint_every: int = _positive(500)  # steps
     keep: int = _positive(2)  # checkpoints
+    keep_best: str = ""  # a score of [[evaluate]] as metrics.jsonl names it, without score/: its best checkpoint is kept too

@@ -83,10 +83,13 @@ class Siamese(nn.Module):
 
     @torch.no_grad()
     def follow(self, momentum: float) -> None:
-        """target <- momentum * target + (1 - momentum) * online, parameters only; buffers are each branch's own (BYOL)."""
+        """target <- momentum * target + (1 - momentum) * online, parameters only; buffers are each branch's own (BYOL).
+
+        Under ZeRO-3 each rank averages its own shards: both branches are cut alike, and nothing is gathered.
+        """
         if self.target is not None:
             online = dict(self.online.named_parameters())
-            pairs = [(t, online[name]) for name, t in self.target.named_parameters()]
+            pairs = [pair for name, t in self.target.named_parameters() for pair in zip(*_held(t, online[name]), strict=True)]
             torch._foreach_lerp_([t for t, _ in pairs], [o for _, o in pairs], 1 - momentum)
 
 
@@ -262,3 +265,16 @@ def _heads(assembly: Assembly, dims: Dims) -> Iterator[tuple[str, Head]]:
 
 def _copy(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).requires_grad_(False)
+
+
+def _held(target: Any, online: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """The tensors in which this rank holds two parameters of one shape: themselves, or under ZeRO-3 their shards."""
+    if not hasattr(target, "ds_tensor"):
+        return [target], [online]
+    shards = [target.ds_tensor.data], [online.ds_tensor.data]
+    if target.ds_status.name != "AVAILABLE" or target.data_ptr() == target.ds_tensor.data_ptr():  # cut; or whole in one shard, on one rank
+        return shards
+    if online.ds_status.name != "AVAILABLE":
+        target.partition()  # lets go of a copy that would be stale
+        return shards
+    return [*shards[0], target.data], [*shards[1], online.data]  # DeepSpeed keeps small parameters whole beside their shards

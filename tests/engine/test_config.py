@@ -24,8 +24,10 @@ REFUSED: list[tuple[Table, str]] = [
     ({"gradient_clipping": 1.0}, r"Write run\.clip_gradients"),
     ({"optimizer": {"type": "Adam"}}, r"Write the \[optimizer\] table"),
     ({"scheduler": {"type": "WarmupLR"}}, r"Write the \[schedule\] table"),
-    ({"zero_optimization": {"stage": 2}}, r"zero_optimization\.stage: this version trains with stage 0 alone"),
-    ({"zero_optimization": {"stage": "two"}}, r"zero_optimization\.stage: wants 0, not 'two'"),
+    ({"zero_optimization": {"stage": "two"}}, r"zero_optimization\.stage: wants 0, 1, 2 or 3, not 'two'"),
+    ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, r"zero_optimization: nothing takes 'zero_quantized_weights'"),
+    ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme"}}}, r"offload_optimizer: wants \{ device = \"cpu\" \}"),
+    ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, r"offload_optimizer: stage 0 offloads nothing\. Write stage = 1, 2 or 3\."),
     ({"zero_optimization": 2}, r"zero_optimization: wants a table, not 2"),
 ]
 
@@ -37,10 +39,19 @@ def test_what_goes_wrong_is_refused_with_the_right_key(toy: Table, table: Table,
     assert "\n" not in str(e.value)
 
 
-def test_lars_needs_whole_layers(toy: Table) -> None:
-    table = {**toy, "optimizer": {"use": "lars", "lr": 1.0}, "deepspeed": {"zero_optimization": {"stage": 1}}}
-    with pytest.raises(RecipeError, match=r"stage: 1 flattens parameters, and LARS needs whole layers\. Write stage = 0\."):
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_lars_needs_whole_layers(toy: Table, stage: int) -> None:
+    table = {**toy, "optimizer": {"use": "lars", "lr": 1.0}, "deepspeed": {"zero_optimization": {"stage": stage}}}
+    with pytest.raises(RecipeError, match=rf"stage: {stage} shards .*, and LARS needs the norms of whole layers\. Write stage = 0\."):
         check_recipe(from_table(table))
+    check_recipe(from_table({**table, "optimizer": {"use": "adamw", "lr": 1.0}}))
+
+
+def test_a_best_score_needs_an_evaluation(toy: Table) -> None:
+    table = {**toy, "run": {**toy["run"], "keep_best": "segment/miou"}}
+    with pytest.raises(RecipeError, match=r"^\[run\] keep_best: the recipe scores nothing\."):
+        check_recipe(from_table(table))
+    check_recipe(from_table({**table, "evaluate": [{"use": "probes.segment"}]}))
 
 
 def test_a_monitor_that_is_not_installed_is_named_with_its_extra(toy: Table, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from twinview.assembly import Assembly, assemble
 from twinview.data.order import steps_per_epoch
 from twinview.data.shards import Shards, open_shards
-from twinview.engine.config import check_recipe, deepspeed_config, micro_batch
+from twinview.engine.config import check_recipe, deepspeed_config, micro_batch, stage
 from twinview.engine.optimizer import make_optimizer, warmup_share
 from twinview.engine.process import Ranks, join, on_first
 from twinview.engine.run import resolve_precision
@@ -63,6 +63,7 @@ def build(recipe: Recipe, *, going_on: bool = False) -> Built:
             if branch is not None:
                 synchronise_batchnorm(branch)
     _check_batchnorm(model, recipe, ranks.world)
+    _check_state(model, recipe)
     optimizer, moved = make_optimizer(assembly, model.online)
     _seed(recipe.run.seed, ranks.rank)
     steps = _steps(recipe, epoch)
@@ -73,6 +74,13 @@ def _check_batchnorm(model: Siamese, recipe: Recipe, world: int) -> None:
     alone = world == 1 or not recipe.run.sync_batchnorm
     if alone and micro_batch(recipe, world) == 1 and any(isinstance(m, nn.BatchNorm1d) for m in model.modules()):
         raise RecipeError("[run] batch_size, accumulation: leave one image at a time, and BatchNorm needs two. Write a larger batch_size.")
+
+
+def _check_state(model: Siamese, recipe: Recipe) -> None:
+    """Parameters of `state` modules are written to in place, which ZeRO-3 would not notice."""
+    name = next((name for name, _ in model.state.named_parameters()), "")
+    if name and stage(recipe) == 3:
+        raise RecipeError(f"[deepspeed] zero_optimization.stage: 3 shards parameters, and the state {name!r} is one. Write stage = 2.")
 
 
 def _open_shards(recipe: Recipe) -> Shards:
@@ -104,7 +112,8 @@ def wrap(built: Built, folder: Path) -> Any:
         engine, *_ = deepspeed.initialize(model=built.model, optimizer=built.optimizer, config=config)
     except ValueError as e:  # pydantic's, of a table of DeepSpeed
         raise RecipeError(f"[deepspeed]: DeepSpeed refuses it: {' '.join(str(e).split())}") from None
-    if built.recipe.run.channels_last:  # only now: DeepSpeed's first broadcast reads parameters as plain bytes
-        built.model.to(memory_format=torch.channels_last)
-    engine.enable_backward_allreduce = built.ranks.world > 1  # alone it would copy every gradient there and back
+    if not stage(built.recipe):
+        engine.enable_backward_allreduce = built.ranks.world > 1  # alone it would copy every gradient there and back
+        if built.recipe.run.channels_last:  # only now: DeepSpeed's first broadcast reads parameters as plain bytes
+            built.model.to(memory_format=torch.channels_last)  # not under stages 1-3, where weights lie in rows: convolutions turn them at each call
     return engine

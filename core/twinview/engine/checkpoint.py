@@ -1,6 +1,7 @@
 """Checkpoints: a folder for each, complete or not there at all, tensors by name, read back without pickles.
 
     checkpoints/latest              the name of the newest
+    checkpoints/best                the one with the best score, under [run] keep_best
     checkpoints/step-000500/        model.pt       name -> tensor: online, target, state, buffers too (rank 0's)
                                     optimizer.pt   parameter name -> momenta, moments, counts
                                     rank-K.pt      what each rank has of its own: BatchNorm statistics, random states
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from twinview.engine.process import barrier, gathered
+from twinview.engine.zero import whole_state
 from twinview.errors import CheckpointError
 from twinview.options import FORMAT
 
@@ -52,7 +54,7 @@ class Checkpoint:
 def save_checkpoint(folder: Path, model: nn.Module, optimizer: Mapping[str, Mapping[str, Any]], meta: Mapping[str, Any], *, keep: int) -> Path:
     """Write a checkpoint into `folder`; every rank calls it.  A kill at any moment leaves the one before whole.
 
-    `optimizer`: state by parameter name; `meta`: `step` and what else to remember; `keep`: how many to leave, the newest.
+    `optimizer`: state by parameter name, on rank 0; `meta`: `step` and what else to remember; `keep`: how many to leave, the newest and the best.
     """
     rank = torch.distributed.get_rank()
     name = f"step-{meta['step']:06d}"
@@ -62,9 +64,10 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: Mapping[str, Mapp
         fresh.mkdir(parents=True)
     barrier()
     device = next(model.parameters()).device
-    files = {f"rank-{rank}.pt": {"buffers": _own_buffers(model), "random": random_states(device)}}
+    files: dict[str, Any] = {f"rank-{rank}.pt": {"buffers": _own_buffers(model), "random": random_states(device)}}
+    weights = whole_state(model)
     if rank == 0:
-        files |= {"model.pt": {k: v.detach().cpu() for k, v in model.state_dict().items()}, "optimizer.pt": _to_cpu(optimizer)}
+        files |= {"model.pt": weights, "optimizer.pt": _to_cpu(optimizer)}
     sums = {file: _write(fresh / file, content) for file, content in files.items()}
     everyone = gathered(sums)  # also says that all ranks' files are on disk
     if rank == 0:
@@ -76,10 +79,27 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: Mapping[str, Mapp
         _write_text(folder / ".latest.tmp", name)
         os.replace(folder / ".latest.tmp", folder / "latest")
         _fsync(folder)
-        older = [step for step in steps_in(folder) if step < meta["step"]]
+        best = best_of(folder)
+        older = [step for step in steps_in(folder) if step < meta["step"] and not (best and step == best[0])]
         for step in older[: max(0, len(older) - (keep - 1))]:
             shutil.rmtree(folder / f"step-{step:06d}", ignore_errors=True)
     return final
+
+
+def mark_best(folder: Path, step: int, score: float) -> None:
+    """Say that the checkpoint of `step` is the best so far: `keep` will not count it, nor drop it."""
+    _write_text(folder / ".best.tmp", json.dumps({"checkpoint": f"step-{step:06d}", "step": step, "score": score}) + "\n")
+    os.replace(folder / ".best.tmp", folder / "best")
+
+
+def best_of(folder: Path) -> tuple[int, float] | None:
+    """The step of the best checkpoint, where one was marked and is still there, and its score."""
+    try:
+        said = json.loads((folder / "best").read_text(encoding="utf-8"))
+        step, score = int(said["step"]), float(said["score"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return (step, score) if (folder / f"step-{step:06d}").is_dir() else None
 
 
 def _own_buffers(model: nn.Module) -> dict[str, Tensor]:

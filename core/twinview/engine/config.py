@@ -28,6 +28,11 @@ PASSED_ON = (  # tables and keys of DeepSpeed that are handed on as they are
     *("zero_optimization", "steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "flops_profiler", "comms_logger"),
     *("communication_data_type", "prescale_gradients", "gradient_predivide_factor", "sparse_gradients", "disable_allgather"),
 )
+ZERO = (  # keys of zero_optimization that are handed on: those under which the target's shards and the checkpoints are known to be right
+    *("stage", "offload_optimizer", "overlap_comm", "contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "allgather_partitions"),
+    *("allgather_bucket_size", "round_robin_gradients", "sub_group_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"),
+    *("stage3_max_live_parameters", "stage3_max_reuse_distance"),
+)
 MONITORS = {  # table of DeepSpeed -> the module it needs, how to get it
     "tensorboard": ("tensorboard", 'pip install "twinview[tensorboard]"'),
     "wandb": ("wandb", "pip install wandb"),
@@ -39,6 +44,8 @@ MONITORS = {  # table of DeepSpeed -> the module it needs, how to get it
 def check_recipe(recipe: Recipe) -> None:
     """Everything about a recipe that the engine can refuse before data or device is touched; imports nothing heavy.  Raises RecipeError."""
     check_deepspeed(recipe)
+    if recipe.run.keep_best and not recipe.evaluate:
+        raise RecipeError("[run] keep_best: the recipe scores nothing. Add an [[evaluate]] table, or leave keep_best out.")
     for key in ("warmup_steps", "warmup_epochs"):
         if recipe.run.hours is not None and getattr(recipe.schedule, key) is not None:
             raise RecipeError(f"[schedule] {key}: a run of run.hours does not know its steps. Write warmup_share.")
@@ -59,20 +66,33 @@ def check_deepspeed(recipe: Recipe) -> None:
     for key, why in LOW_PRECISION.items():
         if table.get(key, {}).get("enabled"):
             raise RecipeError(f"[deepspeed] {key}.enabled: {why}")
-    _check_stage(recipe, table.get("zero_optimization", {}).get("stage", 0))
+    _check_zero(recipe)
     for key, (module, install) in MONITORS.items():
         if table.get(key, {}).get("enabled") and find_spec(module) is None:
             raise RecipeError(f"[deepspeed] {key}.enabled: {module} is not installed. Install it: {install}")
 
 
-def _check_stage(recipe: Recipe, stage: Any) -> None:
-    place = "[deepspeed] zero_optimization.stage"
-    if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
-        raise RecipeError(f"{place}: wants 0, not {stage!r}.")
-    if stage and isinstance(recipe.optimizer, LARS):
-        raise RecipeError(f"{place}: {stage} flattens parameters, and LARS needs whole layers. Write stage = 0.")
-    if stage:
-        raise RecipeError(f"{place}: this version trains with stage 0 alone; the average of a target in shards is not in it. Write stage = 0.")
+def stage(recipe: Recipe) -> int:
+    """ZeRO's: 0 averages gradients; 1, 2 and 3 also shard the optimizer's memory, the gradients, the parameters."""
+    return int(recipe.deepspeed.get("zero_optimization", {}).get("stage", 0))
+
+
+def _check_zero(recipe: Recipe) -> None:
+    place, table = "[deepspeed] zero_optimization", recipe.deepspeed.get("zero_optimization", {})
+    given = table.get("stage", 0)
+    if given not in (0, 1, 2, 3) or isinstance(given, bool):
+        raise RecipeError(f"{place}.stage: wants 0, 1, 2 or 3, not {given!r}.")
+    for key in table:
+        if key not in ZERO:
+            raise RecipeError(f"{place}: nothing takes {key!r}.{closest(key, ZERO)}")
+    if given and isinstance(recipe.optimizer, LARS):
+        raise RecipeError(f"{place}.stage: {given} shards what lies end to end, and LARS needs the norms of whole layers. Write stage = 0.")
+    offload = table.get("offload_optimizer")
+    if offload is not None:
+        if not isinstance(offload, Mapping) or offload.get("device", "none") not in ("cpu", "none"):
+            raise RecipeError(f'{place}.offload_optimizer: wants {{ device = "cpu" }}, not {offload!r}.')
+        if offload.get("device") == "cpu" and not given:
+            raise RecipeError(f"{place}.offload_optimizer: stage 0 offloads nothing. Write stage = 1, 2 or 3.")
 
 
 def micro_batch(recipe: Recipe, world: int) -> int:
@@ -97,6 +117,7 @@ def deepspeed_config(recipe: Recipe, world: int, folder: Path) -> dict[str, Any]
         "gradient_clipping": recipe.run.clip_gradients,
         "steps_per_print": recipe.deepspeed.get("steps_per_print", 10**9),
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # it would be compiled at the first start
         "zero_optimization": {"stage": 0, **recipe.deepspeed.get("zero_optimization", {})},
     }
     for key in ("tensorboard", "csv_monitor"):

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from twinview.engine.process import STORE, join, leave, pick_device, quiet_deepspeed
-from twinview.errors import TwinviewError
+from twinview.engine.preempt import on_sigterm
+from twinview.engine.process import STORE, adopt_slurm, join, leave, pick_device, quiet_deepspeed, telling_lost_ranks
+from twinview.errors import RankLost, TwinviewError
 
 GRACE = 2.0  # seconds in which other ranks may still say why they failed
 
@@ -41,6 +42,7 @@ def launch(ranks: int, work: Callable[[], Any], device: str = "auto") -> Any:
     """
     if ranks == 1:
         return work()
+    adopt_slurm()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise TwinviewError(f"--ranks {ranks}: a launcher started this process already. Leave --ranks out.")
     if dist.is_initialized() or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -62,7 +64,8 @@ def launch(ranks: int, work: Callable[[], Any], device: str = "auto") -> Any:
             ears.append(ear)
         words: list[_Word] = []
         try:
-            words = _listen(children, ears)
+            with on_sigterm(lambda: _tell(children)):
+                words = _listen(children, ears)
         finally:
             _stop(children, patience=10 if words and not any(w.weight for w in words) else 0)
             os.close(lifeline)
@@ -84,14 +87,14 @@ def _rank(rank: int, world: int, store: str, device: str, work: Callable[[], Any
     os.environ.update({"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world), STORE: store})
     try:
         join(device)
-        result = work()
+        with telling_lost_ranks():
+            result = work()
         word = pickle.dumps(_Word(0, rank, "", result=result if rank == 0 else None))
         leave()
     except TwinviewError as e:
-        word = pickle.dumps(_Word(1, rank, str(e), e))
-    except BaseException as e:
-        lost = "onnection closed by peer" in str(e) or "onnection reset by peer" in str(e)  # another rank was first
-        word = pickle.dumps(_Word(4 if lost else 2, rank, traceback.format_exc()))
+        word = pickle.dumps(_Word(4 if isinstance(e, RankLost) else 1, rank, str(e), e))
+    except BaseException:
+        word = pickle.dumps(_Word(2, rank, traceback.format_exc()))
     mouth.send_bytes(word)  # pickled plainly: multiprocessing would lend out a tensor's memory, which ends with this process
     sys.stdout.flush()
     sys.stderr.flush()
@@ -131,6 +134,13 @@ def _hear(rank: int, ear: Connection, child: Any) -> _Word:
         hint = " (out of memory?)" if child.exitcode == -signal.SIGKILL else ""
         return _Word(3, rank, f"killed by {signal.Signals(-child.exitcode).name}{hint}")
     return _Word(3, rank, f"ended with exit code {child.exitcode}")
+
+
+def _tell(children: list[Any]) -> None:
+    """Pass a SIGTERM on: the ranks save, and end."""
+    for child in children:
+        if child.exitcode is None:
+            child.terminate()
 
 
 def _stop(children: list[Any], patience: float) -> None:

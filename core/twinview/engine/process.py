@@ -4,13 +4,15 @@ from __future__ import annotations
 import datetime
 import logging
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from twinview.errors import TwinviewError
+from twinview.errors import RankLost, TwinviewError
 from twinview.machine import cores
 
 T = TypeVar("T")
@@ -47,11 +49,41 @@ def quiet_deepspeed(kind: str) -> None:
     deepspeed.utils.logger.setLevel(logging.ERROR)
 
 
+def adopt_slurm() -> None:
+    """Under srun, say what torch's rendezvous wants to know in its own words; nothing where a launcher has said it already.
+
+    Ranks are srun's tasks; they meet on the first host of the job, at a port that the job's number gives.
+    """
+    said = os.environ.get
+    if "RANK" in os.environ or "SLURM_STEP_ID" not in os.environ or int(said("SLURM_NTASKS", "1")) == 1:  # a batch script is not srun
+        return
+    here = re.match(r"\d+", said("SLURM_NTASKS_PER_NODE", "") or said("SLURM_TASKS_PER_NODE", ""))
+    found = {
+        "RANK": said("SLURM_PROCID", "0"),
+        "WORLD_SIZE": said("SLURM_NTASKS", "1"),
+        "LOCAL_RANK": said("SLURM_LOCALID", "0"),
+        "LOCAL_WORLD_SIZE": here[0] if here else "1",
+    }
+    os.environ.update(found)
+    os.environ.setdefault("MASTER_ADDR", first_host(said("SLURM_STEP_NODELIST") or said("SLURM_JOB_NODELIST", "localhost")))
+    os.environ.setdefault("MASTER_PORT", str(20000 + int(said("SLURM_JOB_ID", "0")) % 20000))
+
+
+def first_host(nodes: str) -> str:
+    """`gpu[007-010,12],login` -> `gpu007`: the first of SLURM's list of hosts."""
+    name, _, rest = nodes.partition("[")
+    if "," in name or not rest:
+        return nodes.partition(",")[0]
+    inside, _, after = rest.partition("]")
+    return name + re.split(r"[-,]", inside)[0] + after.partition(",")[0]
+
+
 def join(device: str = "auto") -> Ranks:
-    """Make this process a rank: of the launcher's ranks where RANK and WORLD_SIZE are set, else the only one.  May be called again.
+    """Make this process a rank: of a launcher's ranks where RANK and WORLD_SIZE (or srun's) are set, else the only one.  May be called again.
 
     Every wait for another rank ends after TWINVIEW_TIMEOUT seconds (1800).  Raises TwinviewError where the others cannot be reached.
     """
+    adopt_slurm()
     kind = pick_device(device)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local = int(os.environ.get("LOCAL_RANK", rank if STORE in os.environ else 0))
@@ -105,6 +137,18 @@ def leave() -> None:
 
 
 # ---- between ranks
+@contextmanager
+def telling_lost_ranks() -> Iterator[None]:
+    """Raise RankLost where gloo's or NCCL's own words mean that another rank is gone."""
+    try:
+        yield
+    except RuntimeError as e:
+        if not any(word in str(e) for word in ("onnection closed by peer", "onnection reset by peer", "roken pipe", "remote process exited")):
+            raise
+        me = f"rank {os.environ.get('RANK', 0)}"
+        raise RankLost(f"{me}: another rank is gone, and its own error says why. Go on from the last checkpoint with --resume.") from e
+
+
 def barrier() -> None:
     """Wait for all ranks."""
     if dist.get_world_size() > 1:

@@ -24,7 +24,8 @@ from twinview.recipe import Recipe
 
 Resume = Literal["auto"] | bool
 HARMLESS = (  # keys that may change on a resume: no good sample's draw and no loss depends on them
-    *("data.workers", "data.shards", "data.bad_samples", "run.log_every", "run.checkpoint_every", "run.keep", "evaluate"),
+    *("data.workers", "data.shards", "data.bad_samples", "run.log_every", "run.checkpoint_every", "run.keep", "run.keep_best", "evaluate"),
+    "deepspeed.zero_optimization",  # checkpoints are whole, whatever stage wrote them
     *(f"deepspeed.{m}" for m in MONITORS),
 )
 PACKAGES = ("twinview", "torch", "torchvision", "deepspeed", "webdataset", "timm", "numpy", "attrs", "cattrs", "pluggy")

@@ -77,9 +77,11 @@ def _accumulate(built: Built, engine: Any, batch: Batch, progress: Progress, wat
     found: dict[str, Tensor] = {"loss": outcome.loss.detach(), **{f"loss/{k}": v for k, v in outcome.terms.items()}, **outcome.notes}
     for name, value in found.items():
         values[name] = values.get(name, 0.0) + value / built.recipe.run.accumulation
-    if watch and engine.is_gradient_accumulation_boundary():
-        values["grad_norm"] = gradient_norm(built.moved.values())  # before clipping
+    boundary = watch and engine.is_gradient_accumulation_boundary()
+    norm = gradient_norm(built.moved.values()) if boundary and not engine.zero_optimization() else None
     engine.step()
+    if boundary:
+        values["grad_norm"] = norm if norm is not None else float(engine.get_global_grad_norm())  # before clipping
     return outcome.step.settle()
 
 

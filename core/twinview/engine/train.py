@@ -203,17 +203,29 @@ class _Loop:
                     scores |= {f"score/{name}.{k}" if name else f"score/{k}": float(v) for k, v in answer.items()}
         built.model.train()
         set_random_states(states, built.ranks.device)
-        self.keep_if_best(scores)
+        self.keep_if_best(scores, final=len(due) == len(built.assembly.answers("evaluate")))
         return scores
 
-    def keep_if_best(self, scores: dict[str, float]) -> None:
-        """Mark the checkpoint of this step where its score is the highest yet, after saving one if there is none."""
-        name, before = self.built.recipe.run.keep_best, best_of(self.folder / "checkpoints")
-        if not name or not on_first(lambda: f"score/{name}" in scores and not (before and before[1] >= scores[f"score/{name}"])):
-            return
-        if self.saved != self.step:
-            self.save({})
-        on_first(lambda: mark_best(self.folder / "checkpoints", self.step, scores[f"score/{name}"]))
+    def keep_if_best(self, scores: dict[str, float], final: bool) -> None:
+        """Mark the checkpoint of this step where its score is the highest yet, after saving one if there is none.
+
+        `final`: these are the scores of all evaluations.  Raises RecipeError where keep_best then is none of them.
+        """
+        name, folder = self.built.recipe.run.keep_best, self.folder / "checkpoints"
+
+        def is_best() -> bool:
+            there = [score.removeprefix("score/") for score in scores]
+            if name in there:
+                before = best_of(folder)
+                return before is None or scores[f"score/{name}"] > before[1]
+            if final:
+                raise RecipeError(f"[run] keep_best: no evaluation gives {name!r}.{closest(name, there)}")
+            return False
+
+        if name and on_first(is_best):
+            if self.saved != self.step:
+                self.save({})
+            on_first(lambda: mark_best(folder, self.step, scores[f"score/{name}"]))
 
     def end_early(self) -> None:
         """Save, once all ranks know that one was told to end.  Raises Preempted."""

@@ -1,0 +1,96 @@
+"""ZeRO 1, 2 and 3 train what a plain all-reduce loop trains, and a run may change its stage between two sittings."""
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from twinview.engine.build import build
+from twinview.errors import RecipeError
+from twinview.recipe import from_table
+
+DRIVER = Path(__file__).with_name("zero_driver.py")
+STAGES = ("0", "1", "2", "3")
+Table = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("zero")
+
+
+@pytest.fixture
+def found(tiny: Table, folder: Path) -> dict[str, Any]:
+    """What two ranks found, once for all tests of this file: BatchNorm over ranks, dropout on each."""
+    if not (folder / "found.json").is_file():
+        (folder / "recipe.json").write_text(json.dumps(tiny))
+        done = subprocess.run([sys.executable, str(DRIVER), str(folder)], capture_output=True, text=True, env=os.environ, timeout=200, check=False)
+        assert done.returncode == 0, done.stderr
+        (folder / "found.json").write_text(done.stdout.splitlines()[-1])
+    answer: dict[str, Any] = json.loads((folder / "found.json").read_text())
+    return answer
+
+
+@pytest.mark.parametrize("case", ["sgd", "adamw", "bf16"])
+def test_every_stage_trains_the_plain_loop_to_the_last_bit(found: dict[str, Any], case: str) -> None:
+    """Online branch, target, BatchNorm statistics and losses; bf16 is autocast over fp32 parameters, which are gathered as they are."""
+    for stage in STAGES:
+        assert found["plain"][case][stage][:2] == [0.0, 0.0], stage
+
+
+def test_accumulation_and_clipping_differ_in_the_order_of_sums_alone(found: dict[str, Any]) -> None:
+    for case in ("accumulated", "clipped"):
+        for stage in STAGES:
+            assert max(found["plain"][case][stage]) < 1e-6, (case, stage)
+
+
+def test_stage_3_holds_shards_of_the_target_too(found: dict[str, Any]) -> None:
+    assert [found["plain"]["adamw"][stage][3] for stage in STAGES[:3]] == [1.0, 1.0, 1.0]
+    assert 0.5 <= found["plain"]["adamw"]["3"][3] < 0.55  # a little more than half: shards are padded
+
+
+def test_the_optimizers_memory_goes_by_name_and_hooks_find_whole_networks(found: dict[str, Any]) -> None:
+    """There and back; a rank may call the encoder as often as it likes; the training goes on behind it."""
+    for stage in STAGES:
+        names, _, well = found["plain"]["adamw"][stage][2:]
+        assert names == ["exp_avg", "exp_avg_sq", "step"] and well, stage
+
+
+def test_a_run_that_is_told_to_end_goes_on_under_another_stage(found: dict[str, Any]) -> None:
+    """SIGTERM reached rank 0 alone; stage 2 offloads its optimizer."""
+    whole = found["resumed"].pop("whole")
+    assert len(whole) == 6 and set(found["resumed"]) == {"0-3", "3-1", "1-2-0"}
+    for name, losses in found["resumed"].items():
+        assert losses == whole, name
+
+
+STATE = """
+import torch
+from torch import nn
+from twinview.hooks import hookimpl, part
+from twinview.values import Head
+
+@part
+class Queue:
+    @hookimpl
+    def heads(self, dims):
+        return {"queue": Head(nn.Linear(4, 4), "state")}
+
+@hookimpl
+def parts():
+    return {"queue": Queue}
+"""
+
+
+def test_state_that_stage_3_would_shard_is_refused(tiny: Table, install: Callable[..., None]) -> None:
+    install("stored", STATE)
+    table = {**tiny, "extra": [{"use": "stored.queue"}], "deepspeed": {"zero_optimization": {"stage": 3}}}
+    with pytest.raises(RecipeError, match=r"stage: 3 shards parameters, and the state 'stored/queue/queue\.weight' is one\. Write stage = 2\.$"):
+        build(from_table(table))
+    build(from_table({**table, "deepspeed": {"zero_optimization": {"stage": 2}}}))
