@@ -12,7 +12,7 @@ from twinview.ops.sync_batchnorm import SyncBatchNorm, synchronise_batchnorm
 
 def test_an_activation_within_the_norm_is_kept_and_so_are_the_names() -> None:
     torch.manual_seed(0)
-    plain: Any = nn.Sequential(nn.Conv2d(3, 8, 3), BatchNormAct2d(8), nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4))  # type: ignore[no-untyped-call]
+    plain: Any = nn.Sequential(nn.Conv2d(3, 8, 3), BatchNormAct2d(8), nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4))
     made = synchronise_batchnorm(copy.deepcopy(plain))
     assert [type(m) for m in made.children()] == [nn.Conv2d, SyncBatchNorm, nn.Conv2d, SyncBatchNorm]
     assert made.state_dict().keys() == plain.state_dict().keys()
