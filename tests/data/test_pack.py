@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import webdataset
 from PIL import Image
 
 from twinview.data import decode, index
 from twinview.data.pack import pack_images
+from twinview.data.pack_sample import Recode
 from twinview.data.shards import open_shards
 from twinview.errors import DataError
 
@@ -182,6 +184,92 @@ def test_a_log_gets_plain_lines(images: Path, tmp_path: Path, capsys: pytest.Cap
     monkeypatch.setattr("sys.stderr", terminal := Terminal())
     pack_images(images, tmp_path / "bar")
     assert "\r" in terminal.getvalue() and "19/19" in terminal.getvalue()
+
+
+# ---- images encoded anew, measured
+def test_larger_images_are_shrunk_and_their_label_maps_with_them(tmp_path: Path) -> None:
+    for n, size in enumerate([(20, 30), (50, 40), (8, 90)]):
+        save(tmp_path / "images" / f"{n}.png", n, size)
+        save(tmp_path / "labels" / f"{n}.png", n, size, grey=True)
+    pack_images(tmp_path / "images", tmp_path / "out", tmp_path / "labels", recode=Recode(shorter_side=10))
+    shards = open_shards(str(tmp_path / "out"))
+    assert [shards.names(i)[0] for i in range(3)] == ["jpg", "jpg", "png"], "the last is small enough: its bytes are untouched"
+    assert shards.read(2).fields["png"] == (tmp_path / "images" / "2.png").read_bytes()
+    for i, size in enumerate([(10, 15), (12, 10), (8, 90)]):
+        assert decode.read_image(shards, i).shape[1:] == decode.read_map(shards, i).shape == size
+        original = decode.label_map((tmp_path / "labels" / f"{i}.png").read_bytes())
+        assert torch.equal(decode.read_map(shards, i), decode.resize_map(original, size))
+
+
+def test_a_quality_encodes_every_image(tmp_path: Path) -> None:
+    save(tmp_path / "images" / "colour.png", 0, (40, 60))
+    save(tmp_path / "images" / "grey.png", 1, (40, 60), grey=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)).save(tmp_path / "images" / "turned.jpg", exif=exif)
+    sizes = []
+    for quality in (30, 95):
+        pack_images(tmp_path / "images", tmp_path / f"q{quality}", recode=Recode(quality=quality))
+        shards = open_shards(str(tmp_path / f"q{quality}"))
+        assert shards.fields == {"jpg"} and [decode.read_image(shards, i).shape[1:] for i in range(3)] == [(40, 60), (40, 60), (60, 40)]
+        assert Image.open(io.BytesIO(shards.read(1).fields["jpg"])).mode == "L"
+        sizes.append(sum(len(shards.read(i).fields["jpg"]) for i in range(3)))
+    assert sizes[0] < sizes[1] * 0.7
+
+
+@pytest.mark.parametrize("recode", [Recode(), Recode(shorter_side=11, quality=80)])
+def test_any_number_of_workers_gives_the_same_bytes(images: Path, tmp_path: Path, recode: Recode) -> None:
+    for workers in (1, 2, 5):
+        pack_images(images, tmp_path / f"{workers}", tmp_path / "labels", name="x", workers=workers, recode=recode)
+    assert digests(tmp_path / "1") == digests(tmp_path / "2") == digests(tmp_path / "5")
+
+
+def test_channels_mean_and_deviation_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = []
+    for n in range(10):
+        save(tmp_path / "images" / f"{n:02}.png", n)
+        pixels.append(np.array(Image.open(tmp_path / "images" / f"{n:02}.png")) / 255)
+    pack_images(tmp_path / "images", tmp_path / "all")
+    found = json.loads((tmp_path / "all" / "manifest.json").read_text())
+    assert (found["channels"], found["measured"]) == (3, 10)
+    assert np.allclose(found["mean"], np.mean(pixels, (0, 1, 2)), atol=6e-5) and np.allclose(found["std"], np.std(pixels, (0, 1, 2)), atol=6e-5)
+    monkeypatch.setattr("twinview.data.pack.MEASURED", 4)
+    pack_images(tmp_path / "images", tmp_path / "some")
+    found = json.loads((tmp_path / "some" / "manifest.json").read_text())
+    assert found["measured"] == 4 and np.allclose(found["mean"], np.mean(pixels[::3], (0, 1, 2)), atol=6e-5)
+    for n in range(10):
+        save(tmp_path / "grey" / f"{n:02}.png", n, grey=True)
+    pack_images(tmp_path / "grey", tmp_path / "one")
+    found = json.loads((tmp_path / "one" / "manifest.json").read_text())
+    assert found["channels"] == 1 and len(set(found["mean"])) == len(set(found["std"])) == 1
+
+
+def test_images_that_training_would_not_read_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    path = tmp_path / "images" / "a.png"
+    Image.fromarray(np.full((20, 30), 40_000, np.uint16)).save(path)
+    refused(f"{path}: has 16 bits a channel; images have 8. Remove it", tmp_path / "images", tmp_path / "out")
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    save(tmp_path / "images" / "x.png", 0)
+    os.rename(tmp_path / "images" / "x.png", os.fsencode(tmp_path / "images") + b"/caf\xe9 1.png")
+    pack_images(tmp_path / "images", tmp_path / "out")
+    assert open_shards(str(tmp_path / "out")).key(0) == "caf__1"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"workers": 0}, "--workers: wants a number above 0, not 0."),
+        ({"recode": Recode(shorter_side=0)}, "--shorter-side: wants a number above 0, not 0."),
+        ({"recode": Recode(quality=101)}, "--quality: wants a JPEG's quality from 1 to 100, not 101."),
+        ({"bad_samples": -1}, "--bad-samples: wants a number of at least 0, not -1."),
+    ],
+)
+def test_numbers_that_make_no_sense(images: Path, tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    refused(said, images, tmp_path / "out", **options)
 
 
 def test_camvid(shared: Path, tmp_path: Path) -> None:

@@ -129,10 +129,9 @@ def _jpeg(data: bytes, size: Size, recode: Recode) -> bytes:
 
 def moments(pixels: Tensor) -> Moments:
     """Of an image [3, H, W] uint8, counted in whole numbers."""
-    count = 255 * pixels[0].numel()
-    total = pixels.sum((1, 2), dtype=torch.int64).tolist()
-    square = pixels.int().square().sum((1, 2), dtype=torch.int64).tolist()
-    return Moments(tuple(n / count for n in total), tuple(n / count / 255 for n in square))
+    levels, size = np.arange(256), pixels[0].numel()
+    counts = [np.bincount(channel.numpy().ravel(), minlength=256) for channel in pixels]
+    return Moments(tuple(int(n @ levels) / (255 * size) for n in counts), tuple(int(n @ levels**2) / (255**2 * size) for n in counts))
 
 
 def measured(channels: int, found: Sequence[Sequence[Sequence[float]]]) -> dict[str, Any]:
