@@ -54,6 +54,13 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--step", metavar="N", type=int, help="the checkpoint of this step (default: the last)")
     evaluate.add_argument("--ranks", metavar="N", type=int, default=1, help="processes on this machine (default: 1)")
 
+    export = command("export", "export.export", "write a run's encoder to a file that timm or torchvision loads")
+    export.add_argument("run", metavar="RUN", help="the folder that `twinview train` wrote")
+    export.add_argument("out", metavar="OUT", help="the file, .safetensors; a .json beside it says how to load and feed it")
+    export.add_argument("--to", choices=["timm", "torchvision", "torch"], help="whose names the tensors have (torch: the encoder's own)")
+    export.add_argument("--size", metavar="H|HxW", help="pixels of the images that positions are made for (default: the first view's)")
+    export.add_argument("--step", metavar="N", type=int, help="the checkpoint of this step (default: the last)")
+
     shards = top_level(commands, "shards", "make and look after shards")
     pack = command("pack", "shards.pack", "pack a data set into shards", shards)
     pack.add_argument("kind", metavar="KIND", choices=KINDS, help="; ".join(f"{kind}: {what}" for kind, what in KINDS.items()))

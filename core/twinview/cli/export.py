@@ -1,0 +1,40 @@
+"""`twinview export`."""
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from twinview.errors import TwinviewError
+
+if TYPE_CHECKING:
+    from twinview.engine.export import Export
+    from twinview.values import Size
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write a run's encoder to a file, and say how it is loaded."""
+    size = size_of(args.size) if args.size else None
+    from twinview.engine.export import export_encoder
+
+    print("\n".join(loading(export_encoder(Path(args.run), Path(args.out), to=args.to or "", size=size, step=args.step))))
+
+
+def size_of(text: str) -> Size:
+    """`224` or `160x240` -> height, width."""
+    found = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
+    if not found:
+        raise TwinviewError(f"--size: wants HEIGHTxWIDTH in pixels, or one number for both, not {text!r}.")
+    return int(found[1]), int(found[2] or found[1])
+
+
+def loading(export: Export) -> list[str]:
+    """What was written, and the Python that reads it."""
+    published = export.published
+    lines = [f"tensors     {export.path}", f"about       {export.about}", ""]
+    lines += ["from safetensors.torch import load_file", f"tensors = load_file({str(export.path)!r})"]
+    if published.load:
+        lines += [f"import {published.library}", f"model = {published.load}"]
+        lines += [f"model.load_state_dict(tensors{'' if published.strict else ', strict=False'})"]
+    return lines
