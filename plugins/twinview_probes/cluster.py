@@ -38,7 +38,7 @@ class Cluster:
     val: str | list[str]  # shards with label maps to score on
     size: tuple[int, int] = field(validator=pixels)  # height, width of the images in pixels
     crop: bool = False  # the largest central box of that shape, instead of the whole image squeezed into it
-    labels: str = ""  # a label map: coco_stuff27, cityscapes27, cityscapes19, camvid11 or a .toml file; empty: labels are classes
+    labels: str = ""  # a label map: coco_stuff27, cityscapes27, cityscapes19, camvid11, scenes10 or a .toml file; empty: labels are classes
     classes: int = field(default=0, validator=ge(0))  # 0: those of the label map, or as many as `val` shows
     ignore: list[int] = field(factory=lambda: [255])  # labels that are no class
     clusters: int = field(default=0, validator=ge(0))  # of k-means; 0: as many as classes
@@ -88,12 +88,11 @@ class Cluster:
         """`segments`: images of `val`, each with its clusters in the colours of the classes that they were matched to, and its labels."""
         clusterer = self.clusterer(step.branches, data, "")
         counts = self.count(clusterer, data)
-        rows = len(step.batch.keys)
-        batch = next(self._read(data, self.val, rows, labelled=True))
-        device = next(step.branches.online.parameters()).device
-        given = self._assign(clusterer, batch.images.to(device), batch.labels["map"].shape[-2:])
         names = self.map.names if self.map else tuple(str(i) for i in range(len(counts)))
-        return {"segments": segments_sheet(batch.images, given.cpu(), self._classes(batch.labels["map"]), match_clusters(counts), names)}
+        images, labels = self._spread(data, len(step.batch.keys))
+        device = next(step.branches.online.parameters()).device
+        given = self._assign(clusterer, images.to(device), labels.shape[-2:])
+        return {"segments": segments_sheet(images, given.cpu(), self._classes(labels), match_clusters(counts), names)}
 
     @property
     def map(self) -> LabelMap | None:
@@ -138,6 +137,12 @@ class Cluster:
             raise RecipeError("[[evaluate]] probes.cluster: k-means wants a number of clusters. Write clusters, classes or labels.")
         batches = first(self._read(data, self.train, IMAGES, labelled=False), self.images)
         return FeatureClusters(dense, batches, k, cells=self.cells, seed=self.seed, device=device)
+
+    def _spread(self, data: DataFactory, rows: int) -> tuple[Tensor, Tensor]:
+        """Up to `rows` images of `val` and their labels, from all over it: neighbours are often the next frame of a drive."""
+        found = [(image, label) for b in self._read(data, self.val, 4, labelled=True) for image, label in zip(b.images[:1], b.labels["map"][:1])]
+        chosen = [found[i * len(found) // min(rows, len(found))] for i in range(min(rows, len(found)))]
+        return torch.stack([image for image, _ in chosen]), torch.stack([label for _, label in chosen])
 
     def _assign(self, clusterer: Clusterer, images: Tensor, size: tuple[int, ...]) -> Tensor:
         return F.interpolate(clusterer(images), size=list(size), mode="bilinear", align_corners=False).argmax(1)
