@@ -94,9 +94,20 @@ class Watch:
         return {"noise": torch.rand(()).item()}
 
 
+@part
+class Peak:
+    """A score that is highest after a step."""
+
+    at: int = 6
+
+    @hookimpl
+    def evaluate(self, progress):
+        return {"peak": -abs(progress.step - self.at)}
+
+
 @hookimpl
 def parts():
-    return {"encoder": Encoder, "rules": Rules, "breaks": Breaks, "watch": Watch}
+    return {"encoder": Encoder, "rules": Rules, "breaks": Breaks, "watch": Watch, "peak": Peak}
 '''
 
 

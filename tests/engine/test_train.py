@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from twinview.engine.build import _seed, build
 from twinview.engine.metrics import read_metrics
 from twinview.engine.train import train
-from twinview.errors import CheckpointError, TwinviewError
+from twinview.errors import CheckpointError, Preempted, RecipeError, TwinviewError
 from twinview.recipe import from_table
 
 Table = dict[str, Any]
@@ -186,3 +188,26 @@ def test_before_forward_moves_the_target_first(tiny: Table, tmp_path: Path) -> N
         name = "encoder.body.4.weight"
         gap = (weights[f"online.{name}"] - weights[f"target.{name}"]).abs().max().item()
         assert gap == pytest.approx(0.005 if moved else 0.01, rel=0.15)  # AdamW's first step is the rate
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest(tiny: Table, tmp_path: Path) -> None:
+    """The best score falls on a step without a checkpoint of its own; a resume knows it still."""
+    table = {**tiny, "evaluate": [{"use": "tiny.peak", "every": 3}]}
+    kept = with_run(table, steps=12, checkpoint_every=5, keep=1, keep_best="peak")
+
+    def end(row: dict[str, Any]) -> None:
+        if row["step"] == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Preempted, match=r"run: told to end, and saved at step 8\. Go on with --resume\.$"):
+        train(from_table(kept), tmp_path / "run", on_progress=end)
+    assert signal.getsignal(signal.SIGTERM) is before
+    train(from_table(kept), tmp_path / "run", resume="auto")
+    checkpoints = tmp_path / "run/checkpoints"
+    assert sorted(p.name for p in checkpoints.iterdir()) == ["best", "latest", "step-000006", "step-000012"]
+    assert json.loads((checkpoints / "best").read_text()) == {"checkpoint": "step-000006", "step": 6, "score": 0.0}
+    train(from_table(with_run(tiny, steps=12)), tmp_path / "plain")
+    assert losses(tmp_path / "run") == losses(tmp_path / "plain")
+    with pytest.raises(RecipeError, match=r"^\[run\] keep_best: no evaluation gives 'peek'\. Did you mean 'peak'\?"):
+        train(from_table(with_run(table, steps=2, keep_best="peek")), tmp_path / "other")

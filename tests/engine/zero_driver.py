@@ -1,6 +1,7 @@
 """Two ranks: python zero_driver.py FOLDER.  Trains FOLDER/recipe.json under every stage beside a plain all-reduce loop; prints what it found."""
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from twinview.data.loader import training_batches
 from twinview.engine.build import Built, build, wrap
 from twinview.engine.launch import launch
 from twinview.engine.metrics import read_metrics
-from twinview.engine.process import gathered
+from twinview.engine.process import gathered, quiet_deepspeed
 from twinview.engine.stepper import take_step
 from twinview.engine.train import train
 from twinview.engine.zero import gathered_weights, load_whole_optimizer_state, sharded, whole_optimizer_state, whole_state
@@ -162,6 +163,8 @@ def over_stages(table: dict[str, Any], folder: Path) -> dict[str, list[float]]:
 def main() -> None:
     folder = Path(sys.argv[1])
     table = json.loads((folder / "recipe.json").read_text())
+    quiet_deepspeed("cpu")
+    importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")  # as every rank would for itself: three seconds of torch._inductor
     work = lambda: {"plain": against_the_plain_loop(table, folder), "resumed": over_stages(table, folder)}  # noqa: E731
     print(json.dumps(launch(2, work)))
 

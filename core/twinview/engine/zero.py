@@ -26,11 +26,11 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
     first, found = dist.get_rank() == 0, dict[str, Tensor]()
     parameters = dict(model.named_parameters())
     for name, value in model.state_dict().items():
-        parameter = parameters.get(name)
-        if parameter is not None and hasattr(parameter, "ds_tensor"):  # one at a time: the device holds no second model
+        parameter = parameters.get(name, value)
+        if hasattr(parameter, "ds_tensor"):  # one at a time: the device holds no second model
             pieces = _on_first(parameter.ds_tensor.data, value.device)
             if pieces is not None:
-                found[name] = pieces.view(-1)[: parameter.ds_numel].view(parameter.ds_shape)
+                found[name] = pieces.view(-1)[: _numel(parameter)].view(_shape(parameter))
         elif first:
             found[name] = value.detach().cpu()
     return found
