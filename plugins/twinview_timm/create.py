@@ -25,7 +25,8 @@ def create(name: str, **options: Any) -> Any:
     try:
         net = timm.create_model(name, **options)
     except (AssertionError, RuntimeError, TypeError, ValueError) as e:
-        raise RecipeError(f"[encoder] timm.encoder: timm cannot make {name!r}: {_line(e)}. Options were {call_arguments(options)}.") from None
+        given = f"timm cannot make {name!r} with {call_arguments(options)}: {_line(e)}"
+        raise RecipeError(f"[encoder] timm.encoder: {given}. Change or leave out the option that it means.") from None
     for module in list(net.modules()):
         for child, drop in module.named_children():
             if isinstance(drop, DropPath):

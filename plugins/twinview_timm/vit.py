@@ -123,6 +123,8 @@ def make(options: Encoder) -> VisionTransformer:
     training = {"dynamic_img_size": True, "dynamic_img_pad": True, "drop_path_rate": options.drop_path}
     built = {"img_size": options.img_size} if options.img_size else {}
     vit = create(options.name, **arguments, **training, **built, **({"pos_embed": "none"} if sine else {}))
+    if vit.pool_include_prefix:
+        arguments["pool_include_prefix"] = False  # what is published pools as we do
     if sine and vit.embed_dim % 4:
         raise RecipeError(f"[encoder] timm.encoder: sine positions want a width that is a multiple of 4, not {vit.embed_dim}. Set width.")
     encoder = VisionTransformer(

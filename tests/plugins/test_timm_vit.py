@@ -70,7 +70,7 @@ def test_what_comes_out_is_what_spec_says_and_gradients_reach_everything(options
     assert all(p.requires_grad != (options.get("frozen_patch_embed", False)) for p in encoder.patch_embed.parameters())
 
 
-@pytest.mark.parametrize("options", [{}, {"final_norm": False, "pooled": "token"}, {"name": "deit3_small_patch16_224"}, {"patch": 8}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"final_norm": False, "pooled": "token"}, {"name": "deit3_small_patch16_224"}, {"patch": 8}, {"name": "test_vit3"}], ids=str)
 def test_it_is_timms_network(options: dict[str, Any]) -> None:
     encoder, images = make(**options).eval(), torch.randn(2, 3, 64, 64)
     own = encoder.published((64, 64))
