@@ -12,6 +12,8 @@ from twinview_densesiam.region import Region
 from twinview_densesiam.segment import Segment
 from twinview_densesiam.views import CropAndWhole
 
+__all__ = ["CropAndWhole", "GridSample", "Pixel", "Projector", "Region", "Segment", "parts"]
+
 
 @hookimpl
 def parts() -> dict[str, type]:

@@ -50,6 +50,8 @@ class Cluster:
     seed: int = field(default=0, validator=ge(0))  # of the cells and of k-means
 
     def __attrs_post_init__(self) -> None:
+        if self.clusters == 1:
+            raise ValueError("clusters wants two or more, or 0 for as many as classes")
         if self.labels:
             read_label_map(self.labels)
 

@@ -38,8 +38,8 @@ def read_label_map(name: str) -> LabelMap:
         names, things, fine = tuple(table["names"]), tuple(table.get("things", ())), torch.tensor(table["fine"], dtype=torch.int64)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as e:
         raise RecipeError(f"labels: {name} is no label map: {type(e).__name__}: {e}. Write names, things and fine, a class for each label.") from None
-    known = (fine == IGNORE) | ((fine >= 0) & (fine < len(names)))
-    if fine.ndim != 1 or len(fine) > LABELS or not known.all():
+    sound = (fine == IGNORE) | ((fine >= 0) & (fine < len(names)))
+    if fine.ndim != 1 or len(fine) > LABELS or not sound.all():
         raise RecipeError(f"labels: {name}: fine wants up to {LABELS} classes from 0 to {len(names) - 1}, or {IGNORE} for none.")
     lookup = torch.full((LABELS,), IGNORE)
     lookup[: len(fine)] = fine

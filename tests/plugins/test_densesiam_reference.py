@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from twinview.ops import cosine_loss, info_nce, mlp, soft_cross_entropy, soft_cross_entropy_loss
-from twinview.values import Geometry, Progress
+from twinview.values import Features, Geometry, Progress
 from twinview_densesiam import Region
 from twinview_densesiam.align import replayed, replayed_places, sample_map
 from twinview_densesiam.pixel import automatic_weights
@@ -44,7 +44,7 @@ def check_pixel(case: dict[str, Tensor]) -> Tensor:
     z1, z2, p1, p2 = leaves(*(case[name] for name in ("z1", "z2", "p1", "p2")))
     assert close(soft_cross_entropy(p1, z2), case["map12"], 1e-10) and close(soft_cross_entropy(p2, z1), case["map21"], 1e-10)
     loss = (soft_cross_entropy_loss(p1, z2) + soft_cross_entropy_loss(p2, z1)) / 2
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     assert p1.grad is not None and p2.grad is not None and z1.grad is None and z2.grad is None
     assert close(p1.grad, case["grad_p1"], 1e-14) and close(p2.grad, case["grad_p2"], 1e-14)
     return loss.detach()
@@ -70,7 +70,7 @@ def test_automatic_weights(slices: Any) -> None:
 def check_cosine(case: dict[str, Tensor]) -> Tensor:
     p1, p2 = leaves(*(case[name].flatten(0, -2) for name in ("p1", "p2")))
     loss = (cosine_loss(p1, case["z2"].flatten(0, -2)) + cosine_loss(p2, case["z1"].flatten(0, -2))) / 2
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     for p, name in ((p1, "grad_p1"), (p2, "grad_p2")):
         assert p.grad is not None and close(p.grad, case[name].flatten(0, -2), 1e-14)
     return loss.detach()
@@ -96,7 +96,7 @@ def test_segment_loss(slices: Any, rebalance: str, name: str) -> None:
         assert torch.equal(found.long(), counts)
         losses.append(loss)
     total = torch.stack(losses).mean()
-    total.backward()
+    total.backward()  # type: ignore[no-untyped-call]
     assert abs(float(total - expected["loss"])) < 4e-7
     for z, view in zip(logits, ("1", "2")):
         assert z.grad is not None and close(z.grad, expected[f"grad_z{view}"], 1e-8)
@@ -116,8 +116,7 @@ class TwoViews:
 
     def __init__(self, features: list[Tensor], masks: list[Tensor], heads: dict[str, nn.Module], share: float) -> None:
         self.pairs, self.progress = ((0, 1), (1, 0)), Progress(0, 10, 0, share)
-        self.online = [{"cells": f} for f in features]
-        self.online = [type("F", (), {"at": lambda self, name, f=f: f})() for f in features]  # type: ignore[misc]
+        self.online = [Features(cells=f) for f in features]
         self.masks = masks
         branch = type("B", (), {"of": lambda self, part, name: heads[name]})()
         self.branches = type("Bs", (), {"online": branch, "target": branch})()
@@ -152,7 +151,7 @@ def test_region_loss_of_the_whole_file(shared: Path) -> None:
     heads = region_heads(case["heads_before"])
     step: Any = TwoViews(features, masks, heads, 1.0)
     loss = case["weight"] * Region(temperature=case["temperature"]).loss(step)["region"]
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert abs(float(loss - outputs["loss"])) < 1e-10
     for view in (0, 1):
         for found, name in ((features[view], f"grad_feats_v{view + 1}"), (masks[view], f"grad_z{view + 1}")):

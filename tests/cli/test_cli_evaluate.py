@@ -1,0 +1,117 @@
+"""`twinview evaluate` on a finished run: its own evaluation again, with other options, and what is refused."""
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tomli_w
+from PIL import Image
+
+from twinview.cli import main
+from twinview.cli.train import summary
+from twinview.data.pack import pack_images
+from twinview.engine.evaluate import evaluations
+from twinview.engine.train import RunResult
+
+
+@pytest.fixture(scope="module")
+def labelled(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The photographs as shards, the left half of each labelled 0, the right half 1."""
+    folder = tmp_path_factory.mktemp("labels")
+    halves = np.zeros((56, 80), np.uint8)
+    halves[:, 40:] = 1
+    for image in photographs.iterdir():
+        Image.fromarray(halves).save(folder / f"{image.stem}.png")
+    return str(pack_images(photographs, tmp_path_factory.mktemp("packed") / "labelled", folder).out)
+
+
+@pytest.fixture(scope="module")
+def trained(install_module: Callable[..., None], labelled: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """A run of four steps, and what it said on stdout and stderr."""
+    install_module("toy")
+    table = {
+        "views": {"use": "toy.views"},
+        "encoder": {"use": "toy.encoder"},
+        "head": [{"use": "densesiam.projector", "name": "clusters", "clusters": 4}],
+        "loss": [{"use": "densesiam.segment", "head": "clusters"}],
+        "data": {"shards": labelled, "workers": 0},
+        "optimizer": {"use": "sgd", "lr": 0.1},
+        "run": {"steps": 4, "batch_size": 4, "log_every": 1, "device": "cpu"},
+        "evaluate": [{"use": "probes.cluster", "head": "clusters", "val": labelled, "size": [56, 80], "every": 2}],
+    }
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "toy.toml").write_text(tomli_w.dumps(table))
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        assert main(["train", str(folder / "toy.toml"), "--run", str(folder / "run")]) == 0
+    return folder / "run", out.getvalue(), err.getvalue()
+
+
+@pytest.fixture
+def run(trained: tuple[Path, str, str]) -> Path:
+    """The run, without notes of earlier evaluations."""
+    (trained[0] / "evaluations.jsonl").unlink(missing_ok=True)
+    return trained[0]
+
+
+def test_scores_stand_in_the_table_and_in_the_log(trained: tuple[Path, str, str]) -> None:
+    assert "cluster miou" in trained[1] and ", cluster miou " in trained[2] and "collapsed" not in trained[1]
+
+
+def test_a_run_is_scored_again(run: Path, labelled: str, capsys: pytest.CaptureFixture[str]) -> None:
+    last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
+    assert main(["evaluate", "cluster", str(run)]) == 0
+    assert f"{last['score/cluster/miou']:.3f}" in capsys.readouterr().out
+    assert main(["evaluate", "probes.cluster", str(run), "--shards", labelled, "head=", "clusters=3", 'baselines=["random"]', "data.workers=0"]) == 0
+    assert "random" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    assert rows[0]["cluster/miou"] == last["score/cluster/miou"] and rows[0]["head"] == "clusters"
+    assert rows[1]["clusters"] == 3 and "cluster/random/miou" in rows[1] and rows[1]["step"] == 4
+    assert main(["show", "segments", str(run), "--images", "3"]) == 0 and (run / "pictures" / "segments.png").is_file()
+
+
+def test_a_collapsed_run_says_so(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("twinview.engine.evaluate.evaluate", lambda *_: {"cluster/miou": 3.0, "cluster/collapsed": 1.0})
+    assert main(["evaluate", "cluster", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert "COLLAPSED   cluster: fewer than two clusters are left" in said and "cluster collapsed" not in said
+    result = RunResult(folder=run, step=4, seconds=1.0, loss=1.0, scores={}, checkpoint=run, collapsed=["features are equal"])
+    assert "COLLAPSED   features are equal" in summary(result)
+
+
+def test_two_ranks_count_together(run: Path) -> None:
+    words = [sys.executable, "-m", "twinview", "evaluate", "cluster", str(run), "--ranks", "2"]
+    subprocess.run(words, check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, timeout=240)
+    last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
+    assert json.loads((run / "evaluations.jsonl").read_text())["cluster/miou"] == pytest.approx(last["score/cluster/miou"])
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["clusters"], "no installed part evaluates 'clusters'. Did you mean 'cluster'?"),
+    (["cluster", "--step", "3"], "holds no checkpoint of step 3. There is: 4."),
+    (["cluster", "--shards", "nowhere.tar"], "there is no such shard"),
+    (["cluster", "sizes=[1,2]"], "nothing takes 'sizes'. Did you mean 'size'?"),
+    (["cluster", "head=other"], "no [[head]] has the name 'other'. There is: clusters."),
+    (["cluster", "--ranks", "0"], "--ranks: wants a number above 0, not 0."),
+])
+def test_what_is_refused(run: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", words[0], str(run), *words[1:]]) == 2
+    assert message in capsys.readouterr().err and not (run / "evaluations.jsonl").exists()
+
+
+def test_a_folder_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "cluster", str(tmp_path)]) == 2
+    assert "there is no run here" in capsys.readouterr().err
+
+
+def test_short_and_full_names() -> None:
+    found = evaluations()
+    assert found["cluster"] == found["probes.cluster"] == "probes.cluster" and found["segment"] == "probes.segment"
