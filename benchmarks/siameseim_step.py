@@ -151,7 +151,9 @@ def measure(args: argparse.Namespace, precision: str) -> dict[str, Any]:
         for name in sorted(FORMS, reverse=bool(i % 2)):  # each goes first as often as the other
             found[name].append(steppers[name].step())
     gap = max(abs(a[0] - b[0]) for a, b in zip(found["ours"], found["plain"]))
-    table: dict[str, Any] = {name: {**summary([t for _, t in rows[WARM_UP:]], args), "peak_gb": peak(args, name, precision)} for name, rows in found.items()}
+    table: dict[str, Any] = {}
+    for name, rows in found.items():
+        table[name] = {**summary([times for _, times in rows[WARM_UP:]], args), "peak_gb": peak(args, name, precision)}
     return {**table, "speed_up": table["plain"]["step_s"] / table["ours"]["step_s"], "largest_loss_gap": gap}
 
 
