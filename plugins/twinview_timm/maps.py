@@ -41,12 +41,16 @@ class Maps(nn.Module):
             raise RecipeError(f"[encoder] timm.encoder: {only}. Set img_size or the size of the views, or choose another network.")
         if hidden is not None:
             images = hide_pixels(images, hidden, self.spec.cells.stride)
-        most = max(level.stride for level in self.spec.levels.values())
-        images = F.pad(images, (0, -width % most, 0, -height % most))
+        if self.map_size is None:
+            most = max(level.stride for level in self.spec.levels.values())
+            images = F.pad(images, (0, -width % most, 0, -height % most))
         found = self.forward_intermediates(images, indices=[*self.map_places.values()], stop_early=True, intermediates_only=True)  # type: ignore[operator]
         levels: dict[str, Tensor] = {}
         for (name, level), x in zip(self.spec.levels.items(), found):
-            levels[name] = x[..., : -(-height // level.stride), : -(-width // level.stride)]
+            levels[name] = x = x[..., : -(-height // level.stride), : -(-width // level.stride)]
+            if x.shape[2:] != (-(-height // level.stride), -(-width // level.stride)):
+                said = f"the map {name} of {self.map_source[0]!r} is {x.shape[2]}x{x.shape[3]} for images of {height}x{width}"
+                raise RecipeError(f"[encoder] timm.encoder: {said}, not one cell for every {level.stride} pixels. Choose another network.")
         pooled = next(reversed(levels.values())).mean((2, 3))
         if hidden is not None:
             levels[self.map_cells] = hide_cells(levels[self.map_cells], hidden)

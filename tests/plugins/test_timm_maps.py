@@ -92,3 +92,10 @@ def test_what_cannot_be_is_one_line() -> None:
         assert str(error.value).startswith("[encoder] timm.encoder") and "\n" not in str(error.value)
     with pytest.raises(RecipeError, match="takes images of 224x224 alone, not of 64x64. Set img_size or the size of the views"):
         make(name="xcit_nano_12_p16_224")(torch.zeros(1, 3, 64, 64))
+    with pytest.raises(RecipeError, match="the map c3 of 'pit_ti_224' is 27x27 for images of 224x224, not one cell for every 8 pixels"):
+        make(name="pit_ti_224")(torch.zeros(1, 3, 224, 224))
+
+
+def test_a_network_of_one_size_is_not_filled_up() -> None:
+    out = make(name="levit_128s")(torch.zeros(2, 3, 224, 224))
+    assert {name: tuple(x.shape[2:]) for name, x in out.levels.items()} == {"c4": (14, 14), "c5": (7, 7), "c6": (4, 4)}
