@@ -23,11 +23,11 @@ from twinview.values import Batch
 Write = Callable[[str, Mapping[str, bytes]], Path]
 
 
-def batches(tables: dict[str, Any], *overrides: str, rank: int = 0, world: int = 1, **span: int) -> Any:
+def batches(tables: dict[str, Any], *overrides: str, rank: int = 0, world: int = 1, start: int = 0, steps: int | None = None) -> Any:
     recipe = read(tables, overrides)
     assembly, shards = assemble(recipe), open_shards(recipe.data.shards)
     dims = assembly.dims(assembly.encoder(), len(shards), shards.classes)
-    return training_batches(recipe, dims, shards, rank=rank, world=world, **span)
+    return training_batches(recipe, dims, shards, rank=rank, world=world, start=start, steps=steps)
 
 
 def prints(batch: Batch) -> list[Any]:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from twinview.engine.run import Resume
     from twinview.engine.train import RunResult
 
+NAMED = 10  # bad samples in a run's summary
+
 
 def train(args: argparse.Namespace) -> None:
     """Train a recipe and say what came of it."""
@@ -54,6 +56,8 @@ def dry_run(args: argparse.Namespace) -> None:
 def summary(result: RunResult) -> list[str]:
     """A small table of scores, a row for each network that was evaluated, signs of collapse, and where everything is."""
     lines = ["", *score_table(result.scores), *(f"COLLAPSED   {line}" for line in result.collapsed)]
+    if result.bad_samples:
+        lines += [f"bad samples {len(result.bad_samples)}; others stood in for them", *(f"  {one}" for one in result.bad_samples[:NAMED]), ""]
     places = {"run": result.folder, "checkpoint": result.checkpoint, "metrics": "metrics.jsonl", "pictures": "pictures"}
     return lines + [f"{what:<12}{result.folder / place if isinstance(place, str) else place}" for what, place in places.items()]
 

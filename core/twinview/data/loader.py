@@ -20,11 +20,12 @@ T = TypeVar("T")
 
 
 def training_batches(
-    recipe: Recipe, dims: Dims, shards: Shards, *, rank: int, world: int, start: int = 0, steps: int | None = None
+    recipe: Recipe, dims: Dims, shards: Shards, *, rank: int, world: int, start: int = 0, steps: int | None = None, bad: BadSamples | None = None
 ) -> Generator[Batch]:
     """This rank's micro-batches, `run.accumulation` for each optimizer step, from optimizer step `start` on, for `steps` or without end.
 
-    Close it to end its workers.  Raises DataError: at once where the batch size does not fit, on the way where samples do not decode.
+    Close it to end its workers.  `bad` counts the samples that do not decode, for a caller that wants to know them.  Raises DataError: at once
+    where the batch size does not fit, on the way where too many samples do not decode.
     """
     plan = Plan(
         starts=shards.starts,
@@ -38,11 +39,11 @@ def training_batches(
     pin = recipe.run.device != "cpu" and torch.cuda.is_available()
 
     def batches() -> Generator[Batch]:
-        bad = BadSamples(recipe.data.bad_samples)
+        count = BadSamples(recipe.data.bad_samples) if bad is None else bad
         loaded = load(Views(recipe, dims, shards).collate, plan.batches(start, steps), recipe.data.workers, pin=pin)
         try:
             for batch, failed in loaded:
-                bad.add(failed)
+                count.add(failed)
                 yield batch
         finally:
             loaded.close()

@@ -165,13 +165,13 @@ class BadSamples:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.seen: set[int] = set()
+        self.seen: dict[int, str] = {}  # index of a sample -> its place, and why
 
     def add(self, bad: Sequence[BadSample]) -> None:
         """Raises DataError where there are more than `limit` different ones."""
         for one in bad:
             if one.index not in self.seen:
-                self.seen.add(one.index)
+                self.seen[one.index] = str(one)
                 if len(self.seen) > self.limit:
                     raise too_many(one, self.limit)
                 log.warning("%s. Another sample takes its place (%d of %d).", one, len(self.seen), self.limit)

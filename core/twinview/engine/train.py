@@ -14,12 +14,13 @@ import torch.distributed as dist
 
 from twinview.data.factory import Factory
 from twinview.data.loader import training_batches
+from twinview.data.views import BadSamples
 from twinview.engine.build import Built, build, wrap
 from twinview.engine.checkpoint import Checkpoint, best_of, load_model, mark_best, random_states, save_checkpoint, set_random_states, steps_in
 from twinview.engine.collapse import collapses
 from twinview.engine.metrics import Metrics, read_metrics
 from twinview.engine.preempt import Notice, on_sigterm
-from twinview.engine.process import averaged, barrier, on_first, telling_lost_ranks
+from twinview.engine.process import averaged, barrier, gathered, on_first, telling_lost_ranks
 from twinview.engine.progress import Bar
 from twinview.engine.run import Resume, find_start, write_run
 from twinview.engine.stepper import Taken, take_step
@@ -42,6 +43,7 @@ class RunResult:
     scores: dict[str, float]  # of the evaluations at the end
     checkpoint: Path
     collapsed: list[str]  # signs that the features or the clusters have collapsed, a line each
+    bad_samples: tuple[str, ...] = ()  # that others stood in for, in this sitting, on any rank: where each lies, and why
 
 
 def train(recipe: Recipe, run_dir: Path, *, resume: Resume = False, command: str = "", on_progress: OnProgress | None = None) -> RunResult:
@@ -102,6 +104,7 @@ class _Loop:
         self.began = time.monotonic()
         self.first = built.ranks.rank == 0
         self.data = Factory(built.recipe, built.dims, built.shards, built.ranks.rank, built.ranks.world)
+        self.bad = BadSamples(built.recipe.data.bad_samples)
         self.checkpoint = start.path if start else folder / "checkpoints"
         self.saved = self.step  # the step of the newest checkpoint
         self.notice = Notice(built.ranks.device)
@@ -120,7 +123,7 @@ class _Loop:
         if self.pending:
             self.log(self.pending, self.evaluate(self.due(share), share), share)
         batches = training_batches(
-            built.recipe, built.dims, built.shards, rank=built.ranks.rank, world=built.ranks.world, start=self.step, steps=left
+            built.recipe, built.dims, built.shards, rank=built.ranks.rank, world=built.ranks.world, start=self.step, steps=left, bad=self.bad
         )
         try:
             with closing(batches), on_sigterm(self.notice.tell):
@@ -267,7 +270,8 @@ class _Loop:
         """The last row's numbers, of this sitting or of the one that reached the end."""
         row = on_first(lambda: self.row or list(read_metrics(self.folder / "metrics.jsonl"))[-1])
         scores = {k.removeprefix("score/"): v for k, v in row.items() if k.startswith("score/")}
+        bad = tuple(dict.fromkeys(one for seen in gathered(list(self.bad.seen.values())) for one in seen))
         return RunResult(
             folder=self.folder, step=self.step, seconds=self.elapsed(), loss=row["loss"], scores=scores, checkpoint=self.checkpoint,
-            collapsed=collapses(row),
+            collapsed=collapses(row), bad_samples=bad,
         )
