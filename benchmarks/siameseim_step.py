@@ -79,7 +79,8 @@ def batch_of(model: Siamese, args: argparse.Namespace) -> Batch:
 
 # ---- the plain form
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, **_: Any) -> Tensor:
-    return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1) @ v
+    shares: Tensor = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1)
+    return shares @ v
 
 
 def plain_loss(q: Tensor, t: Tensor, weight: Tensor, negative_weight: float) -> dense.Terms:

@@ -27,7 +27,7 @@ def rows(x: Tensor) -> Tensor:
 
 def test_the_gradient_is_the_published_one() -> None:
     q, t = maps(0).requires_grad_(), maps(1) * 3 + 1
-    dense_loss(q, t, ones(q), LAMBDA).loss.backward()
+    dense_loss(q, t, ones(q), LAMBDA).loss.backward()  # type: ignore[no-untyped-call]
     goals = F.layer_norm(rows(t), (24,))
     shared = goals.mT @ goals / len(goals)
     expected = 2 / (len(goals) * 24) * (rows(q) - goals + LAMBDA * rows(q) @ shared)
@@ -37,7 +37,7 @@ def test_the_gradient_is_the_published_one() -> None:
 
 def test_no_gradient_reaches_the_target() -> None:
     q, t = maps(0).requires_grad_(), maps(1).requires_grad_()
-    dense_loss(q, t, ones(q), LAMBDA).loss.backward()
+    dense_loss(q, t, ones(q), LAMBDA).loss.backward()  # type: ignore[no-untyped-call]
     assert t.grad is None
 
 
@@ -81,7 +81,7 @@ def test_cells_without_weight_count_for_nothing() -> None:
     assert float(alone.loss) == pytest.approx(float(whole.loss), rel=1e-6)
     q = maps(0).requires_grad_()
     nothing = dense_loss(q, t, torch.zeros(4, 5, 5), LAMBDA)
-    nothing.loss.backward()
+    nothing.loss.backward()  # type: ignore[no-untyped-call]
     assert float(nothing.loss.detach()) == 0 and q.grad is not None and not q.grad.any()
 
 
@@ -96,7 +96,7 @@ def test_it_is_float32_under_autocast() -> None:
 def test_its_cost_goes_with_the_cells_and_not_with_their_square() -> None:
     q = torch.randn(100, 4, 32, 32)  # 102 400 cells: their square would be 42 GB
     began = time.process_time()
-    dense_loss(q.requires_grad_(), q.detach(), ones(q), LAMBDA).loss.backward()
+    dense_loss(q.requires_grad_(), q.detach(), ones(q), LAMBDA).loss.backward()  # type: ignore[no-untyped-call]
     assert time.process_time() - began < 5
 
 

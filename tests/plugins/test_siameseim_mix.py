@@ -14,6 +14,7 @@ from twinview.errors import PluginError, RecipeError
 from twinview.recipe import read
 from twinview.step import LazyStep, Siamese
 from twinview.values import Batch, Progress
+from twinview_siameseim.network import Decoder
 
 START = Progress(0, 10, 0, 0.0)
 VIT = {"use": "timm.encoder", "name": "vit_tiny_patch16_224", "width": 32, "depth": 2, "heads": 2, "positions": "sine_row", "final_norm": False}
@@ -88,17 +89,23 @@ def test_it_trains(encoder: dict[str, Any], align: dict[str, Any], losses: list[
         assert p.grad is not None and p.grad.isfinite().all() and p.grad.any(), name
 
 
+def decoder_width(model: Siamese, key: str) -> int:
+    found = model.online.heads[key]
+    assert isinstance(found, Decoder)
+    return found.mask_token.shape[-1]
+
+
 def test_each_width_has_a_decoder_of_its_own() -> None:
     model = model_of(loss=[DENSE, {**DENSE, "name": "again"}, CLUSTERS])
     assert {k for k in model.online.heads if "decoder" in k} == {"siameseim/relative/decoder32", "siameseim/relative/decoder22"}
-    assert model.online.heads["siameseim/relative/decoder22"].mask_token.shape[-1] == 24  # what four heads and sines divide
+    assert decoder_width(model, "siameseim/relative/decoder22") == 24  # what four heads and sines divide
     assert model.target is not None and not [k for k in model.target.heads if "decoder" in k]
 
 
 def test_two_alignments_share_nothing() -> None:
     align = {"one": RELATIVE, "other": {**RELATIVE, "width": 48}}
     model = model_of(align=align, loss=[{**DENSE, "align": "one"}, {**DENSE, "align": "other", "name": "again", "channels": 16}])
-    decoders = {k: v.mask_token.shape[-1] for k, v in model.online.heads.items() if "decoder" in k}
+    decoders = {k: decoder_width(model, k) for k in model.online.heads if "decoder" in k}
     assert decoders == {"siameseim/relative/one/decoder32": 32, "siameseim/relative/other/decoder16": 48}
     model(batch_of(model), START).loss.backward()
 

@@ -103,7 +103,8 @@ def record(model: Siamese) -> Recorder:
     r = Recorder()
     for role, branch in (("online", model.online), ("target", model.target)):
         assert branch is not None
-        encoder, projector = branch.encoder, branch.heads[PROJECTOR]
+        encoder: Any = branch.encoder
+        projector: Any = branch.heads[PROJECTOR]
         r.out(f"{role}_patch_embed", encoder.patch_embed)
         r.into(f"{role}_encoder_in", encoder.blocks[0])
         for k, block in enumerate(encoder.blocks):
@@ -111,7 +112,7 @@ def record(model: Siamese) -> Recorder:
         r.out(f"{role}_decoder_embed", projector.embed)
         for k, block in enumerate(projector.blocks):
             r.out(f"{role}_projector{k}", block)
-    decoder = model.online.heads[DECODER]
+    decoder: Any = model.online.heads[DECODER]
     r.into("predictor_in", decoder.blocks)
     for k, block in enumerate(decoder.blocks):
         r.out(f"predictor{k}", block)
