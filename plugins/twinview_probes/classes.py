@@ -16,7 +16,7 @@ from twinview.hooks import hookimpl, part
 from twinview.ops.checks import pixels
 from twinview.ops.ranks import gather_rows, summed
 from twinview.values import DataFactory, Dims, EncoderSpec, Features, PlainBatch, Progress, Size, Traits
-from twinview_probes.features import Cells, Dense, first, sample_cells
+from twinview_probes.features import Cells, Dense, sample_cells
 from twinview_probes.linear import fit
 
 IMAGES = 64  # that the encoder sees at once
@@ -27,7 +27,10 @@ Classify = Callable[[Tensor], Tensor]  # features [B, C] -> classes [B]
 
 @part
 class Classes:
-    """What the evaluations on class labels (field cls) share: the images, the features, the baselines, the share of `val` that is right."""
+    """What the evaluations on class labels (field cls) share: the images, the features, the baselines, the share of `val` that is right.
+
+    Memory: images of `train` x channels x 4 bytes on the device of every rank.
+    """
 
     train: str | list[str] = ""  # labelled shards to learn from; empty: the run's own
     val: str | list[str]  # labelled shards to score on
@@ -35,7 +38,6 @@ class Classes:
     crop: bool = False  # the largest central box of that shape, instead of the whole image squeezed into it
     on: str = "pooled"  # features: pooled, or the mean of "cells" or of a level such as "c4"
     baselines: list[Literal["random", "pixels"]] = field(factory=list)  # the encoder's random start; the pixels of a picture of at most 32 x 32
-    images: int = field(default=0, validator=ge(0))  # of `train`, the first; 0: all. Memory: images x channels x 4 bytes
 
     score: ClassVar[str]  # the first word of the scores
 
@@ -75,7 +77,7 @@ class Classes:
         raise NotImplementedError
 
     def _share_right(self, see: Dense, data: DataFactory, device: torch.device) -> float:
-        train = vectors(see, first(self._read(data, self.train, IMAGES), self.images), device)
+        train = vectors(see, self._read(data, self.train, IMAGES), device)
         if not len(train.y):
             raise DataError(f"[[evaluate]] probes.{self.score}: {self.train or '[data] shards'} holds no image.")
         classes = int(train.y.max()) + 1
