@@ -1,4 +1,4 @@
-"""The same recipe under the launchers of others: torchrun and deepspeed, two ranks each."""
+"""The same recipe under the launchers of others: torchrun on two nodes that are one machine, and deepspeed with two ranks."""
 from __future__ import annotations
 
 import os
@@ -22,21 +22,29 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def command(launcher: str) -> list[str]:
-    bin_dir = Path(sys.executable).parent
+def commands(launcher: str) -> list[list[str]]:
+    """What is typed: for torchrun on each of two nodes, with one rank each; for deepspeed once."""
+    port = str(free_port())
     if launcher == "torchrun":
-        return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "twinview", "--"]  # else it takes --run for its --run-path
-    return [sys.executable, str(bin_dir / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port()), "--module", "twinview"]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--max_restarts", "0"]
+        meet = ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{port}", "--rdzv_id", port, "--local_addr", "127.0.0.1"]
+        return [[*torchrun, *meet, "-m", "twinview", "--"]] * 2  # -- else it takes --run for its --run-path
+    return [[sys.executable, str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", port, "--module", "twinview"]]
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
 def test_a_launcher_trains_what_one_process_trains(tiny: dict[str, Any], tmp_path: Path, launcher: str) -> None:
     table = {**tiny, "encoder": {"use": "tiny.encoder", "dropout": 0.0}, "run": {**tiny["run"], "steps": 3}}
     (tmp_path / "tiny.toml").write_text(tomli_w.dumps(table))
-    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE")}
-    words = [*command(launcher), "train", str(tmp_path / "tiny.toml"), "--run", str(tmp_path / "two")]
-    done = subprocess.run(words, capture_output=True, text=True, env={**env, "DS_ACCELERATOR": "cpu"}, cwd=tmp_path, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
+    plain = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE")}
+    train_it = ["train", str(tmp_path / "tiny.toml"), "--run", str(tmp_path / "two")]
+    nodes = [
+        subprocess.Popen([*words, *train_it], stderr=subprocess.PIPE, text=True, env={**plain, "DS_ACCELERATOR": "cpu"}, cwd=tmp_path)
+        for words in commands(launcher)
+    ]
+    for node in nodes:
+        said = node.communicate(timeout=240)[1]
+        assert node.returncode == 0, said
     train(from_table(table), tmp_path / "one")
     two, one = ([row["loss"] for row in read_metrics(tmp_path / run / "metrics.jsonl")] for run in ("two", "one"))
     assert two == pytest.approx(one, rel=1e-4) and len(two) == 3
