@@ -94,7 +94,7 @@ class Classes:
         if most >= classes:
             fault = f"{self.val} holds class {int(most)}, and the classes of {self.train or '[data] shards'} go up to {classes - 1}"
             raise DataError(f"[[evaluate]] probes.{self.score}: {fault}. Name sets of the same classes.")
-        return float(counts[0] / counts[1])
+        return int(counts[0]) / int(counts[1])
 
     def _read(self, data: DataFactory, shards: str | list[str], images: int) -> Iterator[PlainBatch]:
         return data.plain(shards or None, size=self.size, labels=("class",), batch_size=images, crop=self.crop)
