@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from twinview.engine.build import build
+from twinview.engine.metrics import read_metrics
+from twinview.engine.train import train
 from twinview.errors import RecipeError
 from twinview.recipe import from_table
 
@@ -68,6 +71,19 @@ def test_a_run_that_is_told_to_end_goes_on_under_another_stage(found: dict[str, 
     assert len(whole) == 6 and set(found["resumed"]) == {"0-3", "3-1", "1-2-0"}
     for name, losses in found["resumed"].items():
         assert losses == whole, name
+
+
+def test_evaluations_run_between_steps_of_stage_3_and_move_nothing(tiny: Table, tmp_path: Path) -> None:
+    """The hooks before an epoch and after N steps, on one rank, where a whole parameter is its own shard."""
+    table = {**tiny, "run": {**tiny["run"], "steps": 7}}
+    train(from_table(table), tmp_path / "plain")
+    watched = {**table, "evaluate": [{"use": "tiny.watch", "path": str(tmp_path / "said"), "every": 2}]}
+    train(from_table({**watched, "deepspeed": {"zero_optimization": {"stage": 3}}}), tmp_path / "run")
+    one, other = ([row["loss"] for row in read_metrics(tmp_path / run / "metrics.jsonl")] for run in ("plain", "run"))
+    assert one == other and len(one) == 7
+    weights, whole = (torch.load(tmp_path / run / "checkpoints/step-000007/model.pt", weights_only=True) for run in ("run", "plain"))
+    assert weights.keys() == whole.keys() and all(torch.equal(weights[k], whole[k]) for k in whole)
+    assert (tmp_path / "said").read_text().count("evaluate at") == 4
 
 
 STATE = """
