@@ -17,7 +17,7 @@ from twinview.recipe import Use, find, names, read
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = {f"{method}.{name}": cls for method, who, parts in installed() if who.startswith("twinview ") and isinstance(parts, dict) for name, cls in parts.items()}
-ORDER = ["errors", "values", "hooks", "branch", "options", "ops", "recipe", "assembly", "step", "data", "engine", "api", "cli"]  # imports look left
+ORDER = ["errors", "values", "hooks", "branch", "options", "ops", "recipe", "assembly", "step", "data", "engine", "testing", "api", "cli"]  # imports look left
 BESIDE = {"step": {"data"}, "data": {"step"}, "values": {"branch", "hooks"}, "hooks": {"values", "branch"}, "branch": {"hooks"}}  # and not to these
 
 

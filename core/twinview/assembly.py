@@ -118,7 +118,7 @@ class Assembly:
             plain = attrs.evolve(self.recipe.encoder, options={k: v for k, v in self.recipe.encoder.options.items() if k != "weights"})
             return Assembly(attrs.evolve(self.recipe, encoder=plain)).encoder()
         with seeded(self.recipe.run.seed, "encoder"):
-            made = self.calls.make_encoder()
+            made = self.calls.make_encoder(masked=self.recipe.masks is not None)
         if not hasattr(made, "spec"):
             raise PluginError(f"[encoder] {self.recipe.encoder.use}: its module carries no `spec` (twinview.values.EncoderSpec).")
         return made

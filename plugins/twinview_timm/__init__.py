@@ -87,14 +87,21 @@ class Encoder:
         return Traits(gives=frozenset({"cells", "pooled", "hides", "tokens" if self.plain else "levels"}))
 
     @hookimpl
-    def make_encoder(self) -> nn.Module:
-        """The network.  Raises RecipeError for options that it does not take, CheckpointError for weights that do not fit."""
+    def make_encoder(self, masked: bool) -> nn.Module:
+        """The network; its mask token, if it has one, is frozen where nothing is hidden.
+
+        Raises RecipeError for options that it does not take, CheckpointError for weights that do not fit.
+        """
         if self.plain:
             from twinview_timm.vit import make
         else:
             from twinview_timm.maps import make  # type: ignore[assignment]
 
-        return make(self)
+        made = make(self)
+        for name, parameter in made.named_parameters():
+            if name == "mask_token":
+                parameter.requires_grad_(masked)
+        return made
 
 
 @hookimpl

@@ -18,7 +18,7 @@ NAMES = ["resnet18", "convnext_atto", "swin_tiny_patch4_window7_224", "mobilenet
 
 def make(seed: int = 0, **options: Any) -> Any:
     torch.manual_seed(seed)
-    return Encoder(**options).make_encoder()
+    return Encoder(**options).make_encoder(masked=True)
 
 
 def test_what_each_kind_gives() -> None:

@@ -1,0 +1,77 @@
+"""The whole product of installed view samplers, masks, alignments, losses and encoders: which combinations train, and which are refused and why.
+
+    python benchmarks/mixing.py --jobs 2
+
+Each that is not refused takes twenty steps on one batch of drawn street scenes; it must stay finite, lower its loss and have gradients in every
+trainable parameter.  Writes benchmarks/results/mixing.json: counts by reason, and every combination that did not train.  Resumable: what is in
+benchmarks/results/mixing.partial.jsonl is not tried again; the file goes at the end.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "mixing.json"
+PARTIAL = RESULTS.with_suffix(".partial.jsonl")
+
+
+def main() -> None:
+    """Try what has not been tried, then count."""
+    ask = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    ask.add_argument("--shards", default="scenes:val")
+    ask.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes, one thread each")
+    args = ask.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in the processes
+    from twinview.data.shards import open_shards
+    from twinview.testing import product
+
+    open_shards(args.shards)  # drawn once, not by every process
+    tried = {json.dumps(json.loads(line)["combination"]) for line in PARTIAL.read_text().splitlines()} if PARTIAL.is_file() else set()
+    left = [dict(c) for c in product() if json.dumps(dict(c)) not in tried]
+    with multiprocessing.get_context("spawn").Pool(args.jobs) as pool, PARTIAL.open("a") as file:
+        for row in pool.imap_unordered(one, [(c, args.shards) for c in left], chunksize=4):
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+    rows = [json.loads(line) for line in PARTIAL.read_text().splitlines()]
+    RESULTS.write_text(json.dumps(summary(rows), indent=1) + "\n")
+    PARTIAL.unlink()
+    print(json.dumps(summary(rows), indent=1))
+
+
+def one(task: tuple[dict[str, str], str]) -> dict[str, Any]:
+    """What came of a combination; an exception is a finding too."""
+    from twinview.testing import attempt
+
+    combination, shards = task
+    try:
+        found = attempt(combination, shards)
+    except Exception as e:
+        return {"combination": combination, "fault": f"{type(e).__name__}: {e}"}
+    if found.refused:
+        return {"combination": combination, "refused": found.refused}
+    if found.trains:
+        return {"combination": combination, "first": found.losses[0], "last": found.losses[-1]}
+    return {"combination": combination, "fault": f"losses {found.losses[0]:g} to {found.losses[-1]:g}, no gradient in {list(found.untouched)}"}
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Counts, and what failed."""
+    reasons = Counter(re.sub(r"\[\[?\w+\]\]? [\w.]+", "_", row["refused"]) for row in rows if "refused" in row)
+    trained = sum("first" in row for row in rows)
+    return {
+        "combinations": len(rows),
+        "trained": trained,
+        "refused": sum(reasons.values()),
+        "refused_by_reason": dict(reasons.most_common()),
+        "failed": [row for row in rows if "fault" in row],
+    }
+
+
+if __name__ == "__main__":
+    main()
