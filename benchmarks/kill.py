@@ -3,7 +3,7 @@
     python benchmarks/kill.py                               # 100 kills: 1 and 2 ranks, ZeRO 0 to 3
     python benchmarks/kill.py --kills 20 --seed 1
 
-A small network, a checkpoint every 2 steps, so that about one kill in three falls into a save.  Each configuration trains once whole; then
+A small network and a checkpoint every 2 steps, so that kills fall into saves too (they are counted).  Each configuration trains once whole; then
 it is started again and again, all of its processes are killed at a random moment, and what `checkpoints/` holds is opened; when a run has
 reached its end, its losses, and the weights of its last checkpoint, are compared.  Writes benchmarks/results/kill.json.
 """

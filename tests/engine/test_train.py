@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -192,12 +193,13 @@ def test_before_forward_moves_the_target_first(tiny: Table, tmp_path: Path) -> N
 
 def test_the_best_checkpoint_is_kept_beside_the_newest(tiny: Table, tmp_path: Path) -> None:
     """The best score falls on a step without a checkpoint of its own; a resume knows it still."""
-    table = {**tiny, "evaluate": [{"use": "tiny.peak", "every": 3}]}
+    table = {**tiny, "data": {**tiny["data"], "workers": 1}, "evaluate": [{"use": "tiny.peak", "every": 3}]}
     kept = with_run(table, steps=12, checkpoint_every=5, keep=1, keep_best="peak")
 
     def end(row: dict[str, Any]) -> None:
-        if row["step"] == 8:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if row["step"] == 8:  # a scheduler tells every process, the data worker too
+            for pid in (*(child.pid for child in multiprocessing.active_children()), os.getpid()):
+                os.kill(pid or 0, signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Preempted, match=r"run: told to end, and saved at step 8\. Go on with --resume\.$"):

@@ -1,6 +1,7 @@
 """Batches of a rank, made by worker processes that live as long as they are wanted; how many there are changes nothing but the speed."""
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, Generic, TypeVar, cast
 
@@ -63,6 +64,7 @@ def load(make: Callable[[Sequence[P]], T], places: Iterable[Sequence[P]], worker
         num_workers=workers,
         collate_fn=_same,
         pin_memory=pin,
+        worker_init_fn=_outlive_sigterm,
         generator=torch.Generator().manual_seed(0),
     )
     entries = iter(loader)
@@ -91,6 +93,11 @@ class _Made(Dataset[Any], Generic[P, T]):
             return self.send(self.make(places))
         except TwinviewError as e:
             return self.send(e)
+
+
+def _outlive_sigterm(_: int) -> None:
+    """A scheduler tells every process to end; the one that trains saves first, and ends its workers itself."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _same(entry: T) -> T:

@@ -86,8 +86,8 @@ def _rank(rank: int, world: int, store: str, device: str, work: Callable[[], Any
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which stops the ranks
     os.environ.update({"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world), STORE: store})
     try:
-        join(device)
         with telling_lost_ranks():
+            join(device)
             result = work()
         word = pickle.dumps(_Word(0, rank, "", result=result if rank == 0 else None))
         leave()
