@@ -134,7 +134,7 @@ def attempt(combination: Combination, shards: str) -> Attempt:
         outcome = model(batch, Progress(step, STEPS, 0, step / STEPS))
         optimizer.zero_grad()
         outcome.loss.backward()
-        untouched -= {name for name in untouched if moved[name].grad is not None and bool((moved[name].grad != 0).any())}
+        untouched = {name for name in untouched if (grad := moved[name].grad) is None or not bool(torch.count_nonzero(grad))}
         optimizer.step()
         model.follow(recipe.target.momentum)
         losses.append(float(outcome.loss.detach()))

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from twinview.ops.sines import sine_table
 from twinview.values import Size
-from twinview_siameseim.positions import Relation, absolute_sines, relative_sines
+from twinview_siameseim.positions import Relation, relative_sines
 
 Norm = Literal["batch", "layer"]
 
@@ -113,7 +114,7 @@ class Decoder(nn.Module):
     def forward(self, tokens: Tensor, prefix: int, kept: Tensor | None, grid: Size, relation: Relation) -> Tensor:
         """Tokens [B, prefix + V, C] of the cells `kept` [B, V] (None: all) of a view's `grid`; gives [B, C, h', w'], the cells of `relation`."""
         x = self.embed(tokens)
-        own = absolute_sines(grid, x.shape[2], x.device)
+        own = sine_table(grid, x.shape[2], row_first=True, device=x.device)
         own = own[kept] if kept is not None else own.expand(len(x), -1, -1)
         asked = self.mask_token + self.places(relation)
         x = self.blocks(torch.cat([x[:, :prefix], x[:, prefix:] + own, asked], 1))

@@ -3,9 +3,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
+from twinview.ops.sines import sines
 from twinview.values import Geometry, Size
 
 
@@ -30,22 +30,6 @@ def relate(geometry: Geometry, online: int, target: int, grids: tuple[Size, Size
         columns=width * inside[:, 0, :, 0] - 0.5,
         scales=(sides[:, target] / sides[:, online]).flip(1),
     )
-
-
-def sines(places: Tensor, channels: int) -> Tensor:
-    """s(t; n): places [...] -> [..., n], sin(t w_k) for all k, then cos(t w_k), with w_k = 10000^(-k / (n/2)); float32 whatever the autocast."""
-    half = channels // 2
-    rates = 10000 ** (-torch.arange(half, dtype=torch.float64) / half)
-    angles = places.float()[..., None] * rates.to(places.device, torch.float32)
-    return torch.cat([angles.sin(), angles.cos()], -1)
-
-
-def absolute_sines(grid: Size, channels: int, device: torch.device) -> Tensor:
-    """[h*w, C]: [s(row; C/2), s(column; C/2)] of every cell of a view's own grid, row by row."""
-    height, width = grid
-    rows = sines(torch.arange(height, device=device), channels // 2)[:, None].expand(-1, width, -1)
-    columns = sines(torch.arange(width, device=device), channels // 2)[None].expand(height, -1, -1)
-    return torch.cat([rows, columns], -1).flatten(0, 1)
 
 
 def relative_sines(relation: Relation, channels: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -8,10 +8,10 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from twinview.errors import RecipeError
+from twinview.ops.sines import sine_table
 from twinview.ops.weights import load_weights
 from twinview.values import EncoderSpec, Features, Level, Published, Size
 from twinview_timm.create import call_arguments, create
-from twinview_timm.sines import table
 
 if TYPE_CHECKING:
     from twinview_timm import Encoder
@@ -71,7 +71,7 @@ class VisionTransformer(nn.Module):
         """What is added to the tokens before the patches, [prefix or 1, C], and to those of the patches, [h * w, C]."""
         none = torch.zeros(1, self.spec.pooled, device=device)
         if self.row_first is not None:
-            return none, table(grid, self.spec.pooled, row_first=self.row_first, device=device)
+            return none, sine_table(grid, self.spec.pooled, row_first=self.row_first, device=device)
         if self.pos_embed is None:
             return none, none
         made_for = self.patch_embed.grid_size

@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from twinview.ops.sines import sine_table, sines
 from twinview.values import Geometry
 from twinview_siameseim.align import Relative
 from twinview_siameseim.network import Decoder, Projector, TokenNorm, to_map
-from twinview_siameseim.positions import Relation, absolute_sines, relate, relative_sines, sines
+from twinview_siameseim.positions import Relation, relate, relative_sines
 
 WIDTH = 32
 
@@ -43,7 +44,7 @@ def test_sines_come_before_cosines() -> None:
 
 
 def test_rows_come_before_columns() -> None:
-    table = absolute_sines((2, 3), 16, torch.device("cpu")).view(2, 3, 16)
+    table = sine_table((2, 3), 16, row_first=True).view(2, 3, 16)
     assert torch.equal(table[0, :, :8], table[0, :1, :8].expand(3, 8)) and not torch.equal(table[0, 0, :8], table[1, 0, :8])
     assert torch.equal(table[:, 1, 8:], table[:1, 1, 8:].expand(2, 8)) and torch.equal(table[1, 2], torch.cat([sines(torch.tensor(1.0), 8), sines(torch.tensor(2.0), 8)]))
 
@@ -56,7 +57,7 @@ def test_a_view_of_the_same_place_has_the_cells_own_positions(grid: tuple[int, i
     torch.testing.assert_close(found.rows, torch.arange(float(grid[0]))[None], rtol=0, atol=1e-6)
     torch.testing.assert_close(found.columns, torch.arange(float(grid[1]))[None], rtol=0, atol=1e-6)
     blocks = [e.expand(1, *grid, -1) for e in relative_sines(found, WIDTH)]
-    torch.testing.assert_close(torch.cat(blocks[:2], -1).flatten(1, 2)[0], absolute_sines(grid, WIDTH, torch.device("cpu")), rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.cat(blocks[:2], -1).flatten(1, 2)[0], sine_table(grid, WIDTH, row_first=True), rtol=0, atol=1e-5)
     assert all(set(block.flatten().tolist()) == {0, 1} for block in blocks[2:])
 
 

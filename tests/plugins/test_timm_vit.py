@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from twinview import recipe
 from twinview.errors import CheckpointError, RecipeError
+from twinview.ops.sines import sine_table
 from twinview.step import _copy
 from twinview.values import Features
 from twinview_timm import Encoder, parts
-from twinview_timm.sines import table
 
 TINY: dict[str, Any] = {"name": "vit_tiny_patch16_224", "width": 48, "depth": 2, "heads": 3, "img_size": 64}
 
@@ -97,14 +97,14 @@ def test_dropped_tokens_are_those_of_the_visible_patches_alone() -> None:
     encoder = make(positions="sine_row")
     images, hidden = torch.randn(2, 3, 64, 64), masks(2, 16, 10)
     out = encoder(images, hidden)
-    x = encoder.patch_embed(images).flatten(1, 2) + table((4, 4), 48, row_first=True)
+    x = encoder.patch_embed(images).flatten(1, 2) + sine_table((4, 4), 48, row_first=True)
     for i in range(2):
         alone = torch.cat([encoder.cls_token[0], x[i, ~hidden[i]]])[None]
         torch.testing.assert_close(encoder.norm(encoder.blocks(alone))[0], out.tokens[i])
 
 
 def test_sines_by_hand() -> None:
-    row, column = (table((3, 5), 16, row_first=first).view(3, 5, 16) for first in (True, False))
+    row, column = (sine_table((3, 5), 16, row_first=first).view(3, 5, 16) for first in (True, False))
     w = 10000.0 ** -(torch.arange(4) / 4)
     for a, b in ((0, 0), (2, 1), (1, 4)):
         s = [torch.cat([(t * w).sin(), (t * w).cos()]) for t in (a, b)]
@@ -122,7 +122,7 @@ def test_the_official_encoder_is_reproduced(shared: Path) -> None:
     out = encoder(batch["x1"], batch["mask"].flatten(1).bool())
     expected = outputs["online_block1"]
     torch.testing.assert_close(out.tokens, expected, rtol=0, atol=1.6e-5 * float(expected.abs().max()))
-    positions = torch.cat([torch.zeros(1, 48), table((4, 4), 48, row_first=True)])
+    positions = torch.cat([torch.zeros(1, 48), sine_table((4, 4), 48, row_first=True)])
     torch.testing.assert_close(positions, case["state_dict"]["pos_embed"][0], rtol=0, atol=1e-6)
 
 
