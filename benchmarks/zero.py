@@ -5,7 +5,9 @@
 
 BatchNorm is synchronised, the precision fp32.  For each run the table has the largest relative difference of a step's loss from that of one
 process at stage 0, and of the weights of both branches at the end (as a part of the largest weight of their tensor).  Reported beside it: the
-difference from a plain loop of torch's at the same number of ranks, which should be 0.  Writes benchmarks/results/zero.json.
+difference from a plain loop of torch's at the same number of ranks: 0, or what another order of sums makes (more than two ranks; stage 3 where
+a network sees several views).  A loss near 0 (cosines of an untrained network) makes relative differences look large.  Writes
+benchmarks/results/zero.json.
 """
 from __future__ import annotations
 
