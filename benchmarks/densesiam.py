@@ -1,4 +1,4 @@
-"""DenseSiam's losses one by one: mIoU of unsupervised segmentation (Hungarian matching) on CamVid and on drawn street scenes, several seeds each.
+"""DenseSiam's losses one by one on CamVid, and all together on drawn street scenes: mIoU of unsupervised segmentation (Hungarian), several seeds.
 
     twinview shards pack images CAMVID/images/train shards/camvid-train --labels CAMVID/labels/train
     twinview shards pack images CAMVID/images/val shards/camvid-val --labels CAMVID/labels/val
@@ -34,6 +34,7 @@ VARIANTS = {
     "+ auxiliary": [PIXEL % ", auxiliary=128", REGION, SEGMENT],
 }
 KMEANS = "k-means"  # of the MultiSiam run and of its random start
+WANTED = {"camvid": (*VARIANTS, KMEANS), "scenes": ("+ auxiliary", KMEANS)}
 
 
 def main() -> None:
@@ -47,7 +48,7 @@ def main() -> None:
     args = ask.parse_args()
     rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.is_file() else []
     done = {(row["data"], row["variant"], row["seed"]) for row in rows}
-    wanted = [(data, variant, seed) for seed in range(args.seeds) for data in DATA for variant in (*VARIANTS, KMEANS)]
+    wanted = [(data, variant, seed) for seed in range(args.seeds) for data in DATA for variant in WANTED[data]]
     with ThreadPoolExecutor(args.jobs) as pool:
         runs = [pool.submit(one, *what, args.shards.resolve(), args.runs.resolve(), args.steps) for what in wanted if what not in done]
         for run in as_completed(runs):
