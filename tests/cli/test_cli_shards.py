@@ -78,6 +78,6 @@ def test_a_folder_whose_name_is_no_text(photos: Path, tmp_path: Path) -> None:
     assert main(["shards", "pack", "images", str(photos), str(tmp_path / "out")]) == 0
     (tmp_path / "out").rename(folder)
     (folder / "out-000003.tar").write_bytes(b"")
-    command = [sys.executable, "-c", "from twinview.cli import entry; entry()", "shards", "check", os.fsencode(folder)]
+    command = [sys.executable, "-c", "from twinview.cli import entry; entry()", "shards", "check", str(folder)]
     found = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict", "OMP_NUM_THREADS": "1"})
     assert found.returncode == 2 and rb"caf\udce9/out-000003.tar, offset 0: the file is empty." in found.stdout and b"Traceback" not in found.stderr

@@ -107,8 +107,9 @@ def test_an_error_of_the_input_comes_out_as_it_was_raised(tables: dict[str, Any]
 
 
 def test_a_bug_of_a_part_keeps_its_traceback(tables: dict[str, Any]) -> None:
-    with pytest.raises(ZeroDivisionError, match=r"(?s)sample_views.*a bug of the part"):
+    with pytest.raises(ZeroDivisionError, match=r"(?s)sample_views.*a bug of the part") as caught:
         next(batches({**tables, "views": {"use": "random.views", "fault": "bug"}}, "data.workers=1"))
+    assert caught.tb and not multiprocessing.active_children(), "a traceback that is kept keeps no worker"
 
 
 def test_a_worker_that_is_killed_ends_the_run_in_one_line(tables: dict[str, Any]) -> None:

@@ -79,7 +79,8 @@ def load(make: Callable[[Sequence[P]], T], places: Iterable[Sequence[P]], worker
             raise DataError(f"[data] workers: one ended unexpectedly ({e}). Where memory is short, write fewer.") from None
         raise
     finally:
-        del entries, loader  # joins the workers
+        if workers:
+            cast(Any, entries)._shutdown_workers()  # joins them; left to `del`, they live as long as a traceback that anyone keeps
 
 
 class _Made(Dataset[Any], Generic[P, T]):
