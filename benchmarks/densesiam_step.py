@@ -2,8 +2,9 @@
 
     python benchmarks/densesiam_step.py
 
-The loops do the same sums one image at a time: maps are sampled, cross-entropies taken and regions contrasted for each image by itself. Losses and gradients must agree; time is the median of interleaved steps of the losses alone (forward and backward from the encoder's
-cells), memory the most that a fresh process with one of the two has held over what it held before.
+The loops do the same sums one image at a time: maps are sampled, cross-entropies taken and regions contrasted for each image by itself. Losses and
+gradients must agree; time is the median of interleaved steps of the losses alone (forward and backward from the encoder's cells), memory the most
+that a fresh process with one of the two has held over what it held before.
 Writes benchmarks/results/densesiam_step.json.
 """
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """The whole product of installed view samplers, masks, alignments, losses and encoders: which combinations train, and which are refused and why.
 
-    python benchmarks/mixing.py --jobs 2
+    python benchmarks/mixing.py --jobs 2              # half an hour of two cores
+    python benchmarks/mixing.py --assemble            # only what is refused, in minutes
 
 Each that is not refused takes twenty steps on one batch of drawn street scenes; it must stay finite, lower its loss and have gradients in every
 trainable parameter.  Writes benchmarks/results/mixing.json: counts by reason, and every combination that did not train.  Resumable: what is in
-benchmarks/results/mixing.partial.jsonl is not tried again; the file goes at the end.
+benchmarks/results/mixing.partial.jsonl is not tried again; the file goes at the end.  With --assemble nothing trains and nothing is written.
 """
 from __future__ import annotations
 
@@ -26,7 +27,11 @@ def main() -> None:
     ask = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     ask.add_argument("--shards", default="scenes:val")
     ask.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes, one thread each")
+    ask.add_argument("--assemble", action="store_true", help="count what is refused, train nothing")
     args = ask.parse_args()
+    if args.assemble:
+        print(json.dumps(refusals(), indent=1))
+        return
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in the processes
     from twinview.data.shards import open_shards
     from twinview.testing import product
@@ -58,6 +63,23 @@ def one(task: tuple[dict[str, str], str]) -> dict[str, Any]:
     if found.trains:
         return {"combination": combination, "first": found.losses[0], "last": found.losses[-1]}
     return {"combination": combination, "fault": f"losses {found.losses[0]:g} to {found.losses[-1]:g}, no gradient in {list(found.untouched)}"}
+
+
+def refusals() -> dict[str, Any]:
+    """Combinations that are refused when they are assembled, by reason."""
+    from twinview.assembly import assemble
+    from twinview.errors import RecipeError
+    from twinview.recipe import from_table
+    from twinview.testing import product, recipe_of
+
+    rows: list[dict[str, Any]] = []
+    for combination in product():
+        try:
+            assemble(from_table(recipe_of(combination, "none.tar")))
+            rows.append({})
+        except RecipeError as e:
+            rows.append({"refused": str(e)})
+    return {k: v for k, v in summary(rows).items() if k in ("combinations", "refused", "refused_by_reason")}
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
