@@ -39,6 +39,11 @@ def test_every_slot_is_in_the_table() -> None:
     assert not [slot for slot in SLOTS if f"`[{slot}]`" not in text and f"`[[{slot}]]`" not in text]
 
 
+def test_no_page_has_a_place_left_open() -> None:
+    open_places = [f"{page.name}: {line}" for page in DOCS.glob("*.md") for line in page.read_text().splitlines() if re.fullmatch(r"[A-Z]{4,}", line.strip())]
+    assert not open_places
+
+
 def test_commands_in_the_docs_parse() -> None:
     from twinview.cli import parser
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from twinview.hooks import hookimpl, part
 from twinview.ops import conv_mlp, cosine_loss, soft_cross_entropy_loss
 from twinview.values import Alignment, Dims, Head, ParamRule, Step, Traits
+from twinview_densesiam.projector import refuse_own
 
 
 @part
@@ -34,6 +35,8 @@ class Pixel:
     constant_predictor_lr: bool = False  # the predictor's learning rate stays at its peak (SimSiam)
 
     def __attrs_post_init__(self) -> None:
+        if self.head:
+            refuse_own(self, "channels", *([] if self.auxiliary else ["hidden"]))
         if self.auxiliary == 1 or (self.auxiliary and self.similarity == "cosine"):
             raise ValueError('auxiliary counts clusters, two or more, and goes with similarity = "cross_entropy"')
 

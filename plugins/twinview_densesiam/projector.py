@@ -3,12 +3,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import attrs
 from attrs import field
 from attrs.validators import ge, gt
 
 from twinview.hooks import hookimpl, part
 from twinview.ops import conv_mlp
 from twinview.values import Dims, Head, Traits
+
+
+def refuse_own(part: attrs.AttrsInstance, *names: str) -> None:
+    """ValueError where a loss that shares a head also sets an option of the projector that it then does not have."""
+    for option in attrs.fields(type(part)):
+        if option.name in names and getattr(part, option.name) != option.default:
+            raise ValueError(f"{option.name} is of its own projector; leave it out where head names a shared one")
 
 
 @part

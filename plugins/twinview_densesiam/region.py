@@ -13,6 +13,7 @@ from twinview.ops import conv_mlp, info_nce, mlp
 from twinview.ops.checks import share
 from twinview.ops.means import weighted_mean, wide
 from twinview.values import Dims, Head, Role, Step, Traits
+from twinview_densesiam.projector import refuse_own
 
 
 @part
@@ -31,6 +32,10 @@ class Region:
     temperature: float = field(default=0.1, validator=gt(0))  # tau
     stop_gradient: bool = False  # q comes from the target branch, as in the paper's other losses
     start: float = field(default=0.0, validator=share)  # share of the run before which the term counts for nothing
+
+    def __attrs_post_init__(self) -> None:
+        if self.head:
+            refuse_own(self, "regions")
 
     @hookimpl
     def traits(self) -> Traits:

@@ -15,6 +15,7 @@ from twinview.ops import conv_mlp, resize_map
 from twinview.ops.means import wide
 from twinview.ops.ranks import summed
 from twinview.values import Dims, Head, Step, Traits
+from twinview_densesiam.projector import refuse_own
 
 
 @part
@@ -29,6 +30,10 @@ class Segment:
     clusters: int = field(default=27, validator=gt(1))  # K, of its own projector
     hidden: int = field(default=0, validator=ge(0))  # width of its own projector's hidden layers; 0: that of the cells
     rebalance: Literal["none", "frequency", "inverse"] = "frequency"
+
+    def __attrs_post_init__(self) -> None:
+        if self.head:
+            refuse_own(self, "clusters", "hidden")
 
     @hookimpl
     def traits(self) -> Traits:

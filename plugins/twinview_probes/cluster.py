@@ -6,19 +6,19 @@ from typing import Literal
 
 import torch
 from attrs import field
-from attrs.validators import ge, gt, min_len
+from attrs.validators import ge, gt, le, min_len
 from torch import Tensor
 from torch.nn import functional as F
 
 from twinview.branch import Branches
-from twinview.errors import DataError, RecipeError
+from twinview.errors import DataError
 from twinview.hooks import hookimpl, part
 from twinview.ops.checks import pixels
 from twinview.values import DataFactory, Dims, PlainBatch, Progress, Step, Traits
 from twinview_probes.clusters import Clusterer, FeatureClusters, HeadClusters
 from twinview_probes.confusion import Confusion
 from twinview_probes.features import Maps, Pixels, channels, first
-from twinview_probes.labels import LABELS, LabelMap, read_label_map
+from twinview_probes.labels import LABELS, read_label_map
 from twinview_probes.matching import match_clusters, matched_scores, occupancy
 from twinview_probes.segments import segments_sheet
 
@@ -39,7 +39,7 @@ class Cluster:
     size: tuple[int, int] = field(validator=pixels)  # height, width of the images in pixels
     crop: bool = False  # the largest central box of that shape, instead of the whole image squeezed into it
     labels: str = ""  # a label map: coco_stuff27, cityscapes27, cityscapes19, camvid11, scenes10 or a .toml file; empty: labels are classes
-    classes: int = field(default=0, validator=ge(0))  # 0: those of the label map, or as many as `val` shows
+    classes: int = field(default=0, validator=[ge(0), le(LABELS - 1)])  # 0: those of the label map, or as many as `val` shows
     ignore: list[int] = field(factory=lambda: [255])  # labels that are no class
     clusters: int = field(default=0, validator=ge(0))  # of k-means; 0: as many as classes
     levels: list[str] = field(factory=lambda: ["cells"], validator=min_len(1))  # for k-means, put behind one another
@@ -52,8 +52,11 @@ class Cluster:
     def __attrs_post_init__(self) -> None:
         if self.clusters == 1:
             raise ValueError("clusters wants two or more, or 0 for as many as classes")
-        if self.labels:
-            read_label_map(self.labels)
+        self.map, self.channels = read_label_map(self.labels) if self.labels else None, 0
+        if self.map and self.classes:
+            raise ValueError("classes are those of the label map; leave one of classes and labels out")
+        if (self.baselines or not self.head) and not (self.clusters or self.classes or self.map):
+            raise ValueError("clusters are to be counted by k-means; write clusters, classes or labels")
 
     @hookimpl
     def traits(self) -> Traits:
@@ -62,15 +65,18 @@ class Cluster:
 
     @hookimpl
     def heads(self, dims: Dims) -> None:
-        """Makes none: a wrong level is refused here, before the training and not after it."""
+        """Makes none: a wrong level is refused here, before the training and not after it, and the head's channels are learned."""
+        self.channels = dims.heads.get(self.head, 0)
         for level in self.levels:
             channels(dims.encoder, level)
 
     @hookimpl
     def before_epoch(self, data: DataFactory, progress: Progress) -> None:
-        """Read an image of `val` before the first step: shards that are not there are missed now and not at the end of the run."""
+        """Read an image of each set before the first step: shards that are not there are missed now and not at the end of the run."""
         if progress.step == 0:
             next(iter(self._read(data, self.val, 1, labelled=True)), None)
+            if self.baselines or not self.head:
+                next(iter(self._read(data, self.train, 1, labelled=False)), None)
 
     @hookimpl
     def evaluate(self, branches: Branches, data: DataFactory) -> dict[str, float]:
@@ -79,8 +85,9 @@ class Cluster:
         Percent, all pixels of `val` that have a class, on every rank the same.  Logits are upsampled bilinearly to the labels.  Raises DataError.
         """
         scores: dict[str, float] = {}
+        device = next(branches.online.parameters()).device
         for name in ("", *self.baselines):
-            counts = self.count(self.clusterer(branches, data, name), data)
+            counts = self.count(self.clusterer(branches, data, name), data, device)
             found = matched_scores(counts, match_clusters(counts), self.map.things if self.map else ()) | occupancy(counts)
             scores |= {f"cluster/{name}{'/' * bool(name)}{score}": value for score, value in found.items()}
         return scores
@@ -88,38 +95,31 @@ class Cluster:
     @hookimpl
     def pictures(self, step: Step, data: DataFactory) -> dict[str, Tensor]:
         """`segments`: images of `val`, each with its clusters in the colours of the classes that they were matched to, and its labels."""
+        device = next(step.branches.online.parameters()).device
         clusterer = self.clusterer(step.branches, data, "")
-        counts = self.count(clusterer, data)
+        counts = self.count(clusterer, data, device)
         names = self.map.names if self.map else tuple(str(i) for i in range(len(counts)))
         images, labels = self._spread(data, len(step.batch.keys))
-        device = next(step.branches.online.parameters()).device
         given = self._assign(clusterer, images.to(device), labels.shape[-2:])
         return {"segments": segments_sheet(images, given.cpu(), self._classes(labels), match_clusters(counts), names)}
-
-    @property
-    def map(self) -> LabelMap | None:
-        """The label map, if one is named."""
-        return read_label_map(self.labels) if self.labels else None
 
     def clusterer(self, branches: Branches, data: DataFactory, baseline: str) -> Clusterer:
         """The head's clusters or k-means of the online branch (""), or k-means of a baseline."""
         device = next(branches.online.parameters()).device
         if self.head and not baseline:
             head = branches.online.find(branches.online.key(self.head, "projector"))
-            encoder = branches.online.encoder
-            probe = next(self._read(data, self.val, 1, labelled=False)).images.to(device)
-            return HeadClusters(encoder, head, HeadClusters(encoder, head, 0)(probe).shape[1])
+            return HeadClusters(branches.online.encoder, head, self.channels)
         if baseline == "pixels":
             return self._kmeans(Pixels(self.stride), data, device)
         encoder = branches.initial().to(device) if baseline == "random" else branches.online.encoder
         return self._kmeans(Maps(encoder, self.levels, self.stride), data, device)
 
-    def count(self, clusterer: Clusterer, data: DataFactory) -> Tensor:
+    def count(self, clusterer: Clusterer, data: DataFactory, device: torch.device) -> Tensor:
         """[classes, k]: pixels of `val` of all ranks by class and cluster.  Raises DataError where none has a class."""
-        confusion = Confusion(LABELS, given=clusterer.k)
+        confusion = Confusion(LABELS, device, given=clusterer.k)
         for batch in self._read(data, self.val, IMAGES, labelled=True):
-            truth = self._classes(batch.labels["map"])
-            given = self._assign(clusterer, batch.images, truth.shape[-2:]).cpu()
+            truth = self._classes(batch.labels["map"].to(device))
+            given = self._assign(clusterer, batch.images.to(device), truth.shape[-2:])
             known = truth != 255
             confusion.add(truth[known], given[known])
         confusion.gather()
@@ -135,8 +135,6 @@ class Cluster:
 
     def _kmeans(self, dense: Maps | Pixels, data: DataFactory, device: torch.device) -> FeatureClusters:
         k = self.clusters or (len(self.map.names) if self.map else self.classes)
-        if not k:
-            raise RecipeError("[[evaluate]] probes.cluster: k-means wants a number of clusters. Write clusters, classes or labels.")
         batches = first(self._read(data, self.train, IMAGES, labelled=False), self.images)
         return FeatureClusters(dense, batches, k, cells=self.cells, seed=self.seed, device=device)
 
@@ -150,9 +148,12 @@ class Cluster:
         return F.interpolate(clusterer(images), size=list(size), mode="bilinear", align_corners=False).argmax(1)
 
     def _classes(self, labels: Tensor) -> Tensor:
-        """Classes of label maps [B, H, W], 255 where there is none."""
-        classes = self.map(labels) if self.map else labels
-        return torch.where(torch.isin(labels, torch.tensor(self.ignore, device=labels.device)), 255, classes)
+        """Classes of label maps [B, H, W], 255 where there is none.  Raises DataError for a label that no class can have."""
+        labels = torch.where(torch.isin(labels, torch.tensor(self.ignore, device=labels.device)), 255, labels)
+        most = int(labels.max()) if labels.numel() else 0
+        if most >= LABELS:
+            raise DataError(f"[[evaluate]] probes.cluster: {self.val} holds the label {most}; they go up to {LABELS - 1}. Put {most} into ignore.")
+        return self.map(labels) if self.map else labels
 
     def _read(self, data: DataFactory, shards: str | list[str], images: int, *, labelled: bool) -> Iterator[PlainBatch]:
         return data.plain(shards or None, size=self.size, labels=("map",) if labelled else (), batch_size=images, crop=self.crop)

@@ -9,7 +9,8 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twinview.ops.ranks import from_first
+from twinview.errors import DataError
+from twinview.ops.ranks import from_first, rank
 from twinview.values import PlainBatch
 from twinview_probes.features import Dense, sample_cells
 
@@ -46,11 +47,13 @@ class FeatureClusters:
         x, _, order = sample_cells(dense, batches, cells=cells, ignore=torch.empty(0, dtype=torch.int64, device=device), seed=seed)
         var, self.mean = torch.var_mean(x, 0, correction=0)
         self.scale = torch.where(var > 1e-12, var.rsqrt(), 0)
-        centres = x.new_zeros(k, x.shape[1])
-        if len(x) >= k:
-            points = F.normalize((x[order] - self.mean) * self.scale).cpu().numpy()
-            centres = torch.from_numpy(KMeans(k, n_init=4, random_state=seed).fit(points).cluster_centers_).to(x)
-        self.centres = from_first(centres.contiguous())
+        if len(x) < k:
+            raise DataError(f"[[evaluate]] probes.cluster: {len(x)} cells for {k} clusters. Write larger images or cells, or fewer clusters.")
+        points = F.normalize((x[order] - self.mean) * self.scale).cpu().numpy()
+        self.centres = x.new_zeros(k, x.shape[1])
+        if rank() == 0:
+            self.centres.copy_(torch.from_numpy(KMeans(k, n_init=4, random_state=seed).fit(points).cluster_centers_))
+        from_first(self.centres)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Minus the squared distance from each centre, up to the place's own part."""

@@ -36,6 +36,8 @@ def read_label_map(name: str) -> LabelMap:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
         names, things, fine = tuple(table["names"]), tuple(table.get("things", ())), torch.tensor(table["fine"], dtype=torch.int64)
+        if isinstance(table["names"], str) or not all(thing in range(len(names)) for thing in things):
+            raise ValueError("names is a list, and things are places in it")
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as e:
         raise RecipeError(f"labels: {name} is no label map: {type(e).__name__}: {e}. Write names, things and fine, a class for each label.") from None
     sound = (fine == IGNORE) | ((fine >= 0) & (fine < len(names)))

@@ -233,6 +233,9 @@ def test_a_step_in_bf16_is_close_to_fp32() -> None:
     ({"loss": [{"use": "densesiam.pixel", "similarity": "cross_entropy", "auxiliary": 1}]}, "auxiliary counts clusters"),
     ({"loss": [{"use": "densesiam.region", "head": "cluster"}]}, "no [[head]] has the name 'cluster'. Did you mean 'clusters'?"),
     ({"loss": [{"use": "densesiam.region", "start": 1.5}]}, "start"),
+    ({"loss": [{"use": "densesiam.region", "head": "clusters", "regions": 5}]}, "regions is of its own projector; leave it out"),
+    ({"loss": [{"use": "densesiam.segment", "head": "clusters", "clusters": 5}]}, "clusters is of its own projector; leave it out"),
+    ({"loss": [{"use": "densesiam.pixel", "head": "clusters", "channels": 5}]}, "channels is of its own projector; leave it out"),
 ])
 def test_options_that_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError) as caught:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from twinview.branch import Branch, Branches
 from twinview.data.scenes import CLASSES
 from twinview.errors import DataError, RecipeError
-from twinview.values import Batch, EncoderSpec, Features, Level, PlainBatch, Progress, Size
+from twinview.values import Batch, Dims, EncoderSpec, Features, Level, PlainBatch, Progress, Size
 from twinview_probes.cluster import Cluster
 from twinview_probes.clusters import FeatureClusters
 from twinview_probes.confusion import Confusion
@@ -101,6 +101,8 @@ def test_labels_of_the_data_sets() -> None:
     ("names = ['a']\nfine = [0, 1]", "fine wants up to 256 classes from 0 to 0, or 255 for none"),
     ("names = ['a']", "is no label map: KeyError: 'fine'"),
     ("names = [", "is no label map: TOMLDecodeError"),
+    ("names = ['a']\nthings = [1]\nfine = [0]", "names is a list, and things are places in it"),
+    ("names = 'ab'\nfine = [0]", "names is a list, and things are places in it"),
 ])
 def test_a_label_map_of_ones_own(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "own.toml"
@@ -159,8 +161,10 @@ def own_map(tmp_path: Path) -> str:
     return str(path)
 
 
-def part(tmp_path: Path, **options: Any) -> Cluster:
-    return Cluster(**{"val": "val", "size": SIZE, "labels": own_map(tmp_path), "clusters": 3, **options})
+def part(tmp_path: Path, *, channels: int = 3, **options: Any) -> Cluster:
+    found = Cluster(**{"val": "val", "size": SIZE, "labels": own_map(tmp_path), "clusters": 3, **options})
+    found.heads(Dims(encoder=Net().spec, grids=(), sizes=(), pairs=(), global_batch=1, dataset_size=1, heads={"clusters": channels}))
+    return found
 
 
 def test_a_head_that_tells_colours_apart_scores_100(tmp_path: Path) -> None:
@@ -178,7 +182,7 @@ def test_a_head_that_gives_one_cluster_has_collapsed(tmp_path: Path) -> None:
     nn.init.zeros_(head.weight)
     nn.init.constant_(head.bias.data[:1], 1.0)  # type: ignore[union-attr]
     with torch.no_grad():
-        found = part(tmp_path, head="clusters").evaluate(branches(head), Blocks())
+        found = part(tmp_path, head="clusters", channels=4).evaluate(branches(head), Blocks())
     assert found["cluster/collapsed"] == 1 and found["cluster/entropy"] == 0 and found["cluster/empty"] == 3 and found["cluster/miou"] < 40
 
 
@@ -217,7 +221,18 @@ def test_faults_have_one_line(tmp_path: Path) -> None:
         part(tmp_path, head="clusters", ignore=[11, 12, 255]).evaluate(branches(nn.Identity()), Blocks())
     with pytest.raises(DataError, match="holds the class 12 with classes = 2. Write classes = 13"), torch.no_grad():
         part(tmp_path, labels="", classes=2, head="clusters").evaluate(branches(nn.Identity()), Blocks())
-    with pytest.raises(RecipeError, match="k-means wants a number of clusters"), torch.no_grad():
-        part(tmp_path, labels="", clusters=0).evaluate(branches(nn.Identity()), Blocks())
-    assert Cluster(val="v", size=SIZE, head="h").traits().needs == {"cells"} and Cluster(val="v", size=SIZE, levels=["c3"]).traits().needs == {"levels"}
-    Cluster(val="v", size=SIZE).before_epoch(Blocks(), Progress(5, 10, 0, 0.5))
+    with pytest.raises(DataError, match="27 cells for 30 clusters. Write larger images or cells"), torch.no_grad():
+        part(tmp_path, clusters=30, cells=3).evaluate(branches(nn.Identity()), Blocks())
+    with pytest.raises(DataError, match="val holds the label 300; they go up to 255. Put 300 into ignore"):
+        part(tmp_path)._classes(torch.tensor([[[1, 300]]]))
+    assert part(tmp_path, ignore=[300])._classes(torch.tensor([[[11, 300]]])).tolist() == [[[0, 255]]]
+    for options, message in (
+        ({"labels": "", "clusters": 0}, "clusters are to be counted by k-means"),
+        ({"labels": "", "clusters": 0, "head": "h", "baselines": ["pixels"]}, "clusters are to be counted by k-means"),
+        ({"clusters": 1}, "clusters wants two or more"),
+        ({"classes": 3}, "leave one of classes and labels out"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            part(tmp_path, **options)
+    assert Cluster(val="v", size=SIZE, head="h").traits().needs == {"cells"} and Cluster(val="v", size=SIZE, levels=["c3"], classes=2).traits().needs == {"levels"}
+    Cluster(val="v", size=SIZE, head="h").before_epoch(Blocks(), Progress(5, 10, 0, 0.5))

@@ -42,5 +42,10 @@ def from_first(x: Tensor) -> Tensor:
     return x
 
 
+def rank() -> int:
+    """This process among the ranks; 0 where it is alone."""
+    return dist.get_rank() if _several() else 0
+
+
 def _several() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
