@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import attrs
 from attrs import field
@@ -12,7 +13,7 @@ from twinview.ops import conv_mlp
 from twinview.values import Dims, Head, Traits
 
 
-def refuse_own(part: attrs.AttrsInstance, *names: str) -> None:
+def refuse_own(part: Any, *names: str) -> None:
     """ValueError where a loss that shares a head also sets an option of the projector that it then does not have."""
     for option in attrs.fields(type(part)):
         if option.name in names and getattr(part, option.name) != option.default:
