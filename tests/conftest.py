@@ -140,6 +140,7 @@ class Encoder:
 @part
 class Align:
     extra: int = 0
+    fills_hidden: bool = False
 
     @hookimpl
     def traits(self):
@@ -147,7 +148,7 @@ class Align:
 
     @hookimpl
     def align(self, step, online, target):
-        return Alignment(lambda m: m, lambda m: m, torch.ones(len(step.batch.keys), 4, 4))
+        return Alignment(lambda m: m, lambda m: m, torch.ones(len(step.batch.keys), 4, 4), fills_hidden=self.fills_hidden)
 
 
 @part

@@ -147,6 +147,14 @@ def test_hidden_cells_are_hidden_online_alone_and_weigh_nothing(toy: dict[str, A
     assert float(step.alignment(1, 0).weight.min()) == 1
 
 
+@pytest.mark.parametrize("fills", [False, True])
+def test_without_an_average_the_target_is_masked_too_and_its_hidden_cells_weigh_nothing(toy: dict[str, Any], fills: bool) -> None:
+    tables = {"masks": {"use": "toy.masks"}, "align": {"use": "toy.align", "fills_hidden": fills}, "loss": [{"use": "toy.cells"}], "target": {"momentum": 0}}
+    step, seen = LazyStep(model_of({**toy, **tables}), batch_of(hidden=True), PROGRESS, False), [0] * 3 + [1] * 13
+    assert step.alignment(1, 0).weight.flatten(1)[0].tolist() == seen
+    assert step.alignment(0, 1).weight.flatten(1)[0].tolist() == ([1] * 16 if fills else seen)
+
+
 def test_a_single_view_is_watched_too(toy: dict[str, Any]) -> None:
     batch = batch_of()
     step = LazyStep(model_of(toy), batch._replace(images=batch.images[:1], geometry=batch.geometry._replace(pairs=())), PROGRESS, True)

@@ -139,7 +139,7 @@ class LazyStep(Step):
         return cast(tuple[Tensor | None, ...], self._once(("hidden",), lambda: tuple(None if h is None else h.to(device) for h in found)))
 
     def alignment(self, online: int, target: int, name: str = "") -> Alignment:
-        """As the recipe's part gives it, with the visibility of the online view's cells in its weight."""
+        """As the recipe's part gives it, with the visibility of cells in its weight: the online view's, and without an average the target's."""
         return cast(Alignment, self._once(("align", online, target, name), lambda: self._align(online, target, name)))
 
     def head(self, part: object, name: str) -> str:
@@ -215,12 +215,15 @@ class LazyStep(Step):
 
     def _align(self, online: int, target: int, name: str) -> Alignment:
         found = cast(Alignment, self._model.assembly.align(name)(step=self, online=online, target=target))
-        hidden = self.hidden[online]
-        if hidden is None or found.fills_hidden:
-            return found
-        grid = self._model.dims.grids[online]
-        seen = found.online((~hidden).float().view(-1, 1, *grid))[:, 0]
-        return found._replace(weight=found.weight * seen.clamp(0, 1))
+        masked = [] if found.fills_hidden else [(online, found.online)]
+        if self._model.target is None:  # the target's map is the online one, masked as it is
+            masked.append((target, found.target))
+        for view, operator in masked:
+            hidden = self.hidden[view]
+            if hidden is not None:
+                seen = operator((~hidden).float().view(-1, 1, *self._model.dims.grids[view]))[:, 0]
+                found = found._replace(weight=found.weight * seen.clamp(0, 1))
+        return found
 
 
 class _Views(Sequence[Any]):

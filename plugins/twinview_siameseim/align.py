@@ -61,18 +61,16 @@ class Relative:
 
     @hookimpl
     def align(self, step: Step, online: int, target: int) -> Alignment:
-        """Takes tokens too, the class token among them.  Weight 1 everywhere, but 0 where a target without an average was itself masked."""
+        """Takes tokens too, the class token among them.  Weight 1 everywhere."""
         here, there = step.online[online], step.target[target]
         grids = _grid(here.at("cells")), _grid(there.at("cells"))
         tokens = _Seen(here.prefix, here.kept)
         cells = _Seen(0, here.kept if here.kept is not None else _visible(step, online))
         relation = relate(step.geometry, online, target, grids)
-        blind = step.hidden[target] if step.branches.target is step.branches.online else None
-        seen = torch.ones_like(there.at("cells")[:, 0], dtype=torch.float32) if blind is None else (~blind).float().view(-1, *grids[1])
         return Alignment(
             online=partial(self._predict, step.branches.online, tokens, cells, grids[0], relation),
             target=partial(_target, there.prefix, there.kept, grids[1]),
-            weight=seen,
+            weight=torch.ones_like(there.at("cells")[:, 0], dtype=torch.float32),
             fills_hidden=True,
             takes_tokens=True,
         )
