@@ -12,7 +12,8 @@ from twinview.hooks import hookimpl, part
 from twinview.ops import conv_mlp, info_nce, mlp
 from twinview.ops.checks import share
 from twinview.ops.means import weighted_mean, wide
-from twinview.values import Dims, Head, Role, Step, Traits
+from twinview.values import Alignment, Dims, Head, Role, Step, Traits
+from twinview_densesiam.segment import visible_cells
 from twinview_densesiam.projector import refuse_own
 
 
@@ -75,12 +76,14 @@ class Region:
         """A scalar for each direction (from, to) between two views."""
         alignment = step.alignment(online, target, self.align)
         operators = {online: alignment.online, target: alignment.target}
-        meets = (alignment.weight.flatten(1).sum(1) > 0).float()
+        symmetric = len(directions) == 2 or not self.stop_gradient  # `target` goes through the online branch too
+        weight = _seen_twice(step, alignment, target) if symmetric else alignment.weight
+        meets = (weight.flatten(1).sum(1) > 0).float()
         made: dict[tuple[int, Role], Tensor] = {}
 
         def projected(view: int, role: Role) -> Tensor:
             if (view, role) not in made:
-                made[view, role] = self._project(step, view, role, operators[view], alignment.weight)
+                made[view, role] = self._project(step, view, role, operators[view], weight)
             return made[view, role]
 
         terms = []
@@ -107,6 +110,14 @@ class Region:
             return projected(view, "online").detach()
         with torch.no_grad():
             return projected(view, "target")
+
+
+def _seen_twice(step: Step, alignment: Alignment, target: int) -> Tensor:
+    """The alignment's weight without the cells of view `target` that the online branch did not see."""
+    if step.hidden[target] is None or step.branches.target is step.branches.online:  # without an average they weigh nothing already
+        return alignment.weight
+    seen = visible_cells(step, target, step.online[target].at("cells"))
+    return alignment.weight * alignment.target(seen[:, None])[:, 0].clamp(0, 1)
 
 
 def region_sums(features: Tensor, masks: Tensor, weight: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from twinview.errors import RecipeError
 from twinview.recipe import find, from_table, read
 from twinview.step import Siamese
 from twinview.values import Batch, Geometry, Progress
+from twinview_densesiam.region import region_sums
 
 K, K_AUX, N, SIDE = 5, 7, 3, 32
 
@@ -183,6 +184,30 @@ def test_a_stopped_region_loss_trains_both_ways(momentum: float) -> None:
     outcome = siamese(given, Progress(0, 10, 0, 1.0))
     outcome.loss.backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for n, p in siamese.online.named_parameters() if "encoder" in n and "bn" not in n)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize(("stop", "pairs", "both"), [(False, ((0, 1),), True), (True, ((0, 1), (1, 0)), True), (True, ((0, 1),), False)])
+def test_regions_are_of_cells_that_the_online_branch_saw(
+    monkeypatch: pytest.MonkeyPatch, momentum: float, stop: bool, pairs: tuple[tuple[int, int], ...], both: bool
+) -> None:
+    loss = {"use": "densesiam.region", "head": "clusters", "stop_gradient": stop}
+    siamese, given = model(recipe(loss=[loss], masks={"use": "masks.random", "views": [0, 1]}, target={"momentum": momentum})), batch()
+    whole = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(N, 2, 4)
+    geometry = given.geometry._replace(boxes=whole, flips=torch.zeros(N, 2, dtype=torch.bool), pairs=pairs)
+    hidden = [torch.rand(N, (SIDE // 4) ** 2, generator=torch.Generator().manual_seed(view)) < 0.5 for view in (0, 1)]
+    weights: list[Tensor] = []
+
+    def keep(features: Tensor, masks: Tensor, weight: Tensor) -> Tensor:
+        weights.append(weight.flatten(1))
+        return region_sums(features, masks, weight)
+
+    monkeypatch.setattr("twinview_densesiam.region.region_sums", keep)
+    siamese(given._replace(geometry=geometry, hidden=tuple(hidden)), Progress(0, 10, 0, 1.0))
+    seen = ~hidden[0] & ~hidden[1] if both or not momentum else ~hidden[0]
+    assert len(weights) >= 2
+    for weight in weights:
+        torch.testing.assert_close(weight, seen.float(), rtol=0, atol=1e-4)
 
 
 def test_views_that_do_not_meet_count_for_nothing() -> None:
