@@ -47,6 +47,7 @@ FAULTS: list[tuple[str, dict[str, Any], str]] = [
     ("an unknown alignment", {"align": {"a": {"use": "toy.align"}}, "loss": [{"use": "toy.cells", "align": "b"}]}, "[[loss]] toy.cells.align: no alignment has the name 'b'. There is: a."),
     ("which alignment", {"align": {"a": {"use": "toy.align"}}, "loss": [{"use": "toy.cells"}]}, "the recipe names its alignments; say which with align = \"NAME\". There is: a."),
     ("the alignment has no name", {"align": {"use": "toy.align"}, "loss": [{"use": "toy.cells", "align": "b"}]}, "the recipe's one alignment, [align], has no name"),
+    ("a head that no loss uses", {"head": [{"use": "densesiam.projector", "name": "clusters"}]}, '[[head]] densesiam.projector: no loss uses it. Leave it out, or say head = "clusters" in a loss.'),
     ("a loss that ignores extra", {"align": {"use": "toy.align", "extra": 2}, "loss": [{"use": "toy.cells"}]}, "[[loss]] toy.cells: does not use what [align] toy.align tells a predictor"),
     ("an alignment elsewhere", {"extra": [{"use": "toy.align"}]}, "[[extra]] toy.align: answers align. Put it in [align]"),
 ]

@@ -272,6 +272,10 @@ class Assembly:
             wanted = option(part, "head")
             if wanted and wanted not in heads:
                 raise RecipeError(f"{self.uses[label][1]}.head: no [[head]] has the name {wanted!r}.{closest(wanted, heads)}")
+        trained = {option(self.parts[label], "head") for label in self.answers("loss")}
+        for name in heads:
+            if name not in trained:
+                raise RecipeError(f'{self.uses[name][1]}: no loss uses it. Leave it out, or say head = "{name}" in a loss.')
 
 
 def answered(cls: type) -> list[str]:
