@@ -9,6 +9,7 @@ from torch import Tensor
 
 from twinview.errors import RecipeError
 from twinview.hooks import hookimpl, part
+from twinview.ops.checks import masked_views
 from twinview.values import Dims, Size
 
 
@@ -22,9 +23,8 @@ class Random:
     @hookimpl
     def heads(self, dims: Dims) -> None:
         """Makes none: it sees the views' grids here first.  Raises RecipeError for a view, or a count, that there cannot be."""
+        masked_views(self.views, dims, "[masks] masks.random")
         for view in self.views:
-            if view >= len(dims.grids):
-                raise RecipeError(f"[masks] masks.random: views names view {view}; views are counted from 0, and there are {len(dims.grids)}.")
             height, width = dims.grids[view]
             if not 0 < (hide := self._hide(dims.grids[view])) < height * width:
                 fault = f"hides {hide} of the {height} x {width} cells of view {view}"

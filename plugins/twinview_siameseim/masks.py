@@ -13,6 +13,7 @@ from torch import Tensor
 
 from twinview.errors import RecipeError
 from twinview.hooks import hookimpl, part
+from twinview.ops.checks import masked_views
 from twinview.values import Dims, Size
 
 TRIES = 10  # for a block that fits, before single cells make up the count
@@ -34,9 +35,8 @@ class Blocks:
     @hookimpl
     def heads(self, dims: Dims) -> None:
         """Makes none: it sees the views' grids here first.  Raises RecipeError for views or counts that there cannot be."""
+        masked_views(self.views, dims, "[masks] siameseim.blocks")
         for view in self.views:
-            if view >= len(dims.grids):
-                raise RecipeError(f"[masks] siameseim.blocks: views names view {view}; views are counted from 0, and there are {len(dims.grids)}.")
             (height, width), hide = dims.grids[view], self._hide(dims.grids[view])
             if not 0 < hide < height * width:
                 fault = f"hides {hide} of the {height} x {width} cells of view {view}"

@@ -151,14 +151,15 @@ def test_the_class_token_is_told_and_never_predicted() -> None:
 
 def test_a_target_that_was_masked_counts_where_it_saw() -> None:
     """Without an average the target is the online view, masked as it is."""
-    model = model_of(masks={"use": "siameseim.blocks", "views": [0, 1]}, target={"momentum": 0.0})
+    both = {"views": {"use": "multisiam.iou_crops", "size": 64}, "masks": {"use": "siameseim.blocks", "views": [0, 1]}}
+    model = model_of(**both, target={"momentum": 0.0})
     batch = batch_of(model)
     hidden = batch.hidden[1]
     assert hidden is not None
     step = step_of(model, batch)
     assert torch.equal(step.alignment(0, 1).weight, (~hidden).float().view(4, 4, 4))
     assert model(batch, START).loss.isfinite()
-    averaged = model_of(masks={"use": "siameseim.blocks", "views": [0, 1]})
+    averaged = model_of(**both)
     assert bool((step_of(averaged, batch).alignment(0, 1).weight == 1).all())  # the average sees all of it
 
 

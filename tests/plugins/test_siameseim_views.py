@@ -96,6 +96,7 @@ def test_masks_follow_the_generator_that_is_given() -> None:
 
 @pytest.mark.parametrize(("options", "line"), [
     ({"views": [2]}, "views names view 2; views are counted from 0, and there are 2."),
+    ({"views": [1]}, r"views names view 1, which is online in no pair of these views. Write views = \[0\]"),
     ({"count": 196}, "hides 196 of the 14 x 14 cells of view 0. Write a ratio"),
     ({"ratio": 0.001}, "hides 0 of the 14 x 14 cells"),
 ])

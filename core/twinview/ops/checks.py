@@ -1,9 +1,13 @@
 """What options of parts may be: validators for attrs fields, whose messages stand behind the recipe's place."""
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from attrs.validators import and_, deep_iterable, ge, le, min_len
+
+from twinview.errors import RecipeError
+from twinview.values import Dims
 
 share: Any = and_(ge(0), le(1))  # 0..1
 shares: Any = deep_iterable(share, min_len(1))  # a list of them
@@ -26,3 +30,13 @@ def pixels(_: Any, attribute: Any, value: tuple[int, int]) -> None:
     """Height and width, each above 0."""
     if min(value) < 1:
         raise ValueError(f"{attribute.name} wants a height and a width above 0, not {list(value)}")
+
+
+def masked_views(views: Iterable[int], dims: Dims, place: str) -> None:
+    """Views whose cells are hidden from the online branch: raises RecipeError for one that there is not, or that no pair has as online."""
+    online = sorted({view for view, _ in dims.pairs})
+    for view in views:
+        if view >= len(dims.grids):
+            raise RecipeError(f"{place}: views names view {view}; views are counted from 0, and there are {len(dims.grids)}.")
+        if view not in online:
+            raise RecipeError(f"{place}: views names view {view}, which is online in no pair of these views. Write views = {online}.")
