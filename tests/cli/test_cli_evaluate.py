@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from PIL import Image
 from twinview.cli import main
 from twinview.cli.train import summary
 from twinview.data.pack import pack_images
-from twinview.engine.evaluate import evaluations
+from twinview.engine.evaluate import evaluation_recipe, evaluations
 from twinview.engine.train import RunResult
+from twinview.errors import RecipeError
 
 
 @pytest.fixture(scope="module")
@@ -114,4 +116,39 @@ def test_a_folder_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_short_and_full_names() -> None:
     found = evaluations()
-    assert found["cluster"] == found["probes.cluster"] == "probes.cluster" and found["segment"] == "probes.segment"
+    assert found["cluster"] == found["probes.cluster"] == ["probes.cluster"] and found["segment"] == ["probes.segment"]
+
+
+TWIN = '''
+from twinview import hookimpl, part
+from twinview_probes.cluster import Cluster
+
+
+@part
+class Inherits(Cluster):
+    pass
+
+
+@hookimpl
+def parts():
+    return {"cluster": Inherits}
+'''
+
+
+def test_a_short_name_of_two_methods_is_refused_with_the_full_ones(install: Callable[..., None], run: Path) -> None:
+    install("twin", TWIN)
+    with pytest.raises(RecipeError, match="^evaluate: 'cluster' is probes.cluster or twin.cluster. Write one of them in full.$"):
+        evaluation_recipe(run, "cluster", None, {})
+    (use,) = evaluation_recipe(run, "twin.cluster", None, {"clusters": 3}).evaluate
+    assert use.use == "twin.cluster" and use.options == {"clusters": 3}
+
+
+def test_of_two_of_one_kind_the_name_says_which(run: Path, tmp_path: Path) -> None:
+    table = tomllib.loads((run / "recipe.toml").read_text())
+    (own,) = table["evaluate"]
+    (tmp_path / "recipe.toml").write_text(tomli_w.dumps({**table, "evaluate": [{**own, "name": "fine"}, {**own, "name": "coarse", "clusters": 3}]}))
+    (use,) = evaluation_recipe(tmp_path, "coarse", None, {"crop": True}).evaluate
+    assert use.use == "probes.cluster" and (use.options["clusters"], use.options["crop"], use.options["head"]) == (3, True, own["head"])
+    for what in ("cluster", "probes.cluster"):
+        with pytest.raises(RecipeError, match="^evaluate: the run has 2 evaluations probes.cluster: fine, coarse. Write the name of one.$"):
+            evaluation_recipe(tmp_path, what, None, {})

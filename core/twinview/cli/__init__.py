@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     parts.add_argument("--installed", action="store_true", help="only the methods and the distributions that offer them")
 
     evaluate = command("evaluate", "evaluate.evaluate", "score a run with one evaluation, for example cluster, segment or knn")
-    evaluate.add_argument("what", metavar="WHAT", help="an evaluation from `twinview parts`, for example cluster (or probes.cluster)")
+    evaluate.add_argument("what", metavar="WHAT", help="an evaluation of `twinview parts`: cluster, or probes.cluster; or one of the run's by name")
     evaluate.add_argument("run", metavar="RUN", help="the folder that `twinview train` wrote")
     evaluate.add_argument("overrides", metavar="key=value", nargs="*", help="options of the evaluation; with a dot, keys of the run's recipe")
     evaluate.add_argument("--shards", metavar="SHARDS", help="shards to score on (its option val)")

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import torch
 
-from twinview.assembly import assemble, installed
+from twinview.assembly import answered, assemble, installed
 from twinview.data.factory import Factory
 from twinview.data.shards import open_shards
 from twinview.engine.checkpoint import find_checkpoint, load_model
@@ -20,29 +20,45 @@ from twinview.step import Siamese
 from twinview.values import Progress
 
 
-def evaluations() -> dict[str, str]:
-    """Short name -> part, of every installed part that answers `evaluate`; the full name answers too."""
-    found: dict[str, str] = {}
+def evaluations() -> dict[str, list[str]]:
+    """Every installed part that answers `evaluate`, by its full name and by its short one, which parts of several methods may share."""
+    found: dict[str, list[str]] = {}
     for method, _, parts in installed():
         for name, cls in parts.items() if isinstance(parts, Mapping) else ():
-            if any(getattr(value, "twinview_impl", None) for key, value in vars(cls).items() if key == "evaluate"):
-                found |= {f"{method}.{name}": f"{method}.{name}", **({} if name in found else {name: f"{method}.{name}"})}
+            if "evaluate" in answered(cls):
+                found.setdefault(name, []).append(f"{method}.{name}")
+                found[f"{method}.{name}"] = [f"{method}.{name}"]
     return found
 
 
 def evaluation_recipe(run: Path, what: str, shards: str | None, options: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
-    """The run's recipe with one evaluation: the run's own of that kind, if it has one, with `options` over it and `shards` to score on.
+    """The run's recipe with one evaluation: the run's own of that name or kind, if it has one, with `options` over it and `shards` to score on.
 
     `overrides`: of other keys of the recipe, such as data.shards where the run's own have moved.  Raises RecipeError, CheckpointError.
     """
     if not (run / "recipe.toml").is_file():
         raise CheckpointError(f"{run}: there is no run here. Give the folder that `twinview train` wrote.")
-    recipe, known = read(run / "recipe.toml", overrides), evaluations()
+    recipe = read(run / "recipe.toml", overrides)
+    use = _asked(recipe, what)
+    given = {**use.options, **options, **({"val": shards} if shards else {})}
+    return attrs.evolve(recipe, evaluate=[attrs.evolve(use, options=given)])
+
+
+def _asked(recipe: Recipe, what: str) -> Use:
+    """The evaluation of the recipe that has this name; or the one of this kind, or a new one."""
+    for use in recipe.evaluate:
+        if use.label == what:
+            return use
+    known = evaluations()
     if what not in known:
-        raise RecipeError(f"evaluate: no installed part evaluates {what!r}.{closest(what, known)}")
-    own = next((use.options for use in recipe.evaluate if use.use == known[what]), {})
-    given = {**own, **options, **({"val": shards} if shards else {})}
-    return attrs.evolve(recipe, evaluate=[Use(use=known[what], options=given)])
+        raise RecipeError(f"evaluate: no installed part evaluates {what!r}.{closest(what, [*known, *(use.label for use in recipe.evaluate)])}")
+    if len(known[what]) > 1:
+        raise RecipeError(f"evaluate: {what!r} is {' or '.join(known[what])}. Write one of them in full.")
+    (kind,) = known[what]
+    own = [use for use in recipe.evaluate if use.use == kind]
+    if len(own) > 1:
+        raise RecipeError(f"evaluate: the run has {len(own)} evaluations {kind}: {', '.join(use.label for use in own)}. Write the name of one.")
+    return own[0] if own else Use(use=kind)
 
 
 def evaluate(recipe: Recipe, run: Path, step: int | None = None) -> dict[str, float]:
