@@ -4,21 +4,22 @@ For twinview's own tests and for those of anyone who publishes a method: a part 
 """
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
 import torch
 
-from twinview.assembly import answered, assemble, installed
+from twinview.assembly import SINGLE, answered, assemble, find_part, installed, option, pluggy_manager
 from twinview.data.shards import open_shards
 from twinview.data.views import Views
 from twinview.engine.optimizer import make_optimizer
 from twinview.errors import RecipeError
-from twinview.recipe import from_table
+from twinview.recipe import from_table, structure
 from twinview.step import Siamese
-from twinview.values import Progress
+from twinview.values import Progress, Traits
 
 SLOTS = {"views": "sample_views", "masks": "make_masks", "align": "align", "loss": "loss", "encoder": "make_encoder"}  # slot -> its hook
 OPTIONAL = ("masks", "align")
@@ -46,6 +47,8 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {  # parts that are several thi
 }
 
 Combination = Mapping[str, str]  # slot -> a name of `choices`
+Choices = dict[str, dict[str, dict[str, Any] | None]]  # slot -> name -> table
+Pair = tuple[tuple[str, str], ...]  # two names that meet, each with its slot
 
 
 @attrs.frozen(kw_only=True)
@@ -63,9 +66,9 @@ class Attempt:
         return bool(self.losses) and finite and self.losses[-1] < self.losses[0] and not self.untouched
 
 
-def choices() -> dict[str, dict[str, dict[str, Any] | None]]:
+def choices() -> Choices:
     """Slot -> name -> the part's small table; `none` where a slot may be left out.  Every installed part that can be loaded."""
-    found: dict[str, dict[str, dict[str, Any] | None]] = {slot: {NONE: None} if slot in OPTIONAL else {} for slot in SLOTS}
+    found: Choices = {slot: {NONE: None} if slot in OPTIONAL else {} for slot in SLOTS}
     for method, _, parts in installed():
         for name, cls in parts.items() if isinstance(parts, Mapping) else ():
             for slot, hook in SLOTS.items():
@@ -92,20 +95,74 @@ def product() -> Iterator[Combination]:
 
 
 def pairs_cover() -> list[Combination]:
-    """Few combinations in which every two names of two slots meet (all-pairs testing), the same ones each time."""
+    """Few combinations in which every two names of two slots meet (all-pairs testing), the same ones each time.
+
+    Two names that meet in any combination that assembles meet in such a one.
+    """
     every = list(product())
-    missing = {pair for combination in every for pair in itertools.combinations(combination.items(), 2)}
+    whole = assembling(every)
+    found = cover(whole, names_that_meet(whole))
+    return found + cover(every, names_that_meet(every) - names_that_meet(whole))
+
+
+def names_that_meet(combinations: Iterable[Combination]) -> set[Pair]:
+    """Every two names of one combination, each with its slot."""
+    return {pair for combination in combinations for pair in itertools.combinations(combination.items(), 2)}
+
+
+def cover(combinations: Sequence[Combination], missing: set[Pair]) -> list[Combination]:
+    """Few of the combinations in which all `missing` names meet: each time the one in which most do, the first of equals."""
     chosen: list[Combination] = []
     while missing:
-        best = max(every, key=lambda c: len(missing.intersection(itertools.combinations(c.items(), 2))))  # the first of equals
-        chosen.append(best)
-        missing.difference_update(itertools.combinations(best.items(), 2))
+        chosen.append(max(combinations, key=lambda c: len(missing & names_that_meet([c]))))
+        missing = missing - names_that_meet(chosen[-1:])
     return chosen
+
+
+def assembling(combinations: Iterable[Combination]) -> list[Combination]:
+    """Those that assemble.  One is tried for all whose parts are alike in what an assembly looks at."""
+    found, tried = choices(), dict[tuple[Hashable, ...], bool]()
+    looks = _looks(found)
+
+    def assembles(combination: Combination) -> bool:
+        key = tuple(looks.get(item, item) for item in combination.items())
+        if key not in tried:
+            try:
+                tried[key] = bool(assemble(from_table(_recipe(found, combination, "none"))))
+            except RecipeError:
+                tried[key] = False
+        return tried[key]
+
+    return [combination for combination in combinations if assembles(combination)]
+
+
+def _looks(found: Choices) -> dict[tuple[str, str], Hashable]:
+    """(slot, name) -> what an assembly looks at: hooks that one part answers, options that name others, needs, gives that are needed."""
+    manager, parts = pluggy_manager(), dict[tuple[str, str], Any]()
+    for slot, tables in found.items():
+        for name, table in tables.items():
+            if table is not None:
+                (method, _, own), given = table["use"].partition("."), {k: v for k, v in table.items() if k != "use"}
+                with contextlib.suppress(RecipeError):  # one that cannot be made without more options is like no other
+                    parts[slot, name] = structure(given, find_part(manager, method, own, name), name)
+    traits = {key: part.traits() if "traits" in answered(type(part)) else Traits() for key, part in parts.items()}
+    asked = frozenset({"hides", "uses_extra"}).union(*(t.needs for t in traits.values()))
+    return {
+        key: (
+            frozenset(answered(type(part))).intersection((*SINGLE, "align")),
+            tuple(option(part, word) is None for word in ("align", "head")),
+            traits[key]._replace(gives=traits[key].gives & asked),
+        )
+        for key, part in parts.items()
+    }
 
 
 def recipe_of(combination: Combination, shards: str) -> dict[str, Any]:
     """The recipe's tables."""
-    found = choices()
+    return _recipe(choices(), combination, shards)
+
+
+def _recipe(found: Choices, combination: Combination, shards: str) -> dict[str, Any]:
     tables = {slot: found[slot][name] for slot, name in combination.items()}
     return {
         **{slot: table for slot, table in tables.items() if table is not None and slot != "loss"},
