@@ -32,7 +32,7 @@ def whole(shared: Path, name: str) -> Any:
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float) -> bool:
-    return found.shape == expected.shape and float((found - expected).abs().max()) <= tolerance
+    return found.shape == expected.shape and float((found - expected).detach().abs().max()) <= tolerance
 
 
 def leaves(*tensors: Tensor) -> list[Tensor]:
@@ -115,7 +115,7 @@ class TwoViews:
     """As much of a step as the region loss asks for: two aligned views, masks from outside, one projector and predictor."""
 
     def __init__(self, features: list[Tensor], masks: list[Tensor], heads: dict[str, nn.Module], share: float) -> None:
-        self.pairs, self.progress = ((0, 1), (1, 0)), Progress(0, 10, 0, share)
+        self.pairs, self.hidden, self.progress = ((0, 1), (1, 0)), (None, None), Progress(0, 10, 0, share)
         self.online = [Features(cells=f) for f in features]
         self.masks = masks
         branch = type("B", (), {"of": lambda self, part, name: heads[name]})()
