@@ -13,8 +13,8 @@ from twinview.ops import conv_mlp, info_nce, mlp
 from twinview.ops.checks import share
 from twinview.ops.means import weighted_mean, wide
 from twinview.values import Alignment, Dims, Head, Role, Step, Traits
-from twinview_densesiam.segment import visible_cells
 from twinview_densesiam.projector import refuse_own
+from twinview_densesiam.segment import visible_cells
 
 
 @part
