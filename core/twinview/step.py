@@ -1,6 +1,7 @@
 """The one module that DeepSpeed wraps, and the step that it offers to losses."""
 from __future__ import annotations
 
+import contextlib
 import copy
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -60,7 +61,7 @@ class Siamese(nn.Module):
     def forward(self, batch: Batch, progress: Progress, watch: bool = False) -> Outcome:
         """All losses of a micro-batch.  `watch`: also work out what is only logged.  Autocast, where the recipe asks for it, is in here."""
         low = self.assembly.recipe.run.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=low), _attention(low and self.device.type == "cpu"):
             step = LazyStep(self, batch, progress, watch)
             total, terms = torch.zeros((), device=self.device), dict[str, Tensor]()
             for label in self.assembly.answers("loss"):
@@ -264,6 +265,14 @@ def _heads(assembly: Assembly, dims: Dims) -> Iterator[tuple[str, Head]]:
                         said = f"heads() gives a {type(head).__name__} for {name!r}"
                         raise PluginError(f"{assembly.uses[label][1]}: {said}. Give a twinview.values.Head.")
                     yield f"{assembly.key(label)}/{name}", head
+
+
+def _attention(plain: bool) -> contextlib.AbstractContextManager[None]:
+    """`plain`: attention by matrix products; in bf16 the fused kernel's backward pass takes three times as long on a CPU."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    chosen: contextlib.AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext()
+    return chosen
 
 
 def _copy(module: nn.Module) -> nn.Module:
