@@ -111,6 +111,7 @@ class Run:
     accumulation: int = _positive(1)
     precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 where the device has it in hardware
     channels_last: bool = False
+    compile: bool = False  # torch.compile on the encoders, in the steps
     sync_batchnorm: bool = True  # statistics over all ranks
     clip_gradients: float = field(default=0.0, validator=ge(0))  # global norm; 0 = none
     seed: int = field(default=0, validator=[ge(0), lt(2**63)])

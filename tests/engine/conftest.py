@@ -89,7 +89,7 @@ class Watch:
     @hookimpl
     def evaluate(self, branches, data, progress):
         assert not branches.online.training and not torch.is_grad_enabled()
-        images = sum(len(batch.keys) for batch in data.plain(size=(32, 32)))
+        images = sum(len(branches.online.encoder(batch.images).pooled) for batch in data.plain(size=(24, 24)))
         self.say(f"evaluate at {progress.step} on {images}")
         return {"noise": torch.rand(()).item()}
 

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from twinview.assembly import Assembly, assemble
 from twinview.data.order import steps_per_epoch
 from twinview.data.shards import Shards, open_shards
+from twinview.engine.compiled import compile_encoders
 from twinview.engine.config import check_recipe, deepspeed_config, micro_batch, stage
 from twinview.engine.optimizer import make_optimizer, warmup_share
 from twinview.engine.process import Ranks, join, on_first
@@ -116,4 +117,5 @@ def wrap(built: Built, folder: Path) -> Any:
         engine.enable_backward_allreduce = built.ranks.world > 1  # alone it would copy every gradient there and back
         if built.recipe.run.channels_last:  # only now: DeepSpeed's first broadcast reads parameters as plain bytes
             built.model.to(memory_format=torch.channels_last)  # not under stages 1-3, where weights lie in rows: convolutions turn them at each call
+    compile_encoders(built.recipe, built.model)
     return engine

@@ -18,6 +18,7 @@ from twinview.data.views import BadSamples
 from twinview.engine.build import Built, build, wrap
 from twinview.engine.checkpoint import Checkpoint, best_of, load_model, mark_best, random_states, save_checkpoint, set_random_states, steps_in
 from twinview.engine.collapse import collapses
+from twinview.engine.compiled import uncompiled
 from twinview.engine.metrics import Metrics, read_metrics
 from twinview.engine.preempt import Notice, on_sigterm
 from twinview.engine.process import averaged, barrier, gathered, on_first, telling_lost_ranks
@@ -178,7 +179,7 @@ class _Loop:
         """One optimizer step, and what comes before an epoch."""
         progress = self.progress(share)
         if self.step % self.built.epoch == 0:
-            with gathered_weights(self.engine):
+            with gathered_weights(self.engine), uncompiled(self.built.recipe):
                 self.built.assembly.calls.before_epoch(branches=self.built.model.branches, data=self.data, progress=progress)
         taken = take_step(self.built, self.engine, batches, progress, watch=self.is_logged(self.step + 1))
         self.step += 1
@@ -199,7 +200,7 @@ class _Loop:
             return scores
         states = random_states(built.ranks.device)
         built.model.eval()
-        with torch.no_grad(), gathered_weights(self.engine):
+        with torch.no_grad(), gathered_weights(self.engine), uncompiled(built.recipe):
             for label in due:
                 name = built.assembly.uses[label][2].name
                 for answer in built.assembly.only("evaluate", label)(branches=built.model.branches, data=self.data, progress=self.progress(share)):
