@@ -2,13 +2,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import attrs
 from attrs import field
-from attrs.validators import and_, deep_iterable, ge, gt, le, lt, optional
+from attrs.validators import and_, deep_iterable, ge, gt, le, lt, matches_re, optional
 
 FORMAT = 1  # of recipes and of a run's folder
+HELD_OUT = "held-out"  # what evaluations call the samples that [data] held_out keeps from training
 
 
 def _positive(default: Any) -> Any:
@@ -28,11 +30,36 @@ class Target:
     update: Literal["after_step", "before_forward"] = "after_step"
 
 
+Amount = float | int  # of samples: a share is written with a point, a number without
+
+
+def _amount(default: Amount, wants: str, share: Callable[[float], bool]) -> Any:
+    def check(_: object, attribute: attrs.Attribute[Any], value: Amount) -> None:
+        if isinstance(value, int) and value == 1:
+            raise ValueError(f"{attribute.name}: 1 is one sample, and a share is written with a point. Write {wants}, or a number of samples")
+        if not (share(value) if isinstance(value, float) else value > 1 or value == default):
+            raise ValueError(f"{attribute.name}: wants {wants}, or a number of samples, not {value!r}")
+
+    return field(default=default, validator=check)
+
+
+@attrs.frozen(kw_only=True)
+class Source:
+    """One of the sources that [data] mixes."""
+
+    shards: str | list[str]  # as shards of [data]
+    name: str = field(default="", validator=matches_re(r"[\w.-]*"))  # stands before its keys, NAME/KEY; needed where two sources share keys
+    weight: float | None = field(default=None, validator=optional(and_(gt(0), lt(math.inf))))  # share of an epoch, beside the others' weights
+    subset: float | int = _amount(1.0, "a share up to 1.0", lambda share: 0 < share <= 1)  # of its samples, or how many; 0.1 holds 0.01
+
+
 @attrs.frozen(kw_only=True)
 class Data:
     """Where images come from and how they reach the device."""
 
-    shards: str | list[str]  # paths with {000..063}, or scenes:train
+    shards: str | list[str] = field(factory=list)  # paths with {000..063}, images:DIR, or scenes:train; or the sources
+    source: list[Source] = field(factory=list)  # [[data.source]] tables: several, with weights and subsets
+    held_out: float | int = _amount(0, "a share below 1.0", lambda share: 0 <= share < 1)  # of all, or how many: for evaluations alone
     workers: int = field(default=2, validator=ge(0))  # data worker processes per rank
     window: int = field(default=0, validator=ge(0))  # shards shuffled together; 0 = all of them
     frozen_draws: bool = False  # every epoch draws the views of the first

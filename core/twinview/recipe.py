@@ -15,7 +15,7 @@ from attrs.validators import ge, lt
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
 
 from twinview.errors import RecipeError, closest
-from twinview.options import FORMAT, OPTIMIZERS, Data, Run, Schedule, Target, _Rates
+from twinview.options import FORMAT, HELD_OUT, OPTIMIZERS, Amount, Data, Run, Schedule, Target, _Rates
 
 
 @attrs.frozen(kw_only=True)
@@ -81,7 +81,7 @@ class Recipe:
                 if value:
                     out[f.name] = _use_table(f.name, value)
             elif attrs.has(type(value)):
-                out[f.name] = {k: v for k, v in attrs.asdict(value).items() if v is not None}
+                out[f.name] = attrs.asdict(value, filter=lambda _, v: v is not None and v != [])
             elif f.name == "deepspeed" and value:
                 out[f.name] = value
         out["optimizer"] = {"use": next(k for k, c in OPTIMIZERS.items() if type(self.optimizer) is c), **out["optimizer"]}
@@ -143,6 +143,13 @@ def _shards(value: Any, _: type[str | list[str]]) -> str | list[str]:
     if isinstance(value, str) or (isinstance(value, list) and value and all(isinstance(v, str) for v in value)):
         return value
     raise ValueError(f"wants a string or a list of strings, not {value!r}")
+
+
+@_converter.register_structure_hook
+def _amount(value: Any, _: type[Amount]) -> Amount:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value
+    raise ValueError(f"wants a number, not {value!r}")
 
 
 def _use(slot: str, table: Any, place: str) -> Use:
@@ -270,6 +277,27 @@ def _check(recipe: Recipe) -> None:
         raise RecipeError(f"[run] accumulation: {run.accumulation} does not divide batch_size {run.batch_size}.")
     if len(recipe.data.mean) != 3 or len(recipe.data.std) != 3 or min(recipe.data.std) <= 0:
         raise RecipeError("[data] mean, std: want three numbers each, std above 0.")
+    _check_sources(recipe)
+
+
+def _check_sources(recipe: Recipe) -> None:
+    data, sources = recipe.data, recipe.data.source
+    if bool(data.shards) == bool(sources):
+        raise RecipeError("[data]: has shards and [[data.source]] too. Give those shards a [[data.source]] of their own." if sources else
+                          "[data].shards: is missing. Write the paths of some shards, images:DIR, or [[data.source]] tables.")
+    for key in ("weight", "name"):
+        given = [source for source in sources if getattr(source, key)]
+        if given and len(given) < len(sources):
+            raise RecipeError(f"[[data.source]] {key}: {len(given)} of {len(sources)} sources have one. Write one for each, or none.")
+    names = [source.name for source in sources if source.name]
+    for name in names:
+        if names.count(name) > 1:
+            raise RecipeError(f"[[data.source]] name: {name!r} stands twice. Sources have names of their own.")
+    if not data.held_out:
+        for use in recipe.evaluate:
+            for key, value in use.options.items():
+                if value == HELD_OUT:
+                    raise RecipeError(f"[[evaluate]] {use.use}.{key}: {HELD_OUT} is what [data] held_out keeps, and it is 0. Write held_out = 0.05.")
 
 
 def override(table: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:

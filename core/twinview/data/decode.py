@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from twinview.data.shards import Shards
+from twinview.data.samples import Samples
 from twinview.errors import DataError
 from twinview.values import Size
 
@@ -41,12 +41,12 @@ class BadSample(Exception):
         return f"{self.place}: {self.reason}"
 
 
-def bad_sample(shards: Shards, i: int, reason: str) -> BadSample:
+def bad_sample(shards: Samples, i: int, reason: str) -> BadSample:
     """Name a sample by its shard and key."""
     return BadSample(i, f"{shards.path(i)}, sample {shards.key(i)!r}", reason)
 
 
-def read_image(shards: Shards, i: int) -> Tensor:
+def read_image(shards: Samples, i: int) -> Tensor:
     """The image of sample `i`, [3, H, W] uint8.  Raises BadSample."""
     field = image_field(shards.names(i))
     if field is None:
@@ -57,7 +57,7 @@ def read_image(shards: Shards, i: int) -> Tensor:
         raise bad_sample(shards, i, str(e)) from None
 
 
-def read_class(shards: Shards, i: int) -> int:
+def read_class(shards: Samples, i: int) -> int:
     """The class number of sample `i`, field `cls`.  Raises DataError: where labels are asked for, none may be missing."""
     text = shards.read(i, ("cls",)).fields.get("cls", b"").strip()
     if not text.isdigit():
@@ -65,7 +65,7 @@ def read_class(shards: Shards, i: int) -> int:
     return int(text)
 
 
-def read_map(shards: Shards, i: int) -> Tensor:
+def read_map(shards: Samples, i: int) -> Tensor:
     """The label map of sample `i`, [H, W] int64.  Raises DataError: where labels are asked for, none may be missing."""
     names = shards.names(i)
     field = map_field(names)

@@ -17,5 +17,10 @@ def key_hash(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(_bytes(key), digest_size=8).digest(), "little", signed=True)
 
 
+def again(name: str, times: int) -> str:
+    """The name of a purpose, or a key, for a sample that an epoch has had `times` times before; the same name at the first."""
+    return f"{name}\0again {times}" if times else name
+
+
 def _bytes(key: str) -> bytes:
     return key.encode("utf-8", "surrogateescape")  # names in a tar are bytes; some are no UTF-8

@@ -9,10 +9,13 @@ from torch import Tensor
 from twinview.data import decode
 from twinview.data.decode import BadSample
 from twinview.data.loader import load, training_batches
+from twinview.data.mixture import Mixture
 from twinview.data.order import steps_per_epoch
-from twinview.data.shards import Shards, open_shards
+from twinview.data.samples import Samples
+from twinview.data.shards import open_shards
 from twinview.data.views import BadSamples
 from twinview.errors import DataError, closest
+from twinview.options import HELD_OUT
 from twinview.recipe import Recipe
 from twinview.values import Batch, Dims, PlainBatch, Size
 
@@ -22,9 +25,9 @@ LABELS = ("class", "map")
 class Factory:
     """A rank's share of the run's data; implements `values.DataFactory`."""
 
-    def __init__(self, recipe: Recipe, dims: Dims, shards: Shards, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, recipe: Recipe, dims: Dims, shards: Samples, rank: int = 0, world: int = 1) -> None:
         self.recipe, self.dims, self.shards, self.rank, self.world = recipe, dims, shards, rank, world
-        self._opened: dict[tuple[str, ...], Shards] = {}
+        self._opened: dict[tuple[str, ...], Samples] = {}
 
     def views(self, epoch: int) -> Generator[Batch]:
         """The training batches of this rank just as `epoch` draws them, to its end."""
@@ -34,11 +37,11 @@ class Factory:
     def plain(
         self, shards: str | Sequence[str] | None = None, *, size: Size, labels: Sequence[str] = (), batch_size: int = 64, crop: bool = False
     ) -> Generator[PlainBatch]:
-        """Whole images of `shards` (default: the run's own), every `world`-th from `rank` on, in order, with the labels `class`, `map`.
+        """Whole images of `shards`, every `world`-th from `rank` on, in order, with the labels `class`, `map`.
 
-        Images [B, 3, H, W] float are resized bilinearly with antialiasing and normalised; label maps take the nearest label.  `crop` cuts out the
-        largest central box of the shape of `size` first.  Images that do
-        not decode are left out, up to [data] bad_samples.  Raises DataError, also where a label is missing.
+        By default the samples that the run trains with; "held-out": those that it keeps from training.  Images [B, 3, H, W] float are resized
+        bilinearly with antialiasing and normalised; label maps take the nearest label.  `crop` cuts out the largest central box of the shape of
+        `size` first.  Images that do not decode are left out, up to [data] bad_samples.  Raises DataError, also where a label is missing.
         """
         for label in labels:
             if label not in LABELS:
@@ -60,9 +63,13 @@ class Factory:
 
         return batches()
 
-    def _open(self, shards: str | Sequence[str] | None) -> Shards:
+    def _open(self, shards: str | Sequence[str] | None) -> Samples:
         if shards is None:
             return self.shards
+        if shards == HELD_OUT:
+            if not isinstance(self.shards, Mixture) or self.shards.held_out is None:
+                raise DataError(f"{HELD_OUT}: [data] held_out keeps no samples from training. Write held_out = 0.05, or the paths of shards.")
+            return self.shards.held_out
         names = (shards,) if isinstance(shards, str) else tuple(shards)
         if names not in self._opened:
             self._opened[names] = open_shards(names)
@@ -84,7 +91,7 @@ def central(pixels: Tensor, size: Size) -> Tensor:
 class _Plain:
     """Makes a batch of whole images; they stay uint8 until they are out of the worker."""
 
-    def __init__(self, shards: Shards, size: Size, labels: tuple[str, ...], crop: bool) -> None:
+    def __init__(self, shards: Samples, size: Size, labels: tuple[str, ...], crop: bool) -> None:
         self.shards, self.size, self.labels, self.crop = shards, size, labels, crop
 
     def __call__(self, places: Sequence[int]) -> tuple[PlainBatch, tuple[BadSample, ...]]:

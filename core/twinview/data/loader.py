@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from twinview.data.order import Plan
 from twinview.data.parcel import pack, unpack
-from twinview.data.shards import Shards
+from twinview.data.samples import Samples
 from twinview.data.views import BadSamples, Views
 from twinview.errors import DataError, TwinviewError
 from twinview.recipe import Recipe
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def training_batches(
-    recipe: Recipe, dims: Dims, shards: Shards, *, rank: int, world: int, start: int = 0, steps: int | None = None, bad: BadSamples | None = None
+    recipe: Recipe, dims: Dims, shards: Samples, *, rank: int, world: int, start: int = 0, steps: int | None = None, bad: BadSamples | None = None
 ) -> Generator[Batch]:
     """This rank's micro-batches, `run.accumulation` for each optimizer step, from optimizer step `start` on, for `steps` or without end.
 
@@ -29,9 +29,7 @@ def training_batches(
     where the batch size does not fit, on the way where too many samples do not decode.
     """
     plan = Plan(
-        starts=shards.starts,
-        seed=recipe.run.seed,
-        window=recipe.data.window,
+        order=shards.order(recipe.run.seed, recipe.data.window),
         global_batch=recipe.run.batch_size,
         accumulation=recipe.run.accumulation,
         rank=rank,

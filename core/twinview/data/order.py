@@ -2,14 +2,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
+from typing import Protocol
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
 from twinview.errors import DataError
+from twinview.ops.seeding import seed_of
 
-Place = tuple[int, int]  # (epoch, index of a sample)
+Place = tuple[int, int]  # (epoch, number): of n samples, number = index + n * how often the epoch has had this sample before
 
 
 def epoch_order(seed: int, epoch: int, starts: NDArray[np.int64], window: int = 0) -> NDArray[np.int64]:
@@ -34,13 +37,97 @@ def steps_per_epoch(samples: int, global_batch: int) -> int:
     return samples // global_batch
 
 
+class Order(Protocol):
+    """The order of every epoch."""
+
+    @property
+    def samples(self) -> int:
+        """Different ones, of which each epoch makes whole global batches."""
+        ...
+
+    def epoch(self, epoch: int, count: int) -> NDArray[np.int64]:
+        """The first `count` numbers (see `Place`) of an epoch, or more; count <= samples."""
+        ...
+
+
+@attrs.frozen(kw_only=True)
+class Shuffled:
+    """Every sample once an epoch.  `starts` [shards + 1]: where each shard's samples begin."""
+
+    starts: NDArray[np.int64]
+    seed: int
+    window: int = 0
+
+    @property
+    def samples(self) -> int:
+        """All."""
+        return int(self.starts[-1])
+
+    def epoch(self, epoch: int, count: int) -> NDArray[np.int64]:
+        """All samples in the order of this epoch, whatever the count."""
+        return epoch_order(self.seed, epoch, self.starts, self.window)
+
+
+@attrs.frozen(kw_only=True)
+class Mixed:
+    """Each source's share in every epoch.  A source is read pass by pass, each pass a shuffle of all it has, on from where the last epoch stopped.
+
+    So over the epochs no two samples of a source differ by more than one in how often they were read.  Where an epoch reaches into another pass
+    it may have a sample again.
+    """
+
+    starts: tuple[NDArray[np.int64], ...]  # of each source's shards; samples are numbered through all sources
+    weights: tuple[float, ...]
+    seed: int
+    window: int = 0  # shards of each source
+
+    @property
+    def samples(self) -> int:
+        """Of all sources."""
+        return sum(int(starts[-1]) for starts in self.starts)
+
+    def epoch(self, epoch: int, count: int) -> NDArray[np.int64]:
+        """Exactly `count` numbers: the sources take their turns in a shuffled order, and each goes on in its own."""
+        counts = shares(self.weights, count)
+        turns = np.repeat(np.arange(len(counts)), counts)
+        bits = np.random.Philox(key=np.array([seed_of(self.seed, "sources"), epoch], np.uint64))
+        turns = turns[np.argsort(bits.random_raw(count), kind="stable")]
+        order, first = np.empty(count, np.int64), 0
+        for source, (starts, n) in enumerate(zip(self.starts, counts)):
+            local, again = self._passes(source, epoch * n, (epoch + 1) * n)
+            order[turns == source] = first + local + again * self.samples
+            first += int(starts[-1])
+        return order
+
+    def _passes(self, source: int, begin: int, end: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Samples [begin, end) of a source's endless passes, and how often each was among these before."""
+        starts, seed = self.starts[source], seed_of(self.seed, "source", source)
+        size = int(starts[-1])
+        local, again = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        seen = np.zeros(size, np.int64)
+        for at in range(begin // size, -(-end // size)):
+            read = epoch_order(seed, at, starts, self.window)[max(begin - at * size, 0) : end - at * size]
+            local.append(read)
+            again.append(seen[read])
+            seen[read] += 1
+        return np.concatenate(local), np.concatenate(again)
+
+
+def shares(weights: tuple[float, ...], count: int) -> list[int]:
+    """`count` cut in proportion to the weights: whole numbers, the largest remainders rounded up, the first of equals first."""
+    whole = sum(map(Fraction, weights))
+    exact = [Fraction(weight) * count / whole for weight in weights]
+    found = [int(share) for share in exact]
+    for source in sorted(range(len(exact)), key=lambda s: found[s] - exact[s])[: count - sum(found)]:
+        found[source] += 1
+    return found
+
+
 @attrs.frozen(kw_only=True)
 class Plan:
     """Which samples a rank reads when.  Micro-batch `a` of a step is one slice of the global batch, whatever the number of ranks."""
 
-    starts: NDArray[np.int64]
-    seed: int
-    window: int
+    order: Order
     global_batch: int
     accumulation: int
     rank: int
@@ -51,7 +138,7 @@ class Plan:
         if self.global_batch % (self.world * self.accumulation):
             parts = f"{self.world} ranks x {self.accumulation} accumulated micro-batches"
             raise DataError(f"[run] batch_size: {self.global_batch} is no multiple of {parts}. Write a multiple of {self.world * self.accumulation}.")
-        steps_per_epoch(int(self.starts[-1]), self.global_batch)
+        steps_per_epoch(self.order.samples, self.global_batch)
 
     @property
     def micro_batch(self) -> int:
@@ -60,11 +147,11 @@ class Plan:
 
     def batches(self, start: int = 0, steps: int | None = None) -> Iterator[list[Place]]:
         """This rank's micro-batches from optimizer step `start` on, for `steps` steps or without end; none crosses an epoch."""
-        length = steps_per_epoch(int(self.starts[-1]), self.global_batch)
+        length = steps_per_epoch(self.order.samples, self.global_batch)
         epoch, first = divmod(start, length)
         left = steps
         while left is None or left > 0:
-            order = epoch_order(self.seed, epoch, self.starts, self.window)
+            order = self.order.epoch(epoch, length * self.global_batch)
             last = length if left is None else min(length, first + left)
             for step in range(first, last):
                 for a in range(self.accumulation):

@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from twinview.data import index
 from twinview.data.embedded import scenes
+from twinview.data.order import Order, Shuffled
 from twinview.data.progress import progress
 from twinview.errors import DataError
 
@@ -39,7 +40,7 @@ class Shards:
         self.paths, self.indexes = tuple(paths), tuple(indexes)
         self.starts: NDArray[np.int64] = np.cumsum([0, *map(len, indexes)], dtype=np.int64)  # [shards + 1]
         self._files: OrderedDict[int, int] = OrderedDict()  # shard -> descriptor, the longest unused first
-        self._check_keys()
+        refuse_twins([self], "Keys name samples: pack anew, or list each shard once.")
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -74,6 +75,19 @@ class Shards:
         """The fields of sample `i`."""
         shard, local = self.place(i)
         return [field for field, _, _ in self.indexes[shard].files(local)]
+
+    def mates(self, i: int) -> range:
+        """All samples."""
+        return range(len(self))
+
+    def order(self, seed: int, window: int) -> Order:
+        """Every sample once an epoch."""
+        return Shuffled(starts=self.starts, seed=seed, window=window)
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """Nothing besides."""
+        return {}
 
     @property
     def fields(self) -> set[str]:
@@ -124,14 +138,20 @@ class Shards:
             raise DataError(f"{self.paths[shard]}: has changed since it was opened ({was}). Leave shards alone while they are read, and start again.")
         return data
 
-    def _check_keys(self) -> None:
-        hashes = np.concatenate([i.hashes for i in self.indexes])
-        order = np.argsort(hashes, kind="stable")
-        for twin in np.flatnonzero(np.diff(hashes[order]) == 0):
-            one, other = int(order[twin]), int(order[twin + 1])
-            if self.key(one) == self.key(other):
-                places = f"{self.path(one)} and {self.path(other)}"
-                raise DataError(f"{places}: both have a sample {self.key(one)!r}. Keys name samples: pack anew, or list each shard once.")
+
+def refuse_twins(sources: Sequence[Shards], instead: str) -> None:
+    """Raises DataError where two samples have one key; `instead` says what to do."""
+    hashes = np.concatenate([found.hashes for shards in sources for found in shards.indexes])
+    starts = np.cumsum([0, *map(len, sources)])
+    order = np.argsort(hashes, kind="stable")
+    for twin in np.flatnonzero(np.diff(hashes[order]) == 0):
+        found = []
+        for number in (order[twin], order[twin + 1]):
+            source = int(np.searchsorted(starts, number, side="right")) - 1
+            found.append((sources[source], int(number - starts[source])))
+        keys, paths = [shards.key(i) for shards, i in found], [shards.path(i) for shards, i in found]
+        if keys[0] == keys[1]:
+            raise DataError(f"{paths[0]} and {paths[1]}: both have a sample {keys[0]!r}. {instead}")
 
 
 def open_shards(spec: str | Sequence[str], *, rebuild: bool = False) -> Shards:

@@ -13,7 +13,7 @@ from twinview.assembly import Assembly, assemble
 from twinview.data import decode, draws
 from twinview.data.decode import BadSample
 from twinview.data.order import Place
-from twinview.data.shards import Shards
+from twinview.data.samples import Samples
 from twinview.errors import DataError, PluginError
 from twinview.recipe import Recipe
 from twinview.values import Batch, Dims, Geometry
@@ -37,9 +37,9 @@ class Item(NamedTuple):
 
 
 class Views:
-    """Items by (epoch, index): a map-style data set whose worker processes each make their own parts from the recipe."""
+    """Items by (epoch, number): a map-style data set whose worker processes each make their own parts from the recipe."""
 
-    def __init__(self, recipe: Recipe, dims: Dims, shards: Shards) -> None:
+    def __init__(self, recipe: Recipe, dims: Dims, shards: Samples) -> None:
         self.recipe, self.dims, self.shards = recipe, dims, shards
         self._assembly: Assembly | None = None
 
@@ -50,12 +50,15 @@ class Views:
         return len(self.shards)
 
     def __getitem__(self, place: Place) -> Item:
-        """A sample's views; should it not decode, those of another, drawn from (seed, epoch, key) alone.  Raises DataError, PluginError."""
-        epoch, index = place
+        """A sample's views; should it not decode, those of another, drawn from (seed, epoch, key) alone.  Raises DataError, PluginError.
+
+        A sample that an epoch has again is drawn anew: how often it had it before is part of every draw's name.
+        """
+        epoch, (again, index) = place[0], divmod(place[1], len(self))
         bad: list[BadSample] = []
-        for candidate in self._candidates(epoch, index):
+        for candidate in self._candidates(epoch, again, index):
             try:
-                return self._item(epoch, candidate)._replace(bad=tuple(bad))
+                return self._item(epoch, again, candidate)._replace(bad=tuple(bad))
             except BadSample as e:
                 bad.append(e)
         raise too_many(bad[-1], self.recipe.data.bad_samples)
@@ -65,21 +68,26 @@ class Views:
         items = [self[place] for place in places]
         return collate(items), tuple(bad for item in items for bad in item.bad)
 
-    def _candidates(self, epoch: int, index: int) -> Iterator[int]:
-        """The sample, then as many others as may be bad; a run of neighbours from a random place, so none is tried twice."""
+    def _candidates(self, epoch: int, again: int, index: int) -> Iterator[int]:
+        """The sample, then as many others of its source as may be bad; a run of neighbours from a random place, so none is tried twice."""
         yield index
         if self.recipe.data.bad_samples:
-            first = draws.rng(self.recipe.run.seed, epoch, self.shards.key(index), "replacement").integers(len(self))
-            yield from ((int(first) + n) % len(self) for n in range(self.recipe.data.bad_samples))
+            mates = self.shards.mates(index)
+            first = draws.rng(self.recipe.run.seed, epoch, self.shards.key(index), draws.again("replacement", again)).integers(len(mates))
+            yield from (mates[(int(first) + n) % len(mates)] for n in range(self.recipe.data.bad_samples))
 
-    def _item(self, epoch: int, index: int) -> Item:
+    def _item(self, epoch: int, again: int, index: int) -> Item:
         self._assembly = self._assembly or assemble(self.recipe)
-        calls, seed, key = self._assembly.calls, self.recipe.run.seed, self.shards.key(index)
+        calls, key = self._assembly.calls, self.shards.key(index)
         drawn = 0 if self.recipe.data.frozen_draws else epoch
+
+        def rng(purpose: str) -> np.random.Generator:
+            return draws.rng(self.recipe.run.seed, drawn, key, draws.again(purpose, again))
+
         pixels = decode.read_image(self.shards, index)
         height, width = pixels.shape[-2:]
 
-        geometry = calls.sample_views(size=(height, width), rng=draws.rng(seed, drawn, key, "views"))
+        geometry = calls.sample_views(size=(height, width), rng=rng("views"))
         if geometry.sizes != self.dims.sizes or geometry.pairs != self.dims.pairs:
             raise PluginError(f"[views] {self.recipe.views.use}: gives other sizes or pairs for an image of {height}x{width} than for the first. "
                               "They are the same for every image.")
@@ -88,20 +96,18 @@ class Views:
 
         augment: tuple[dict[str, Tensor], ...] | None = None
         if self._assembly.has("draw_augment"):
-            augment = tuple(
-                calls.draw_augment(view=v, size=size, rng=draws.rng(seed, drawn, key, f"augment/{v}")) or {} for v, size in enumerate(geometry.sizes)
-            )
+            augment = tuple(calls.draw_augment(view=v, size=size, rng=rng(f"augment/{v}")) or {} for v, size in enumerate(geometry.sizes))
             if self.recipe.data.augment_on == "worker":
                 images = tuple(_augmented(calls, image, params) for image, params in zip(images, augment))
                 augment = None
 
         masks = None
         if self._assembly.has("make_masks"):
-            masks = calls.make_masks(geometry=geometry, grids=self.dims.grids, rng=draws.rng(seed, drawn, key, "masks"))
+            masks = calls.make_masks(geometry=geometry, grids=self.dims.grids, rng=rng("masks"))
         return Item(
             key=key,
             id=index,
-            seed=self.shards.key_hash(index),
+            seed=draws.key_hash(draws.again(key, again)) if again else self.shards.key_hash(index),
             epoch=epoch,
             images=images,
             geometry=geometry,

@@ -11,8 +11,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from twinview.assembly import Assembly, assemble
+from twinview.data.mixture import open_data
 from twinview.data.order import steps_per_epoch
-from twinview.data.shards import Shards, open_shards
+from twinview.data.samples import Samples
 from twinview.engine.compiled import compile_encoders
 from twinview.engine.config import check_recipe, deepspeed_config, micro_batch, stage
 from twinview.engine.optimizer import make_optimizer, warmup_share
@@ -31,7 +32,7 @@ class Built(NamedTuple):
     ranks: Ranks
     recipe: Recipe  # as resolved: precision said plainly
     assembly: Assembly
-    shards: Shards
+    shards: Samples
     dims: Dims
     model: Siamese
     optimizer: Optimizer
@@ -52,7 +53,7 @@ def build(recipe: Recipe, *, going_on: bool = False) -> Built:
     micro_batch(recipe, ranks.world)
     recipe = resolve_precision(recipe, ranks.device.type)
     assembly = assemble(recipe)
-    shards = _open_shards(recipe)
+    shards = _open_data(recipe)
     epoch = steps_per_epoch(len(shards), recipe.run.batch_size)
     encoder = assembly.encoder(random=going_on)
     dims = assembly.dims(encoder, len(shards), shards.classes)
@@ -84,11 +85,11 @@ def _check_state(model: Siamese, recipe: Recipe) -> None:
         raise RecipeError(f"[deepspeed] zero_optimization.stage: 3 shards parameters, and the state {name!r} is one. Write stage = 2.")
 
 
-def _open_shards(recipe: Recipe) -> Shards:
+def _open_data(recipe: Recipe) -> Samples:
     """Rank 0 first: it may have to draw the scenes, or to index the tars, and the others read what it left."""
-    mine: list[Shards] = []
-    on_first(lambda: mine.append(open_shards(recipe.data.shards)))
-    return mine[0] if mine else open_shards(recipe.data.shards)
+    mine: list[Samples] = []
+    on_first(lambda: mine.append(open_data(recipe.data)))
+    return mine[0] if mine else open_data(recipe.data)
 
 
 def _steps(recipe: Recipe, epoch: int) -> int:

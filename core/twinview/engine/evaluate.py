@@ -11,7 +11,7 @@ import torch
 
 from twinview.assembly import answered, assemble, installed
 from twinview.data.factory import Factory
-from twinview.data.shards import open_shards
+from twinview.data.mixture import open_data
 from twinview.engine.checkpoint import find_checkpoint, load_model
 from twinview.engine.process import join, on_first
 from twinview.errors import CheckpointError, RecipeError, closest
@@ -68,7 +68,7 @@ def evaluate(recipe: Recipe, run: Path, step: int | None = None) -> dict[str, fl
     """
     ranks = join(recipe.run.device)
     assembly = assemble(recipe)
-    shards = open_shards(recipe.data.shards)
+    shards = open_data(recipe.data)
     encoder = assembly.encoder(random=True)
     model = Siamese(assembly, assembly.dims(encoder, len(shards), shards.classes), encoder).to(ranks.device)
     checkpoint = find_checkpoint(run / "checkpoints", step)

@@ -12,7 +12,7 @@ from torch import Tensor
 from twinview.assembly import assemble
 from twinview.data.decode import read_image
 from twinview.data.factory import Factory
-from twinview.data.shards import open_shards
+from twinview.data.mixture import open_data
 from twinview.data.views import Views
 from twinview.engine.checkpoint import find_checkpoint, load_model, steps_in
 from twinview.recipe import Recipe, read
@@ -29,7 +29,7 @@ def draw(recipe: Recipe, run: Path | None = None, *, images: int = 6) -> dict[st
 
     Without a `run` the networks are untrained, and only `views` is drawn.  Raises TwinviewError.
     """
-    shards, assembly = open_shards(recipe.data.shards), assemble(recipe)
+    shards, assembly = open_data(recipe.data), assemble(recipe)
     encoder = assembly.encoder(random=run is not None)  # a run's own weights follow: the file that it started from may be gone
     dims = assembly.dims(encoder, len(shards), shards.classes)
     model = Siamese(assembly, dims, encoder)

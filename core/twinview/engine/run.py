@@ -5,6 +5,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,7 @@ from twinview.recipe import Recipe
 
 Resume = Literal["auto"] | bool
 HARMLESS = (  # keys that may change on a resume: no good sample's draw and no loss depends on them
+    "data.source.shards",
     *("data.workers", "data.shards", "data.bad_samples", "run.log_every", "run.checkpoint_every", "run.keep", "run.keep_best", "evaluate"),
     "deepspeed.zero_optimization",  # checkpoints are whole, whatever stage wrote them
     *(f"deepspeed.{m}" for m in MONITORS),
@@ -82,12 +84,12 @@ def find_start(folder: Path, table: Mapping[str, Any], data: str, resume: Resume
             print(f"{folder}: holds no checkpoint yet. Starting at the first step.", file=sys.stderr)
         return None
     found = find_checkpoint(folder / "checkpoints")
-    if found.meta.get("data") != data:
-        raise CheckpointError(f"{folder}: the run began with other shards. Name the same in [data], or start another run with --run DIR.")
     changed = list(differences(found.meta.get("recipe", {}), table))
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise CheckpointError(f"{folder}: the run began with another recipe: {', '.join(changed[:5])}{more}. Write these as they were, or --run DIR.")
+    if found.meta.get("data") != data:
+        raise CheckpointError(f"{folder}: the run began with other shards. Name the same in [data], or start another run with --run DIR.")
     return found
 
 
@@ -95,7 +97,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
     """`run.batch_size 32 -> 64` for every key of two resolved recipes that may change what is learned."""
     old, new = dict(_flat(before)), dict(_flat(now))
     for key in [*old, *(k for k in new if k not in old)]:
-        harmless = any(key == h or key.startswith(f"{h}.") for h in HARMLESS)
+        plain = re.sub(r"\.\d+(?=\.)", "", key)  # data.source.0.shards -> data.source.shards
+        harmless = any(plain == h or plain.startswith(f"{h}.") for h in HARMLESS)
         if not harmless and old.get(key) != new.get(key):
             yield f"{key} {_said(old, key)} -> {_said(new, key)}"
 

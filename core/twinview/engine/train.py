@@ -69,7 +69,7 @@ def _open(built: Built, folder: Path, table: dict[str, Any], data: str, resume: 
     start = find_start(folder, table, data, resume)
     about = {
         "methods": built.assembly.distributions(),
-        "data": {"shards": [str(p) for p in built.shards.paths], "images": len(built.shards), "checksum": data},
+        "data": {"shards": [str(p) for p in built.shards.paths], "images": len(built.shards), **built.shards.about, "checksum": data},
     }
     sitting = {
         "command": command,

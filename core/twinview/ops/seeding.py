@@ -31,13 +31,14 @@ def uniform(seeds: Tensor, n: int, *names: int | str) -> Tensor:
     SplitMix64 (Steele, Lea, Flood 2014) as a counter-based generator, on the CPU.
     """
     with np.errstate(over="ignore"):
-        state = _mix(seeds.cpu().numpy().astype(np.uint64) ^ np.uint64(seed_of(*names)))
+        state = splitmix(seeds.cpu().numpy().astype(np.uint64) ^ np.uint64(seed_of(*names)))
         steps = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        bits = _mix(state[:, None] + steps[None])
+        bits = splitmix(state[:, None] + steps[None])
     return torch.from_numpy(((bits >> np.uint64(40)).astype(np.float32)) / np.float32(1 << 24))
 
 
-def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def splitmix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finalizer: a bijection of 64 bits in which every bit of the input moves half of the output's."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
