@@ -39,7 +39,7 @@ NEEDS = {  # word of Traits.needs -> what lacks it
     "averaged_target": "target",
     "labels": "data",
 }
-GIVES = ("cells", "pooled", "tokens", "levels", "hides", "crop_draws", "uses_extra")
+GIVES = ("cells", "pooled", "tokens", "levels", "hides", "recomputable", "crop_draws", "uses_extra")
 
 
 class _Defaults:
@@ -224,7 +224,7 @@ class Assembly:
             place = self.uses[label][1]
             for word in sorted(traits.needs):
                 if NEEDS[word] == "encoder" and word not in encoder.gives:
-                    has = ", ".join(sorted(encoder.gives.difference({"hides"}))) or "nothing"
+                    has = ", ".join(sorted(encoder.gives.difference({"hides", "recomputable"}))) or "nothing"
                     raise RecipeError(f"{place}: needs {word}, and [encoder] {recipe.encoder.use} gives {has}. Choose another encoder.")
                 if NEEDS[word] == "views" and word not in self.traits[recipe.views.label].gives:
                     raise RecipeError(f"{place}: needs {word}, and [views] {recipe.views.use} does not note them. Choose other views.")
@@ -235,6 +235,9 @@ class Assembly:
         if recipe.masks is not None and "hides" not in encoder.gives:
             other = recipe.encoder.use
             raise RecipeError(f"[masks] {recipe.masks.use}: [encoder] {other} cannot hide cells. Leave [masks] out, or choose another encoder.")
+        if recipe.run.activation_checkpointing and "recomputable" not in encoder.gives:
+            other = recipe.encoder.use
+            raise RecipeError(f"[run] activation_checkpointing: [encoder] {other} names no blocks. Leave it out, or choose another encoder.")
 
     def _check_alignments(self) -> None:
         recipe, used = self.recipe, set()

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from torch import nn
 
@@ -51,6 +51,11 @@ class Branch(nn.Module):
         if key in state:
             return state[key]
         raise KeyError(f"this branch has no head {key!r}; it has: {', '.join([*self.heads, *state]) or 'none'}")
+
+    def recomputable(self) -> list[nn.Module]:
+        """Blocks of the encoder and of heads whose activations may be made anew in the backward pass; none inside another."""
+        owners = [module for module in (self.encoder, *self.heads.values()) if hasattr(module, "recomputable")]
+        return [block for owner in owners for block in cast(Any, owner).recomputable()]
 
 
 class Branches(NamedTuple):

@@ -138,6 +138,7 @@ class Run:
     accumulation: int = _positive(1)
     precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 where the device has it in hardware
     channels_last: bool = False
+    activation_checkpointing: bool = False  # blocks of the online branch keep their inputs alone and are computed again in the backward pass
     compile: bool = False  # torch.compile on the encoders, in the steps
     sync_batchnorm: bool = True  # statistics over all ranks
     clip_gradients: float = field(default=0.0, validator=ge(0))  # global norm; 0 = none

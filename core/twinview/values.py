@@ -137,6 +137,8 @@ class Published(NamedTuple):
 class Encoder(Protocol):
     """An `nn.Module` that also carries `spec`.  `hidden` [B, h*w] bool marks cells that it must not see.
 
+    One whose activations can be made anew in the backward pass (`run.activation_checkpointing`) answers `recomputable() -> list[nn.Module]`, its
+    blocks, none inside another, and says so in its part's traits; so may a head, which needs no trait.
     One that a library could load again may answer `published(size) -> Published`, for images of `size` pixels; ValueError: not of that size.
     """
 
@@ -249,7 +251,7 @@ class Traits(NamedTuple):
 
     `needs`: of the encoder `cells`, `pooled`, `tokens`, `levels`; of the views `crop_draws`; of the recipe `alignment`, `masks`,
     `averaged_target`, `labels`.
-    `gives`: an encoder `cells`, `pooled`, `tokens`, `levels`, `hides` (it can leave hidden cells unseen); a view sampler that notes the numbers
+    `gives`: an encoder `cells`, `pooled`, `tokens`, `levels`, `hides` (it can leave hidden cells unseen), `recomputable` (it names blocks); a view sampler that notes the numbers
     its crop was drawn from, `crop_draws`; a loss that passes an alignment's `extra` on to its predictor, `uses_extra`.
     """
 

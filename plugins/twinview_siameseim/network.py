@@ -87,6 +87,10 @@ class Projector(nn.Module):
         self.blocks = nn.Sequential(*(Block(width, heads, mlp_ratio, norm) for _ in range(depth)))
         initialise(self)
 
+    def recomputable(self) -> list[nn.Module]:
+        """The transformer's blocks."""
+        return [*self.blocks]
+
     def forward(self, x: Tensor) -> Tensor:
         """Tokens [B, T, D_e] -> [B, T, D], or a map [B, D_e, h, w] -> [B, D, h, w]."""
         if x.ndim == 4:
@@ -110,6 +114,10 @@ class Decoder(nn.Module):
         self.out = nn.Linear(width, channels)
         initialise(self)
         nn.init.normal_(self.mask_token, std=0.02)
+
+    def recomputable(self) -> list[nn.Module]:
+        """The transformer's blocks."""
+        return [*self.blocks]
 
     def forward(self, tokens: Tensor, prefix: int, kept: Tensor | None, grid: Size, relation: Relation) -> Tensor:
         """Tokens [B, prefix + V, C] of the cells `kept` [B, V] (None: all) of a view's `grid`; gives [B, C, h', w'], the cells of `relation`."""

@@ -84,10 +84,10 @@ class Encoder:
         """Vision transformers give cells, pooled and tokens, other networks cells, pooled and levels; all can hide cells."""
         from twinview.values import Traits
 
-        return Traits(gives=frozenset({"cells", "pooled", "hides", "tokens" if self.plain else "levels"}))
+        return Traits(gives=frozenset({"cells", "pooled", "hides", "any_channels", "recomputable", "tokens" if self.plain else "levels"}))
 
     @hookimpl
-    def make_encoder(self, masked: bool) -> nn.Module:
+    def make_encoder(self, masked: bool, channels: int) -> nn.Module:
         """The network; its mask token, if it has one, is frozen where nothing is hidden.
 
         Raises RecipeError for options that it does not take, CheckpointError for weights that do not fit.
@@ -97,7 +97,7 @@ class Encoder:
         else:
             from twinview_timm.maps import make  # type: ignore[assignment]
 
-        made = make(self)
+        made = make(self, channels)
         for name, parameter in made.named_parameters():
             if name == "mask_token":
                 parameter.requires_grad_(masked)

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,7 +24,7 @@ ANY_SIZE = ("strict_img_size", False), ("dynamic_img_size", True)  # what frees 
 
 
 class Maps(nn.Module):
-    """Images [B, 3, H, W] -> `Features`, of one of timm's networks, whose class this one is mixed into: the parameters keep their names.
+    """Images [B, C, H, W] -> `Features`, of one of timm's networks, whose class this one is mixed into: the parameters keep their names.
 
     Sides that are no multiple of the last level's stride are filled up with zeros, below and on the right, and the maps cut back.
     """
@@ -56,10 +58,29 @@ class Maps(nn.Module):
             levels[self.map_cells] = hide_cells(levels[self.map_cells], hidden)
         return Features(cells=levels[self.map_cells], pooled=pooled, levels=levels)
 
+    def recomputable(self) -> list[nn.Module]:
+        """The blocks that timm names for rates by layer; none where it names none."""
+        try:
+            rules = self.group_matcher(coarse=False)["blocks"]  # type: ignore[operator]
+        except (AttributeError, KeyError, TypeError):
+            return []
+        patterns = [(rules, None)] if isinstance(rules, str) else rules
+        found = dict.fromkeys(path for name, _ in self.named_parameters() if (path := _block(name, patterns)))
+        return [self.get_submodule(path) for path in found]
+
     def published(self, size: Size) -> Published:
         """For timm; what lies behind the last level is not in it."""
         name, arguments = self.map_source
         return Published("timm", f"timm.create_model({name!r}, {call_arguments(arguments)})", dict(self.state_dict()), strict=False)
+
+
+def _block(name: str, patterns: Iterable[tuple[str, tuple[int, ...] | None]]) -> str:
+    """`stages.1.blocks.2.mlp.fc1.weight` -> `stages.1.blocks.2`; "" where the first pattern that fits gives a place by hand (stems, norms)."""
+    for pattern, place in patterns:
+        found = re.match(pattern, name)
+        if found:
+            return found[0] if place is None else ""
+    return ""
 
 
 @lru_cache
@@ -68,9 +89,9 @@ def mixed(kind: type[nn.Module]) -> type[Maps]:
     return type(f"{kind.__name__}Maps", (Maps, kind), {})
 
 
-def make(options: Encoder) -> Maps:
-    """The encoder that a recipe's table describes, at random (torch's global generator) or with its weights."""
-    given: dict[str, Any] = {"img_size": options.img_size} if options.img_size else {}
+def make(options: Encoder, channels: int) -> Maps:
+    """The encoder that a recipe's table describes, for images of `channels`, at random (torch's global generator) or with its weights."""
+    given: dict[str, Any] = ({"img_size": options.img_size} if options.img_size else {}) | ({"in_chans": channels} if channels != 3 else {})
     net, free = _any_size(options.name, {**given, **({"drop_path_rate": options.drop_path} if options.drop_path else {})})
     if not hasattr(net, "forward_intermediates") or not hasattr(net, "prune_intermediate_layers"):
         raise RecipeError(f"[encoder] timm.encoder: timm gives no feature maps of {options.name!r}. Choose another network.")
@@ -93,7 +114,7 @@ def make(options: Encoder) -> Maps:
     if options.weights:
         classifiers = net.pretrained_cfg.get("classifier") or ()
         left_out = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
-        load_weights(encoder, options.weights, ignore=(*(f"{c}." for c in left_out), *(whole - encoder.state_dict().keys())))
+        load_weights(encoder, options.weights, ignore=(*(f"{c}." for c in left_out), *(whole - encoder.state_dict().keys())), channels=channels)
     return encoder
 
 

@@ -22,7 +22,7 @@ BESIDE = ("decoder_", "mm_", "projector_decoder_", "predictor_decoder_", "mask_t
 
 
 class VisionTransformer(nn.Module):
-    """Images [B, 3, H, W] -> `Features`; parameters are called as in timm's VisionTransformer, and `mask_token` where there is one.
+    """Images [B, C, H, W] -> `Features`; parameters are called as in timm's VisionTransformer, and `mask_token` where there is one.
 
     Sides that are no multiple of the patch are filled up with zeros, below and on the right.
     """
@@ -78,6 +78,10 @@ class VisionTransformer(nn.Module):
         every = resample_abs_pos_embed(self.pos_embed, new_size=grid, old_size=made_for, num_prefix_tokens=self.placed_prefix)[0]
         return every[: self.placed_prefix] if self.placed_prefix else none, every[self.placed_prefix :]
 
+    def recomputable(self) -> list[nn.Module]:
+        """The transformer's blocks."""
+        return [*self.blocks]
+
     @torch.no_grad()
     def published(self, size: Size) -> Published:
         """For timm, with positions for images of `size` pixels.  Raises ValueError where the patch does not divide them."""
@@ -112,14 +116,15 @@ def start_as_mae(encoder: VisionTransformer) -> None:
             nn.init.normal_(getattr(encoder, name), std=0.02)
 
 
-def make(options: Encoder) -> VisionTransformer:
-    """The encoder that a recipe's table describes, at random (torch's global generator) or with its weights."""
+def make(options: Encoder, channels: int) -> VisionTransformer:
+    """The encoder that a recipe's table describes, for images of `channels`, at random (torch's global generator) or with its weights."""
     sine = options.positions != "learned"
     sizes = {"patch_size": options.patch, "embed_dim": options.width, "depth": options.depth, "num_heads": options.heads}
     arguments: dict[str, Any] = {key: value for key, value in sizes.items() if value}
     arguments |= {} if options.layer_scale is None else {"init_values": options.layer_scale}
     arguments |= {"num_classes": 0, "global_pool": "token" if options.pooled == "token" else "avg", "fc_norm": False}
     arguments |= {} if options.final_norm else {"final_norm": False}
+    arguments |= {} if channels == 3 else {"in_chans": channels}
     training = {"dynamic_img_size": True, "dynamic_img_pad": True, "drop_path_rate": options.drop_path}
     built = {"img_size": options.img_size} if options.img_size else {}
     vit = create(options.name, **arguments, **training, **built, **({"pos_embed": "none"} if sine else {}))
@@ -141,5 +146,5 @@ def make(options: Encoder) -> VisionTransformer:
         encoder.patch_embed.requires_grad_(False)
     if options.weights:
         left_out = (*CLASSIFIERS, *BESIDE, *(["pos_embed"] if sine else []), *([] if options.final_norm else ["norm."]))
-        load_weights(encoder, options.weights, ignore=left_out, optional=("mask_token",))
+        load_weights(encoder, options.weights, ignore=left_out, optional=("mask_token",), channels=channels)
     return encoder

@@ -58,14 +58,14 @@ class ResNet:
         """Gives cells, pooled and levels; hides cells by zeroing: their pixels at the input (the mean colour), their features in `cells`."""
         from twinview.values import Traits
 
-        return Traits(gives=frozenset({"cells", "pooled", "levels", "hides"}))
+        return Traits(gives=frozenset({"cells", "pooled", "levels", "hides", "any_channels", "recomputable"}))
 
     @hookimpl
-    def make_encoder(self) -> nn.Module:
+    def make_encoder(self, channels: int) -> nn.Module:
         """The network.  Raises RecipeError for an unknown name of weights, CheckpointError for weights that do not fit."""
         from twinview_torchvision.resnet import make
 
-        return make(self)
+        return make(self, channels)
 
 
 @hookimpl

@@ -23,20 +23,21 @@ STAGES = ("c2", "c3", "c4", "c5")
 
 
 class ResNetEncoder(nn.Module):
-    """Images [B, 3, H, W] -> `Features`; parameters are called as in torchvision's ResNet, others start with `fpn.` or `decoder.`."""
+    """Images [B, C, H, W] -> `Features`; parameters are called as in torchvision's ResNet, others start with `fpn.` or `decoder.`."""
 
     fpn: nn.Module | None
     decoder: nn.Module | None
-    built: str | None = None  # the expression by which torchvision builds the trunk
+    built: str | None = None  # the expression by which a library builds the trunk
 
-    def __init__(self, trunk: ResNetTrunk, *, cells: str, stride: int, small_stem: bool, fpn_channels: int, decoder_channels: int) -> None:
-        """`trunk`: torchvision's ResNet; `stride` of c5 in pixels; `fpn_channels` 0: no pyramid; `decoder_channels` 0: no decoder."""
+    def __init__(self, trunk: ResNetTrunk, *, cells: str, stride: int, small_stem: bool, fpn_channels: int, decoder_channels: int, channels: int) -> None:
+        """`trunk`: torchvision's ResNet, whose first convolution is made anew unless `channels` (of the images) is 3; `stride` of c5 in pixels; `fpn_channels` 0: no pyramid; `decoder_channels` 0: no decoder."""
         super().__init__()
         self.conv1, self.bn1, self.relu, self.maxpool = trunk.conv1, trunk.bn1, trunk.relu, trunk.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4
-        if small_stem:
-            self.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+        if small_stem or channels != 3:
+            self.conv1 = nn.Conv2d(channels, 64, *((3, 1, 1) if small_stem else (7, 2, 3)), bias=False)
             nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        if small_stem:
             self.maxpool = nn.Identity()
 
         strides = [s if small_stem else 4 * s for s in (1, 2, 4, 8)]
@@ -81,12 +82,16 @@ class ResNetEncoder(nn.Module):
             levels[self.cells] = hide_cells(levels[self.cells], hidden)
         return Features(cells=levels[self.cells], pooled=x.mean((2, 3)), levels=levels)
 
+    def recomputable(self) -> list[nn.Module]:
+        """The residual blocks."""
+        return [block for stage in self.stages for block in stage.children()]
+
     def published(self, size: Size) -> Published | None:
-        """For torchvision, without the pyramid, the decoder and the classifier; None where torchvision builds no such network."""
+        """For torchvision, or timm where images have not three channels, without pyramid, decoder and classifier; None where neither builds it."""
         if self.built is None:
             return None
         tensors = {name: value for name, value in self.state_dict().items() if not name.startswith(("fpn.", "decoder."))}
-        return Published("torchvision", self.built, tensors, strict=False)
+        return Published(self.built.partition(".")[0], self.built, tensors, strict=False)
 
 
 class Decoder(nn.Module):
@@ -127,8 +132,8 @@ def _width(stage: nn.Module) -> int:
     return [m for m in stage.modules() if isinstance(m, nn.BatchNorm2d)][-1].num_features
 
 
-def make(options: ResNet) -> ResNetEncoder:
-    """The encoder that a recipe's table describes, at random (torch's global generator) or with its weights."""
+def make(options: ResNet, channels: int) -> ResNetEncoder:
+    """The encoder that a recipe's table describes, for images of `channels`, at random (torch's global generator) or with its weights."""
     encoder = ResNetEncoder(
         torchvision.models.get_model(options.name, weights=None, zero_init_residual=options.zero_init_residual),
         cells=options.cells,
@@ -136,14 +141,17 @@ def make(options: ResNet) -> ResNetEncoder:
         small_stem=options.stem == "small",
         fpn_channels=options.fpn_channels if options.fpn else 0,
         decoder_channels=options.decoder,
+        channels=channels,
     )
     if options.stem == "imagenet":
         dilated = [stride > options.stride for stride in (8, 16, 32)]  # of the last three stages
         plain = not any(dilated)
         if plain or not isinstance(encoder.layer1[0], BasicBlock):  # torchvision dilates no basic blocks
             encoder.built = f"torchvision.models.{options.name}(" + ("" if plain else f"replace_stride_with_dilation={dilated}") + ")"
+        if channels != 3:  # torchvision builds none; timm's of the same name is the same network, under the same names
+            encoder.built = f"timm.create_model({options.name!r}, in_chans={channels}, num_classes=0)" if plain else None
     if options.weights:
         published = torchvision.models.get_model_weights(options.name)
         named = {w.name: partial(w.get_state_dict, progress=False, check_hash=True) for w in published}
-        load_weights(encoder, options.weights, named=named, ignore=("fc.",), optional=("fpn.", "decoder."))
+        load_weights(encoder, options.weights, named=named, ignore=("fc.",), optional=("fpn.", "decoder."), channels=channels)
     return encoder

@@ -22,8 +22,8 @@ def make(seed: int = 0, **options: Any) -> Any:
 
 
 def test_what_each_kind_gives() -> None:
-    assert Encoder(name="convnext_atto").traits().gives == {"cells", "pooled", "levels", "hides"}
-    assert Encoder(name="deit_tiny_patch16_224").traits().gives == {"cells", "pooled", "tokens", "hides"}
+    assert Encoder(name="convnext_atto").traits().gives == {"cells", "pooled", "levels", "hides", "recomputable"}
+    assert Encoder(name="deit_tiny_patch16_224").traits().gives == {"cells", "pooled", "tokens", "hides", "recomputable"}
 
 
 @pytest.mark.parametrize("name", NAMES)

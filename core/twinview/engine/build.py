@@ -64,12 +64,25 @@ def build(recipe: Recipe, *, going_on: bool = False) -> Built:
         for branch in (model.online, model.target):
             if branch is not None:
                 synchronise_batchnorm(branch)
+    if recipe.run.activation_checkpointing:
+        _recompute_blocks(model)
     _check_batchnorm(model, recipe, ranks.world)
     _check_state(model, recipe)
     optimizer, moved = make_optimizer(assembly, model.online)
     _seed(recipe.run.seed, ranks.rank)
     steps = _steps(recipe, epoch)
     return Built(ranks, recipe, assembly, shards, dims, model, optimizer, moved, epoch, steps, warmup_share(recipe, steps, epoch))
+
+
+def _recompute_blocks(model: Siamese) -> None:
+    from twinview.ops.recompute import recompute
+
+    encoder: Any = model.online.encoder
+    if not hasattr(encoder, "recomputable") or not encoder.recomputable():
+        use = model.assembly.recipe.encoder.use
+        raise RecipeError(f"[run] activation_checkpointing: [encoder] {use} names no blocks of this network. Leave it out, or choose another network.")
+    for block in model.online.recomputable():
+        recompute(block)
 
 
 def _check_batchnorm(model: Siamese, recipe: Recipe, world: int) -> None:

@@ -1,0 +1,65 @@
+"""Two ranks: python recompute_driver.py FOLDER.  Trains the recipes of FOLDER/recipes.json with and without activation checkpointing.
+
+Prints recipe -> stage -> whether losses, and weights and buffers of both branches on both ranks, are equal to the last bit; the blocks.
+"""
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twinview.data.loader import training_batches
+from twinview.engine.build import build, wrap
+from twinview.engine.launch import launch
+from twinview.engine.process import gathered, quiet_deepspeed
+from twinview.engine.stepper import take_step
+from twinview.engine.zero import whole_state
+from twinview.recipe import from_table
+from twinview.values import Progress
+
+STEPS = 3
+STAGES = {"resnet": (0, 2), "siameseim": (1, 3)}
+
+
+def trained(table: dict[str, Any], stage: int, recomputing: bool) -> tuple[list[float], dict[str, Tensor], list[dict[str, Tensor]], int]:
+    """Losses; weights and rank 0's buffers; every rank's buffers; how many blocks compute twice."""
+    run = {**table["run"], "steps": STEPS, "activation_checkpointing": recomputing}
+    zero = {"stage": stage, **({"stage3_param_persistence_threshold": 100} if stage == 3 else {})}
+    built = build(from_table({**table, "run": run, "deepspeed": {"zero_optimization": zero}}))
+    engine = wrap(built, Path())
+    batches = training_batches(built.recipe, built.dims, built.shards, rank=built.ranks.rank, world=built.ranks.world, steps=STEPS)
+    losses = [take_step(built, engine, batches, Progress(i, STEPS, 0, i / STEPS), watch=True).numbers()["loss"] for i in range(STEPS)]
+    twice = sum(type(m).__mro__[1].__name__ == "_Recomputed" for m in built.model.modules())
+    assert all(n.startswith("online") for n, m in built.model.named_modules() if type(m).__mro__[1].__name__ == "_Recomputed")
+    return losses, whole_state(built.model), gathered({n: b.clone() for n, b in built.model.named_buffers()}), twice
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def compared(tables: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, table in tables.items():
+        found[name] = {}
+        for stage in STAGES[name]:
+            plain, again = trained(table, stage, False), trained(table, stage, True)
+            buffers = all(same(a, b) for a, b in zip(plain[2], again[2], strict=True))
+            found[name][stage] = [plain[0] == again[0], same(plain[1], again[1]), buffers, plain[3], again[3]]
+    return found
+
+
+def main() -> None:
+    tables = json.loads((Path(sys.argv[1]) / "recipes.json").read_text())
+    quiet_deepspeed("cpu")
+    importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")  # as every rank would for itself: three seconds of torch._inductor
+    print(json.dumps(launch(2, lambda: compared(tables))))
+
+
+if __name__ == "__main__":
+    main()
