@@ -4,7 +4,8 @@
     python benchmarks/zero.py --recipe byol/camvid --set data.shards=DIR      # any recipe
 
 BatchNorm is synchronised, the precision fp32.  For each run the table has the largest relative difference of a step's loss from that of one
-process at stage 0, and of the weights of both branches at the end (as a part of the largest weight of their tensor).  Reported beside it: the
+process at stage 0, and of the weights of both branches at the end (as a part of the largest weight of their tensor, or of 1e-3 where that is
+smaller: some tensors, such as the running means behind two BatchNorms, hold rounding alone).  Reported beside it: the
 difference from a plain loop of torch's at the same number of ranks: 0, or what another order of sums makes (more than two ranks; stage 3 where
 a network sees several views).  A loss near 0 (cosines of an untrained network) makes relative differences look large.  Writes
 benchmarks/results/zero.json.
@@ -27,12 +28,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from children import in_child
 from twinview.assembly import assemble
-from twinview.engine.launch import launch
 from twinview.engine.process import quiet_deepspeed
 from twinview.recipe import Recipe, read
 
 RESULT = Path(__file__).parent / "results" / "zero.json"
+TINY = 1e-3
 SMALL: dict[str, Any] = {
     "encoder": {"use": "timm.encoder", "name": "test_resnet", "cells": "c4"},  # shallow: depth and BatchNorm multiply a last bit at every step
     "target": {"momentum": 0.9},
@@ -47,6 +49,31 @@ CASES: dict[str, dict[str, Any]] = {
         "align": {"use": "multisiam.roi"},
         # as many clusters as cells: which cluster a cell falls to is discrete otherwise, and a last bit may turn it
         "loss": [{"use": "byol.image", "hidden": 256, "channels": 64}, {"use": "multisiam.clusters", "clusters": 16, "hidden": 256, "channels": 64}],
+    },
+    "densesiam": {
+        **SMALL,
+        "views": {"use": "densesiam.crop_and_whole", "size": [64, 64], "scale": [0.5, 1.0]},
+        "align": {"use": "densesiam.grid_sample"},
+        # without densesiam.segment: its pseudo labels are discrete
+        "loss": [
+            {"use": "simsiam.image", "hidden": 256, "channels": 64, "predictor_hidden": 64},
+            {"use": "densesiam.pixel", "channels": 64, "hidden": 64, "predictor_hidden": 64},
+            {"use": "densesiam.region", "regions": 8, "hidden": 64, "weight": 0.1},
+        ],
+        "target": {"momentum": 0.0},
+    },
+    "siameseim": {
+        **SMALL,
+        "views": {"use": "siameseim.crops", "size": 64},
+        "masks": {"use": "siameseim.blocks", "count": 10},
+        "encoder": {
+            **{"use": "timm.encoder", "name": "vit_tiny_patch16_224", "width": 96, "depth": 3, "heads": 3},
+            **{"positions": "sine_row", "final_norm": False, "init": "mae"},
+        },
+        "align": {"use": "siameseim.relative", "depth": 2, "attention_heads": 3},
+        "loss": [{"use": "siameseim.dense", "channels": 96, "attention_heads": 3, "negative_weight": 0.12}],
+        "target": {"momentum": 0.9, "update": "before_forward"},
+        "optimizer": {"use": "adamw", "lr": 2e-4, "betas": [0.9, 0.95], "weight_decay": 0.05},
     },
 }
 
@@ -90,10 +117,19 @@ def by_hand(recipe: Recipe) -> tuple[list[float], dict[str, np.ndarray[Any, Any]
 
     built = build(recipe)
     model, losses = built.model.train(), []
+
+    @torch.no_grad()
+    def follow(momentum: float) -> None:
+        online = dict(model.online.named_parameters())
+        for name, p in model.target.named_parameters() if model.target is not None else ():
+            p.lerp_(online[name], 1 - momentum)
+
     batches = training_batches(built.recipe, built.dims, built.shards, rank=built.ranks.rank, world=built.ranks.world, steps=built.steps)
     for step, batch in enumerate(batches):
         progress = Progress(step, built.steps, step // built.epoch, step / built.steps)
         set_rates(built.optimizer, recipe.optimizer.peak(recipe.run.batch_size), lr_factor(recipe.schedule, progress.share, built.warmup))
+        if recipe.target.update == "before_forward":
+            follow(momentum_at(recipe.target, progress.share))
         loss = model(batch, progress).loss
         loss.backward()
         losses.append(averaged({"loss": loss.item()})["loss"])
@@ -103,11 +139,8 @@ def by_hand(recipe: Recipe) -> tuple[list[float], dict[str, np.ndarray[Any, Any]
                 p.grad.div_(built.ranks.world)
         built.optimizer.step()
         built.optimizer.zero_grad()
-        if model.target is not None:
-            online, momentum = dict(model.online.named_parameters()), momentum_at(recipe.target, progress.share)
-            with torch.no_grad():
-                for name, p in model.target.named_parameters():
-                    p.lerp_(online[name], 1 - momentum)
+        if recipe.target.update == "after_step":
+            follow(momentum_at(recipe.target, progress.share))
     return losses, _arrays(model.state_dict())
 
 
@@ -120,32 +153,8 @@ def apart(one: tuple[Any, Any], other: tuple[Any, Any]) -> dict[str, float]:
     (losses, weights), (expected, values) = one, other
     return {
         "loss": max(abs(a - b) / abs(b) for a, b in zip(losses, expected, strict=True)),
-        "weights": max(float(abs(weights[k] - values[k]).max() / (abs(values[k]).max() + 1e-12)) for k in values),
+        "weights": max(float(abs(weights[k] - values[k]).max() / max(abs(values[k]).max(), TINY)) for k in values),
     }
-
-
-def in_child(ranks: int, work: Any) -> Any:
-    """`work` on so many ranks, from a process of its own: this one must stay fit to fork."""
-    ear, mouth = os.pipe()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.close(ear)
-            with os.fdopen(mouth, "wb") as out:
-                np.save(out, np.array([launch(ranks, work)], dtype=object), allow_pickle=True)
-            code = 0
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
-    os.close(mouth)
-    with os.fdopen(ear, "rb") as heard:
-        content = heard.read()
-    if os.waitpid(child, 0)[1]:
-        sys.exit(f"{ranks} ranks: failed; its error stands above")
-    import io
-
-    return np.load(io.BytesIO(content), allow_pickle=True)[0]
 
 
 def compare(case: str, args: argparse.Namespace, shards: Path) -> list[dict[str, Any]]:
