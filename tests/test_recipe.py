@@ -52,7 +52,7 @@ FAULTS: list[tuple[list[str], str]] = [
     (["run.channels_last=1"], "[run].channels_last: wants true or false, not 1"),
     (["run.batch_size=0"], "batch_size must be > 0"),
     (["run.accumulation=7"], "[run] accumulation: 7 does not divide batch_size 256"),
-    (["run.precision=fp16"], "[run].precision: wants one of 'fp32', 'bf16', 'auto', not 'fp16'"),
+    (["run.precision=fp8"], "[run].precision: wants one of 'fp32', 'bf16', 'fp16', 'auto', not 'fp8'"),
     (["target.momentum=2"], "momentum must be <= 1"),
     (["data.shards=3"], "[data].shards: wants a string or a list of strings, not 3"),
     (["data.std=[1, 1]"], "[data] mean, std: want three numbers each"),

@@ -209,6 +209,9 @@ class Assembly:
             if len(who) > 1:
                 places = " and ".join(self.uses[name][1] for name in who)
                 raise RecipeError(f"{hook}: takes one part, the recipe has {len(who)}: {places}. Leave all but one out.")
+        one_by_one = [name for name in (*self.answers("encode"), *self.wrappers("encode")) if name != CORE]
+        if self.recipe.run.views_together and one_by_one:
+            raise RecipeError(f"[run] views_together: {self.uses[one_by_one[0]][1]} answers encode, a view at a time. Leave views_together out.")
         stray = [name for name in self.answers("align") if self.uses[name][0] != "align"]
         if stray:
             raise RecipeError(f"{self.uses[stray[0]][1]}: answers align. Put it in [align], or in [align.NAME] beside another.")

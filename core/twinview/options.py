@@ -136,10 +136,11 @@ class Run:
     hours: float | None = None
     batch_size: int = _positive(256)  # global: over all ranks and accumulated micro-batches
     accumulation: int = _positive(1)
-    precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 where the device has it in hardware
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"  # auto: bf16 where the device has it in hardware; fp16 on a GPU alone
     channels_last: bool = False
     activation_checkpointing: bool = False  # blocks of the online branch keep their inputs alone and are computed again in the backward pass
     compile: bool = False  # torch.compile on the encoders, in the steps
+    views_together: bool = False  # views of one size go through an encoder in one pass: BatchNorm statistics over all of them
     sync_batchnorm: bool = True  # statistics over all ranks
     clip_gradients: float = field(default=0.0, validator=ge(0))  # global norm; 0 = none
     seed: int = field(default=0, validator=[ge(0), lt(2**63)])
@@ -147,4 +148,5 @@ class Run:
     log_every: int = _positive(10)  # steps
     checkpoint_every: int = _positive(500)  # steps
     keep: int = _positive(2)  # checkpoints
+    bad_steps: int = field(default=0, validator=ge(0))  # steps whose loss or gradient is not finite that are left out before the run stops
     keep_best: str = ""  # a score of [[evaluate]] as metrics.jsonl names it, without score/: its best checkpoint is kept too

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from twinview.assembly import Assembly
 from twinview.branch import Branch, Branches
-from twinview.errors import PluginError
+from twinview.errors import PluginError, RecipeError
 from twinview.ops.seeding import seeded, uniform
 from twinview.ops.spread import effective_rank, feature_spread
 from twinview.values import Alignment, Batch, Dims, Features, Geometry, Head, Progress, Role, Step, box_area
@@ -49,6 +49,7 @@ class Siamese(nn.Module):
         if assembly.recipe.target.momentum > 0:
             copies = {key: _copy(head.module) for key, head in heads.items() if head.kind == "averaged"}
             self.target = Branch(_copy(self.online.encoder), copies, labels, state)
+        self.together = _together(assembly, dims) if assembly.recipe.run.views_together else _NONE_TOGETHER
         self.branches = Branches(self.online, self.target or self.online, lambda: assembly.encoder(random=True))
         self.register_buffer("mean", torch.tensor(assembly.recipe.data.mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(assembly.recipe.data.std).view(1, 3, 1, 1) * 255, persistent=False)
@@ -60,8 +61,8 @@ class Siamese(nn.Module):
 
     def forward(self, batch: Batch, progress: Progress, watch: bool = False) -> Outcome:
         """All losses of a micro-batch.  `watch`: also work out what is only logged.  Autocast, where the recipe asks for it, is in here."""
-        low = self.assembly.recipe.run.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=low), _attention(low and self.device.type == "cpu"):
+        low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.assembly.recipe.run.precision)
+        with torch.autocast(self.device.type, low, enabled=low is not None), _attention(low is not None and self.device.type == "cpu"):
             step = LazyStep(self, batch, progress, watch)
             total, terms = torch.zeros((), device=self.device), dict[str, Tensor]()
             for label in self.assembly.answers("loss"):
@@ -195,9 +196,23 @@ class LazyStep(Step):
         return pixels.contiguous(memory_format=torch.channels_last) if model.assembly.recipe.run.channels_last else pixels
 
     def _encode(self, view: int, role: Role) -> Features:
-        branch = self.branches.online if role == "online" else self.branches.target
-        hidden = self.hidden[view] if role == "online" else None
-        return self._model.assembly.calls.encode(branch=branch, images=self.pixels[view], hidden=hidden, view=view, role=role)
+        """A view; under [run] views_together in one pass with those that the pairs ask of this branch besides, which are then made too."""
+        branch, hidden, made = self.branches.online, self.hidden, self._online
+        if role == "target":
+            branch, hidden, made = self.branches.target, (None,) * len(hidden), self._target
+        views = [v for v in self._model.together[role].get(view, ()) if self._hides(v, role) == self._hides(view, role)]
+        if len(views) < 2:
+            return self._model.assembly.calls.encode(branch=branch, images=self.pixels[view], hidden=hidden[view], view=view, role=role)
+        images, masks = torch.cat([self.pixels[v] for v in views]), [h for v in views if (h := hidden[v]) is not None]
+        found = self._model.assembly.calls.encode(branch=branch, images=images, hidden=torch.cat(masks) if masks else None, view=view, role=role)
+        for v, features in zip(views, found.split(len(views)), strict=True):
+            made.put(v, features)
+        return cast(Features, made[view])
+
+    def _hides(self, view: int, role: Role) -> int:
+        """Cells of an image that this branch does not see of a view: an encoder that drops them takes as many of each."""
+        mask = self.batch.hidden[view] if role == "online" else None
+        return 0 if mask is None else int(mask[0].sum())
 
     def _make_target(self, view: int) -> Features:
         if self._model.target is None:
@@ -241,8 +256,12 @@ class _Views(Sequence[Any]):
             raise IndexError(f"there is no view {view}; there are {self._n}")
         view %= self._n
         if view not in self._made:
-            self._made[view] = self._make(view)
+            self.put(view, self._make(view))
         return self._made[view]
+
+    def put(self, view: int, value: Any) -> None:
+        """What has been made with another."""
+        self._made[view] = value
 
     def made(self) -> Iterator[Any]:
         """What has been made so far, by view."""
@@ -251,6 +270,24 @@ class _Views(Sequence[Any]):
     def replace(self, change: Callable[[Any], Any]) -> None:
         """Change what has been made."""
         self._made = {view: change(value) for view, value in self._made.items()}
+
+
+_NONE_TOGETHER: dict[Role, dict[int, list[int]]] = {"online": {}, "target": {}}
+
+
+def _together(assembly: Assembly, dims: Dims) -> dict[Role, dict[int, list[int]]]:
+    """For each branch, the views of one size that the pairs ask of it, by view.  Raises RecipeError where that is never two."""
+    online, target = (list(dict.fromkeys(pair[i] for pair in dims.pairs)) for i in (0, 1))
+    if assembly.recipe.target.momentum == 0:  # what the target gives is the online branch's
+        online, target = list(dict.fromkeys([*online, *target])), []
+    found: dict[Role, dict[int, list[int]]] = {
+        "online": {v: [w for w in online if dims.sizes[w] == dims.sizes[v]] for v in online},
+        "target": {v: [w for w in target if dims.sizes[w] == dims.sizes[v]] for v in target},
+    }
+    if not any(len(views) > 1 for groups in found.values() for views in groups.values()):
+        views = f"the pairs of {assembly.recipe.views.use} ask no branch for two views of one size"
+        raise RecipeError(f"[run] views_together: {views}. Leave it out, or choose other views.")
+    return found
 
 
 def _heads(assembly: Assembly, dims: Dims) -> Iterator[tuple[str, Head]]:

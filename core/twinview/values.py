@@ -95,12 +95,22 @@ class Features(NamedTuple):
 
     def detach(self) -> Features:
         """The same values without gradient."""
+        return self._each(lambda value: value.detach())
 
-        def cut(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.detach()
+    def split(self, n: int) -> list[Features]:
+        """Of `n` batches that went through the encoder as one: the features of each."""
 
-        levels = {name: value.detach() for name, value in self.levels.items()}
-        return self._replace(cells=cut(self.cells), pooled=cut(self.pooled), tokens=cut(self.tokens), levels=levels)
+        def part(i: int) -> Features:
+            return self._each(lambda value: value[i * len(value) // n : (i + 1) * len(value) // n])
+
+        return [part(i) for i in range(n)]
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Features:
+        def changed(value: Tensor | None) -> Tensor | None:
+            return None if value is None else change(value)
+
+        levels = {name: change(value) for name, value in self.levels.items()}
+        return Features(changed(self.cells), changed(self.pooled), levels, changed(self.tokens), self.prefix, changed(self.kept))
 
 
 class Level(NamedTuple):

@@ -58,6 +58,8 @@ def summary(result: RunResult) -> list[str]:
     lines = ["", *score_table(result.scores), *(f"COLLAPSED   {line}" for line in result.collapsed)]
     if result.bad_samples:
         lines += [f"bad samples {len(result.bad_samples)}; others stood in for them", *(f"  {one}" for one in result.bad_samples[:NAMED]), ""]
+    if result.bad_steps:
+        lines += [f"bad steps   {result.bad_steps}; left out, their images are named in {result.folder / 'nonfinite'}", ""]
     places = {"run": result.folder, "checkpoint": result.checkpoint, "metrics": "metrics.jsonl", "pictures": "pictures"}
     return lines + [f"{what:<12}{result.folder / place if isinstance(place, str) else place}" for what, place in places.items()]
 

@@ -19,6 +19,7 @@ from twinview.engine.config import check_recipe, deepspeed_config, micro_batch, 
 from twinview.engine.optimizer import make_optimizer, warmup_share
 from twinview.engine.process import Ranks, join, on_first
 from twinview.engine.run import resolve_precision
+from twinview.engine.scale import LossScale, install
 from twinview.errors import RecipeError
 from twinview.ops.seeding import seed_of
 from twinview.recipe import Recipe
@@ -127,6 +128,7 @@ def wrap(built: Built, folder: Path) -> Any:
         engine, *_ = deepspeed.initialize(model=built.model, optimizer=built.optimizer, config=config)
     except ValueError as e:  # pydantic's, of a table of DeepSpeed
         raise RecipeError(f"[deepspeed]: DeepSpeed refuses it: {' '.join(str(e).split())}") from None
+    install(engine, LossScale(built.recipe.run.precision == "fp16", list(built.moved.values())))
     if not stage(built.recipe):
         engine.enable_backward_allreduce = built.ranks.world > 1  # alone it would copy every gradient there and back
         if built.recipe.run.channels_last:  # only now: DeepSpeed's first broadcast reads parameters as plain bytes

@@ -1,20 +1,48 @@
-"""Has a run collapsed?  What its last row says of it."""
+"""Has a run collapsed?  What a row of its numbers says of it."""
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
 LEAST_SPREAD = 0.02  # of pooled features, about 1 where they fill the sphere: below it all images have one and the same feature
+LEAST_RANK = 1.5  # effective, of the pooled features of at least IMAGES images: below it they lie along one line
+IMAGES = 8
+ALARM = 3  # logged rows in a row that show a sign: one odd batch is no collapse
 
 
-def collapses(row: Mapping[str, Any]) -> list[str]:
-    """A line for each sign: an evaluation's score `collapsed` above 0, and features of the online branch that hardly differ."""
+def collapses(row: Mapping[str, Any], images: int = 0) -> list[str]:
+    """A line for each sign: an evaluation's score `collapsed` above 0, and features of the online branch that hardly differ.
+
+    `images`: in the micro-batch of a rank, from which spread and effective rank are taken.
+    """
     found = []
     for name, value in row.items():
         *words, last = name.removeprefix("score/").split("/")
         if name.startswith("score/") and last == "collapsed" and len(words) == 1 and value:
             found.append(f"{words[0]}: fewer than two clusters are left")
-    spread = row.get("spread/online")
+    return found + _features(row, images)
+
+
+def _features(row: Mapping[str, Any], images: int) -> list[str]:
+    spread, rank = row.get("spread/online"), row.get("erank/online")
     if spread is not None and spread < LEAST_SPREAD:
-        found.append(f"features of different images are all but equal (spread {spread:.3f})")
-    return found
+        return [f"features of different images are all but equal (spread {spread:.3f})"]
+    if rank is not None and rank < LEAST_RANK and images >= IMAGES:
+        return [f"features of different images differ along one line alone (effective rank {rank:.2f})"]
+    return []
+
+
+class CollapseWatch:
+    """Looks at the rows of a run as they come."""
+
+    def __init__(self, images: int) -> None:
+        """`images`: in the micro-batch of a rank."""
+        self._images, self._rows = images, 0
+
+    def see(self, row: Mapping[str, Any]) -> str:
+        """A line to say at the ALARM-th row in a row whose features have collapsed; once, until they have recovered."""
+        signs = _features(row, self._images)
+        self._rows = self._rows + 1 if signs else 0
+        if self._rows != ALARM:
+            return ""
+        return f"WARNING step {row['step']}: {signs[0]}, in {ALARM} logged rows running. The run may have collapsed."

@@ -1,8 +1,6 @@
 """What a recipe will cost on this machine: a few real steps, nothing written."""
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -17,6 +15,8 @@ from torch import nn
 from twinview.data.loader import training_batches
 from twinview.engine.build import build, wrap
 from twinview.engine.config import MONITORS, check_recipe, micro_batch
+from twinview.engine.left_out import LeftOutSteps
+from twinview.engine.process import peak_memory
 from twinview.engine.stepper import take_step
 from twinview.recipe import Recipe
 from twinview.values import Progress
@@ -68,9 +68,12 @@ def dry_run(recipe: Recipe) -> Report:
         batch = list(loaded)
     data_seconds = time.perf_counter() - asked
     engine = wrap(built, Path())
+    left_out = LeftOutSteps(allowed=0)
     taken, clock = [], [time.perf_counter()]
     for i in range(STEPS):
         taken.append(take_step(built, engine, iter(batch), progress, watch=i == 0))
+        if out := taken[-1].left_out:
+            left_out.add(out)
         if built.ranks.device.type == "cuda":
             torch.cuda.synchronize()  # the backward pass is still under way
         clock.append(time.perf_counter())
@@ -87,7 +90,7 @@ def dry_run(recipe: Recipe) -> Report:
         steps=steps,
         parameters=_count(built.model.online),
         trained=sum(p.numel() for p in built.moved.values()),
-        memory=_peak(built.ranks.device),
+        memory=peak_memory(built.ranks.device),
         seconds=seconds,
         images_per_second=run.batch_size / seconds,
         data_seconds=data_seconds,
@@ -99,9 +102,3 @@ def dry_run(recipe: Recipe) -> Report:
 
 def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
-
-
-def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

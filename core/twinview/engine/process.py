@@ -5,6 +5,8 @@ import datetime
 import logging
 import os
 import re
+import resource
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -172,6 +174,13 @@ def on_first(work: Callable[[], T]) -> T:
         raise answer[1]
     result: T = answer[0]
     return result
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process has held at most: of the GPU, or resident in main memory, data workers not counted."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def averaged(values: dict[str, float]) -> dict[str, float]:

@@ -37,6 +37,11 @@ class Bar:
             pace = f"{row['images_per_second']:.0f} images/s{self._left(share)}"
             print(f"{at}, epoch {row['epoch']}: loss {row['loss']:.4f}{self._scored(row)}, {pace}", file=sys.stderr, flush=True)
 
+    def say(self, line: str) -> None:
+        """A line of its own."""
+        tqdm.write(line, file=sys.stderr)  # above the bar, where there is one
+        sys.stderr.flush()
+
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self._bar is not None:

@@ -19,14 +19,15 @@ import tomli_w
 from twinview.engine.checkpoint import Checkpoint, find_checkpoint, steps_in
 from twinview.engine.config import MONITORS
 from twinview.engine.metrics import read_metrics
-from twinview.errors import CheckpointError
+from twinview.errors import CheckpointError, RecipeError
 from twinview.options import FORMAT
 from twinview.recipe import Recipe
 
 Resume = Literal["auto"] | bool
 HARMLESS = (  # keys that may change on a resume: no good sample's draw and no loss depends on them
     "data.source.shards",
-    *("data.workers", "data.shards", "data.bad_samples", "run.log_every", "run.checkpoint_every", "run.keep", "run.keep_best", "evaluate"),
+    *("data.workers", "data.shards", "data.bad_samples", "run.log_every", "run.checkpoint_every", "run.keep", "run.keep_best"),
+    *("run.bad_steps", "evaluate"),
     "run.activation_checkpointing",
     "deepspeed.zero_optimization",  # checkpoints are whole, whatever stage wrote them
     *(f"deepspeed.{m}" for m in MONITORS),
@@ -35,7 +36,9 @@ PACKAGES = ("twinview", "torch", "torchvision", "deepspeed", "webdataset", "timm
 
 
 def resolve_precision(recipe: Recipe, device: str) -> Recipe:
-    """`run.precision = "auto"` said plainly: bf16 where `device` (cpu or cuda) has it in hardware, else fp32."""
+    """`run.precision = "auto"` said plainly: bf16 where `device` (cpu or cuda) has it in hardware, else fp32.  Raises RecipeError."""
+    if recipe.run.precision == "fp16" and device == "cpu":
+        raise RecipeError("[run] precision: fp16 is for GPUs; on a processor it is slow where it runs at all. Write bf16, or fp32.")
     if recipe.run.precision != "auto":
         return recipe
     return attrs.evolve(recipe, run=attrs.evolve(recipe.run, precision="bf16" if _has_bf16(device) else "fp32"))

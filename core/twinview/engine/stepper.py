@@ -1,7 +1,6 @@
 """One optimizer step: rates, forward, backward, update, target."""
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -10,18 +9,21 @@ import torch
 from torch import Tensor
 
 from twinview.engine.build import Built
-from twinview.engine.optimizer import gradient_norm, lr_factor, momentum_at, set_rates
+from twinview.engine.left_out import LeftOut, Micro, leave_out
+from twinview.engine.optimizer import lr_factor, momentum_at, set_rates
+from twinview.engine.scale import measured, scale_of
 from twinview.errors import TwinviewError
-from twinview.step import LazyStep, Outcome
+from twinview.step import LazyStep, Outcome, Siamese
 from twinview.values import Batch, Progress
 
 
 class Taken(NamedTuple):
     """What a step was, on this rank."""
 
-    values: dict[str, Tensor | float]  # loss, loss/<term>, notes, lr, momentum, grad_norm
+    values: dict[str, Tensor | float]  # loss, loss/<term>, notes, lr, momentum, grad_norm, loss_scale in fp16
     seconds: float
     waited: float  # of them, for data
+    left_out: LeftOut | None = None  # why no weight was touched, on any rank
 
     def numbers(self) -> dict[str, float]:
         """The values as plain numbers; on a GPU this waits for them."""
@@ -31,7 +33,8 @@ class Taken(NamedTuple):
 def take_step(built: Built, engine: Any, batches: Iterator[Batch], progress: Progress, *, watch: bool) -> Taken:
     """Move the online branch by one optimizer step and let the target follow.
 
-    `watch`: also work out what is only logged.  Raises TwinviewError at a loss that is not finite, before it touches a weight.
+    `watch`: also work out what is only logged.  Where loss or gradient are not finite nothing moves, on no rank: not the online branch, not the
+    target; under [run] bad_steps what the forward passes wrote (BatchNorm statistics, queues) is undone as well.
     """
     recipe, model = built.recipe, built.model
     began, source = time.perf_counter(), _Timed(batches)
@@ -41,14 +44,22 @@ def take_step(built: Built, engine: Any, batches: Iterator[Batch], progress: Pro
     momentum = momentum_at(recipe.target, progress.share) if model.target is not None else 0.0
     if recipe.target.update == "before_forward":
         model.follow(momentum)
+    before = _written(model) if recipe.run.bad_steps else {}
     values: dict[str, Tensor | float] = {}
+    micros = []
     for _ in range(recipe.run.accumulation - 1):  # nothing of these is held while the next is computed
-        _accumulate(built, engine, next(source), progress, watch, values)
-    step = _accumulate(built, engine, next(source), progress, watch, values)
+        micros.append(_accumulate(built, engine, next(source), progress, watch, values)[0])
+    micro, step = _accumulate(built, engine, next(source), progress, watch, values)
+    norm, moved = measured(engine)
+    scale = scale_of(engine)
+    values |= {"lr": lr * factor, "momentum": momentum, "grad_norm": norm, **({"loss_scale": scale.cur_scale} if scale.fp16 else {})}
+    if not moved:
+        _undo(model, before)
+        return Taken(values, time.perf_counter() - began, source.seconds, leave_out(progress, (*micros, micro), scale))
+    scale.stepped()
     if recipe.target.update == "after_step":
         model.follow(momentum)
     built.assembly.calls.after_step(branches=model.branches, step=step, progress=progress)
-    values |= {"lr": lr * factor, "momentum": momentum}
     return Taken(values, time.perf_counter() - began, source.seconds)
 
 
@@ -65,30 +76,35 @@ class _Timed:
         return batch
 
 
-def _accumulate(built: Built, engine: Any, batch: Batch, progress: Progress, watch: bool, values: dict[str, Tensor | float]) -> LazyStep:
+def _accumulate(
+    built: Built, engine: Any, batch: Batch, progress: Progress, watch: bool, values: dict[str, Tensor | float]
+) -> tuple[Micro, LazyStep]:
     """Forward and backward of a micro-batch; the last of a step moves the weights.  Adds what is logged to `values`."""
     try:
         outcome: Outcome = engine(batch, progress, watch=watch)
-        _check_finite(outcome, batch, progress.step + 1)
-        engine.backward(outcome.loss)
+        loss = outcome.loss.detach()
+        # a loss that is not finite gets a gradient that is not, whose sum over ranks tells every rank: no flag to send, no wait for the device
+        engine.backward(outcome.loss * torch.where(loss.isfinite(), 1.0, torch.nan))
     except torch.OutOfMemoryError:
         much = f"{len(batch.keys)} images at once do not fit the GPU"
         raise TwinviewError(f"step {progress.step + 1}: {much}. Write a larger run.accumulation.") from None
-    found: dict[str, Tensor] = {"loss": outcome.loss.detach(), **{f"loss/{k}": v for k, v in outcome.terms.items()}, **outcome.notes}
+    found: dict[str, Tensor] = {"loss": loss, **{f"loss/{k}": v for k, v in outcome.terms.items()}, **outcome.notes}
     for name, value in found.items():
         values[name] = values.get(name, 0.0) + value / built.recipe.run.accumulation
-    boundary = watch and engine.is_gradient_accumulation_boundary()
-    norm = gradient_norm(built.moved.values()) if boundary and not engine.zero_optimization() else None
     engine.step()
-    if boundary:
-        values["grad_norm"] = norm if norm is not None else float(engine.get_global_grad_norm())  # before clipping
-    return outcome.step.settle()
+    return Micro(batch.keys, loss, outcome.terms), outcome.step.settle()
 
 
-def _check_finite(outcome: Outcome, batch: Batch, step: int) -> None:
-    loss = float(outcome.loss.detach())
-    if math.isfinite(loss):
-        return
-    terms = ", ".join(f"{name} {float(value):g}" for name, value in outcome.terms.items())
-    keys = ", ".join(batch.keys[:8]) + (f" and {len(batch.keys) - 8} more" if len(batch.keys) > 8 else "")
-    raise TwinviewError(f"step {step}: the loss is {loss} ({terms}). Lower [optimizer] lr or lengthen the warm-up; the images were {keys}.")
+def _written(model: Siamese) -> dict[str, Tensor]:
+    """Copies of what a forward pass may write to."""
+    return {name: value.detach().clone() for name, value in _state(model).items()}
+
+
+def _undo(model: Siamese, before: dict[str, Tensor]) -> None:
+    for name, value in _state(model).items():
+        if name in before:
+            value.data = before[name]
+
+
+def _state(model: Siamese) -> dict[str, Tensor]:
+    return {**dict(model.named_buffers()), **{f"state.{name}": p for name, p in model.state.named_parameters()}}

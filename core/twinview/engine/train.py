@@ -17,13 +17,16 @@ from twinview.data.loader import training_batches
 from twinview.data.views import BadSamples
 from twinview.engine.build import Built, build, wrap
 from twinview.engine.checkpoint import Checkpoint, best_of, load_model, mark_best, random_states, save_checkpoint, set_random_states, steps_in
-from twinview.engine.collapse import collapses
+from twinview.engine.collapse import CollapseWatch, collapses
 from twinview.engine.compiled import uncompiled
+from twinview.engine.config import micro_batch
+from twinview.engine.left_out import LeftOutSteps
 from twinview.engine.metrics import Metrics, read_metrics
 from twinview.engine.preempt import Notice, on_sigterm
-from twinview.engine.process import averaged, barrier, gathered, on_first, telling_lost_ranks
+from twinview.engine.process import averaged, barrier, gathered, on_first, peak_memory, telling_lost_ranks
 from twinview.engine.progress import Bar
 from twinview.engine.run import Resume, find_start, write_run
+from twinview.engine.scale import scale_of
 from twinview.engine.stepper import Taken, take_step
 from twinview.engine.zero import gathered_weights, load_whole_optimizer_state, whole_optimizer_state
 from twinview.errors import CheckpointError, Preempted, RecipeError, closest
@@ -45,6 +48,7 @@ class RunResult:
     checkpoint: Path
     collapsed: list[str]  # signs that the features or the clusters have collapsed, a line each
     bad_samples: tuple[str, ...] = ()  # that others stood in for, in this sitting, on any rank: where each lies, and why
+    bad_steps: int = 0  # left out because loss or gradient were not finite; `nonfinite` in the folder names their images
 
 
 def train(recipe: Recipe, run_dir: Path, *, resume: Resume = False, command: str = "", on_progress: OnProgress | None = None) -> RunResult:
@@ -91,6 +95,7 @@ def _restore(built: Built, engine: Any, start: Checkpoint) -> None:
         raise CheckpointError(f"{start.path}: belongs to another model: optimizer.pt: {e}.") from None
     if start.meta["ranks"] == built.ranks.world:
         set_random_states(start.load(f"rank-{built.ranks.rank}.pt")["random"], built.ranks.device)
+    scale_of(engine).load(start.meta.get("loss_scale", {}))
 
 
 class _Loop:
@@ -106,6 +111,9 @@ class _Loop:
         self.first = built.ranks.rank == 0
         self.data = Factory(built.recipe, built.dims, built.shards, built.ranks.rank, built.ranks.world)
         self.bad = BadSamples(built.recipe.data.bad_samples)
+        self.left_out = LeftOutSteps(built.recipe.run.bad_steps, folder, start.meta.get("left_out") if start else None)
+        self.images = micro_batch(built.recipe, built.ranks.world)
+        self.collapse = CollapseWatch(self.images)
         self.checkpoint = start.path if start else folder / "checkpoints"
         self.saved = self.step  # the step of the newest checkpoint
         self.notice = Notice(built.ranks.device)
@@ -182,6 +190,8 @@ class _Loop:
             with gathered_weights(self.engine), uncompiled(self.built.recipe):
                 self.built.assembly.calls.before_epoch(branches=self.built.model.branches, data=self.data, progress=progress)
         taken = take_step(self.built, self.engine, batches, progress, watch=self.is_logged(self.step + 1))
+        if taken.left_out:
+            self.say(self.left_out.add(taken.left_out))
         self.step += 1
         self.seconds += taken.seconds
         self.waited += taken.waited
@@ -243,7 +253,7 @@ class _Loop:
         images = (self.step - self.since) * self.built.recipe.run.batch_size
         pace = {"images_per_second": images / self.seconds, "data_wait": self.waited / self.seconds}
         self.seconds, self.waited, self.since = 0.0, 0.0, self.step
-        return averaged(taken.numbers() | pace)
+        return averaged(taken.numbers() | pace | self.left_out.numbers()) | {"memory_gb": max(gathered(peak_memory(self.built.ranks.device))) / 1e9}
 
     def log(self, values: dict[str, float], scores: dict[str, float], share: float) -> None:
         """A row of metrics.jsonl, to the monitors too."""
@@ -253,16 +263,23 @@ class _Loop:
         self.metrics.write(self.row)
         if self.engine.monitor.enabled:
             self.engine.monitor.write_events([(name, value, self.step) for name, value in (values | scores).items()])
+        self.say(self.collapse.see(self.row))
         if self.bar:
             self.bar.tell(self.row, share)
         if self.on_progress:
             self.on_progress(self.row)
 
+    def say(self, line: str) -> None:
+        """A line on rank 0; nothing where it is empty."""
+        if self.bar and line:
+            self.bar.say(line)
+
     def save(self, row: dict[str, float]) -> None:
         """A checkpoint of all that the next step depends on; `row`, what is still to be written of this step."""
         if self.metrics:
             self.metrics.sync()
-        meta = {"step": self.step, "epoch": self.step // self.built.epoch, "elapsed": self.elapsed(), "row": row, **self.meta}
+        kept = {"loss_scale": scale_of(self.engine).state(), "left_out": self.left_out.state()}
+        meta = {"step": self.step, "epoch": self.step // self.built.epoch, "elapsed": self.elapsed(), "row": row, **kept, **self.meta}
         state = whole_optimizer_state(self.engine, self.built.optimizer, self.built.moved)
         self.saved = self.step
         self.checkpoint = save_checkpoint(self.folder / "checkpoints", self.built.model, state, meta, keep=self.built.recipe.run.keep)
@@ -274,5 +291,5 @@ class _Loop:
         bad = tuple(dict.fromkeys(one for seen in gathered(list(self.bad.seen.values())) for one in seen))
         return RunResult(
             folder=self.folder, step=self.step, seconds=self.elapsed(), loss=row["loss"], scores=scores, checkpoint=self.checkpoint,
-            collapsed=collapses(row), bad_samples=bad,
+            collapsed=collapses(row, self.images), bad_samples=bad, bad_steps=self.left_out.bad,
         )
