@@ -39,7 +39,7 @@ NEEDS = {  # word of Traits.needs -> what lacks it
     "averaged_target": "target",
     "labels": "data",
 }
-GIVES = ("cells", "pooled", "tokens", "levels", "hides", "recomputable", "crop_draws", "uses_extra")
+GIVES = ("cells", "pooled", "tokens", "levels", "hides", "recomputable", "crop_draws", "uses_extra", "any_channels", "deep")
 
 
 class _Defaults:
@@ -67,6 +67,7 @@ class Assembly:
         self._check_hooks()
         self.traits = {label: self._traits(label) for label in self.parts}
         self._check_traits()
+        self._check_channels()
         self._check_alignments()
         self._check_heads()
 
@@ -118,7 +119,7 @@ class Assembly:
             plain = attrs.evolve(self.recipe.encoder, options={k: v for k, v in self.recipe.encoder.options.items() if k != "weights"})
             return Assembly(attrs.evolve(self.recipe, encoder=plain)).encoder()
         with seeded(self.recipe.run.seed, "encoder"):
-            made = self.calls.make_encoder(masked=self.recipe.masks is not None)
+            made = self.calls.make_encoder(masked=self.recipe.masks is not None, channels=self.recipe.data.channels)
         if not hasattr(made, "spec"):
             raise PluginError(f"[encoder] {self.recipe.encoder.use}: its module carries no `spec` (twinview.values.EncoderSpec).")
         return made
@@ -137,6 +138,7 @@ class Assembly:
             grids=tuple(spec.grid(s) for s in probe.sizes),
             sizes=probe.sizes,
             pairs=probe.pairs,
+            channels=self.recipe.data.channels,
             global_batch=self.recipe.run.batch_size,
             dataset_size=dataset_size,
             classes=classes,
@@ -227,7 +229,7 @@ class Assembly:
             place = self.uses[label][1]
             for word in sorted(traits.needs):
                 if NEEDS[word] == "encoder" and word not in encoder.gives:
-                    has = ", ".join(sorted(encoder.gives.difference({"hides", "recomputable"}))) or "nothing"
+                    has = ", ".join(sorted(encoder.gives.intersection(NEEDS))) or "nothing"
                     raise RecipeError(f"{place}: needs {word}, and [encoder] {recipe.encoder.use} gives {has}. Choose another encoder.")
                 if NEEDS[word] == "views" and word not in self.traits[recipe.views.label].gives:
                     raise RecipeError(f"{place}: needs {word}, and [views] {recipe.views.use} does not note them. Choose other views.")
@@ -241,6 +243,17 @@ class Assembly:
         if recipe.run.activation_checkpointing and "recomputable" not in encoder.gives:
             other = recipe.encoder.use
             raise RecipeError(f"[run] activation_checkpointing: [encoder] {other} names no blocks. Leave it out, or choose another encoder.")
+
+    def _check_channels(self) -> None:
+        """Images that are not three channels of 8 bits, and the parts that touch pixels."""
+        data, pixels = self.recipe.data, self.answers("apply_augment")
+        wanted = [("any_channels", f"channels = {data.channels}: it takes 3", [*self.answers("make_encoder"), *pixels])] * (data.channels != 3)
+        wanted += [("deep", f"white = {data.white}: it takes images of 8 bits", pixels)] * (data.white > 0)
+        for word, said, labels in wanted:
+            for label in labels:
+                if word not in self.traits[label].gives:
+                    instead = self.traits[label].instead or "Choose another part."
+                    raise RecipeError(f"{self.uses[label][1]}: does not go with [data] {said}. {instead}")
 
     def _check_alignments(self) -> None:
         recipe, used = self.recipe, set()

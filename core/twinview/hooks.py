@@ -55,8 +55,9 @@ class Hooks(Protocol):
 
     @hookspec(firstresult=True)
     def apply_augment(self, pixels: Tensor, params: dict[str, Tensor]) -> Tensor | None:
-        """Apply draws to pixels [B, 3, h, w] uint8 -> the same shape and dtype.
+        """Apply draws to pixels [B, C, h, w] uint8 -> the same shape and dtype.  Under [data] white they are float32, of the same 0..255.
 
+        C is [data] channels: 3, unless the part's traits give `any_channels`; float32 comes to parts alone whose traits give `deep`.
         In the worker (B = 1) or batched on the device, by the recipe's choice; both give the same picture.  `params` stay on the CPU.
         """
 
@@ -69,10 +70,11 @@ class Hooks(Protocol):
 
     # ---- on the device, once
     @hookspec(firstresult=True)
-    def make_encoder(self, masked: bool) -> nn.Module | None:
-        """The encoder: an `nn.Module` with `spec`, called with images [B, 3, H, W] and hidden [B, h*w] or None.  Exactly one part.
+    def make_encoder(self, masked: bool, channels: int) -> nn.Module | None:
+        """The encoder: an `nn.Module` with `spec`, called with images [B, channels, H, W] and hidden [B, h*w] or None.  Exactly one part.
 
-        `masked`: whether the recipe hides cells; what serves hidden cells alone is frozen without.
+        `masked`: whether the recipe hides cells; what serves hidden cells alone is frozen without.  `channels`: of the images, 3 unless the
+        part's traits give `any_channels`.
         """
 
     @hookspec
@@ -86,7 +88,7 @@ class Hooks(Protocol):
     # ---- on the device, for every micro-batch
     @hookspec(firstresult=True)
     def encode(self, branch: Branch, images: Tensor, hidden: Tensor | None, view: int, role: Role) -> Features | None:
-        """Features of a view, [B, 3, h, w] normalised.  Per branch and view.  The core answers unless a part does."""
+        """Features of a view, [B, C, h, w] normalised.  Per branch and view.  The core answers unless a part does."""
 
     @hookspec(firstresult=True)
     def align(self, step: Step, online: int, target: int) -> Alignment | None:
@@ -129,7 +131,7 @@ class Calls(Protocol):
     def draw_augment(self, *, view: int, size: Size, rng: np.random.Generator) -> dict[str, Tensor] | None: ...
     def apply_augment(self, *, pixels: Tensor, params: dict[str, Tensor]) -> Tensor: ...
     def make_masks(self, *, geometry: Geometry, grids: tuple[Size, ...], rng: np.random.Generator) -> tuple[Tensor | None, ...] | None: ...
-    def make_encoder(self, *, masked: bool) -> nn.Module: ...
+    def make_encoder(self, *, masked: bool, channels: int) -> nn.Module: ...
     def aligned_widths(self, *, dims: Dims) -> list[tuple[int, ...]]: ...
     def heads(self, *, dims: Dims) -> list[Mapping[str, Head]]: ...
     def encode(self, *, branch: Branch, images: Tensor, hidden: Tensor | None, view: int, role: Role) -> Features: ...

@@ -3,13 +3,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import attrs
 from attrs import field
 from attrs.validators import and_, deep_iterable, ge, gt, le, lt, matches_re, optional
 
+from twinview.errors import RecipeError
+
 FORMAT = 1  # of recipes and of a run's folder
+MEASURED: Final = "shards"  # in place of [data] mean or std: what the manifest of the shards says
+Numbers = list[float] | str  # of the channels, or MEASURED
 HELD_OUT = "held-out"  # what evaluations call the samples that [data] held_out keeps from training
 
 
@@ -64,9 +68,17 @@ class Data:
     window: int = field(default=0, validator=ge(0))  # shards shuffled together; 0 = all of them
     frozen_draws: bool = False  # every epoch draws the views of the first
     augment_on: Literal["worker", "device"] = "worker"
-    mean: list[float] = field(factory=lambda: [0.485, 0.456, 0.406])  # of the channels, 0..1
-    std: list[float] = field(factory=lambda: [0.229, 0.224, 0.225])
+    channels: int = _positive(3)  # of an image; with 3, grey ones become three equal channels
+    white: int = field(default=0, validator=[ge(0), lt(1 << 16)])  # of 16-bit images: the value that is full scale (4095 of 12 bits); 0: refused
+    mean: Numbers = field(factory=lambda: [0.485, 0.456, 0.406])  # of the channels, 0..1 of full scale; "shards": as their manifest says
+    std: Numbers = field(factory=lambda: [0.229, 0.224, 0.225])
     bad_samples: int = field(default=0, validator=ge(0))  # samples that may fail to decode before the run stops
+
+    def colours(self) -> tuple[list[float], list[float]]:
+        """Mean and deviation of the channels.  Raises RecipeError where they are still to be read from the shards."""
+        if isinstance(self.mean, str) or isinstance(self.std, str):
+            raise RecipeError(f"[data] mean, std: {MEASURED!r} is known once the shards are open. Write the numbers.")
+        return self.mean, self.std
 
 
 @attrs.frozen(kw_only=True)

@@ -15,7 +15,7 @@ from attrs.validators import ge, lt
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
 
 from twinview.errors import RecipeError, closest
-from twinview.options import FORMAT, HELD_OUT, OPTIMIZERS, Amount, Data, Run, Schedule, Target, _Rates
+from twinview.options import FORMAT, HELD_OUT, MEASURED, OPTIMIZERS, Amount, Data, Numbers, Run, Schedule, Target, _Rates
 
 
 @attrs.frozen(kw_only=True)
@@ -152,6 +152,15 @@ def _amount(value: Any, _: type[Amount]) -> Amount:
     raise ValueError(f"wants a number, not {value!r}")
 
 
+@_converter.register_structure_hook
+def _numbers(value: Any, _: type[Numbers]) -> Numbers:
+    if value == MEASURED:
+        return MEASURED
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f'wants a list of numbers or "{MEASURED}", not {value!r}')
+    return [_converter.structure(v, float) for v in value]
+
+
 def _use(slot: str, table: Any, place: str) -> Use:
     if not isinstance(table, Mapping):
         raise RecipeError(f"{place}: wants a table with `use = \"method.part\"`, not {table!r}.")
@@ -275,8 +284,7 @@ def _check(recipe: Recipe) -> None:
                 raise RecipeError(f"{place}.{key}: wants a number above 0, not {getattr(table, key)}.")
     if run.batch_size % run.accumulation:
         raise RecipeError(f"[run] accumulation: {run.accumulation} does not divide batch_size {run.batch_size}.")
-    if len(recipe.data.mean) != 3 or len(recipe.data.std) != 3 or min(recipe.data.std) <= 0:
-        raise RecipeError("[data] mean, std: want three numbers each, std above 0.")
+    _check_colours(recipe.data)
     _check_sources(recipe)
 
 
@@ -298,6 +306,16 @@ def _check_sources(recipe: Recipe) -> None:
             for key, value in use.options.items():
                 if value == HELD_OUT:
                     raise RecipeError(f"[[evaluate]] {use.use}.{key}: {HELD_OUT} is what [data] held_out keeps, and it is 0. Write held_out = 0.05.")
+
+
+def _check_colours(data: Data) -> None:
+    for key in ("mean", "std"):
+        numbers = getattr(data, key)
+        if not isinstance(numbers, str) and len(numbers) != data.channels:
+            wants = "a number for each channel" if data.channels > 1 else "one number, as there is one channel"
+            raise RecipeError(f'[data] {key}: wants {wants} ([data] channels = {data.channels}), not {numbers}. Write them, or {key} = "{MEASURED}".')
+    if not isinstance(data.std, str) and min(data.std) <= 0:
+        raise RecipeError(f"[data] std: wants numbers above 0, not {data.std}.")
 
 
 def override(table: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:

@@ -51,8 +51,9 @@ class Siamese(nn.Module):
             self.target = Branch(_copy(self.online.encoder), copies, labels, state)
         self.together = _together(assembly, dims) if assembly.recipe.run.views_together else _NONE_TOGETHER
         self.branches = Branches(self.online, self.target or self.online, lambda: assembly.encoder(random=True))
-        self.register_buffer("mean", torch.tensor(assembly.recipe.data.mean).view(1, 3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(assembly.recipe.data.std).view(1, 3, 1, 1) * 255, persistent=False)
+        mean, std = (torch.tensor(numbers).view(1, -1, 1, 1) * 255 for numbers in assembly.recipe.data.colours())
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
 
     @property
     def device(self) -> torch.device:

@@ -166,6 +166,7 @@ class Dims:
     grids: tuple[Size, ...]  # cells (h, w) of each view
     sizes: tuple[Size, ...]  # pixels (h, w) of each view
     pairs: tuple[tuple[int, int], ...]
+    channels: int = 3  # of an image
     global_batch: int
     dataset_size: int
     classes: int = 0  # label classes of the training shards, 0 where there are none
@@ -223,7 +224,7 @@ class Batch(NamedTuple):
     ids: Tensor  # [B] int64: place in the data set
     seeds: Tensor  # [B] int64: hash of the sample's key
     epoch: int
-    images: tuple[Tensor, ...]  # V x [B, 3, h, w] uint8
+    images: tuple[Tensor, ...]  # V x [B, C, h, w] uint8; float32 of the same 0..255 under [data] white
     geometry: Geometry
     hidden: tuple[Tensor | None, ...]  # V x ([B, h*w] bool, True = hidden), None where nothing is
     augment: tuple[dict[str, Tensor], ...] | None = None  # V x draws that are still to be applied on the device
@@ -235,12 +236,17 @@ class PlainBatch(NamedTuple):
 
     keys: tuple[str, ...]
     ids: Tensor  # [B] int64
-    images: Tensor  # [B, 3, H, W] float, normalised
+    images: Tensor  # [B, C, H, W] float, normalised
     labels: dict[str, Tensor]  # class [B] int64, map [B, H, W] int64 (255 = ignore), as asked for
 
 
 class DataFactory(Protocol):
     """What `before_epoch` and `evaluate` read images with.  Each rank gets its own share."""
+
+    @property
+    def channels(self) -> int:
+        """Of an image."""
+        ...
 
     def plain(
         self, shards: str | Sequence[str] | None = None, *, size: Size, labels: Sequence[str] = (), batch_size: int = 64, crop: bool = False
@@ -262,13 +268,15 @@ class Traits(NamedTuple):
     `needs`: of the encoder `cells`, `pooled`, `tokens`, `levels`; of the views `crop_draws`; of the recipe `alignment`, `masks`,
     `averaged_target`, `labels`.
     `gives`: an encoder `cells`, `pooled`, `tokens`, `levels`, `hides` (it can leave hidden cells unseen), `recomputable` (it names blocks); a view sampler that notes the numbers
-    its crop was drawn from, `crop_draws`; a loss that passes an alignment's `extra` on to its predictor, `uses_extra`.
+    its crop was drawn from, `crop_draws`; a loss that passes an alignment's `extra` on to its predictor, `uses_extra`; an encoder or an augmentation
+    of images of any number of channels, `any_channels`; an augmentation of float32 images too, `deep`.
     """
 
     needs: frozenset[str] = frozenset()
     gives: frozenset[str] = frozenset()
     extra: int = 0  # channels of the `extra` that this alignment gives
     channels: int = 0  # of the maps that the `projector` of this [[head]] gives
+    instead: str = ""  # what to write for the part to give more, where its options decide: the end of a refusal
 
 
 class ParamRule(NamedTuple):
@@ -315,7 +323,7 @@ class Step(Protocol):
 
     @property
     def pixels(self) -> Sequence[Tensor]:
-        """Per view [B, 3, h, w] as the encoder saw them (normalised)."""
+        """Per view [B, C, h, w] as the encoder saw them (normalised)."""
         ...
 
     def alignment(self, online: int, target: int, name: str = "") -> Alignment:

@@ -69,7 +69,7 @@ class Classes:
         if "random" in self.baselines:
             seen["random/"] = Whole(branches.initial().to(device), self.on)
         if "pixels" in self.baselines:
-            seen["pixels/"] = Thumbnails(self.size)
+            seen["pixels/"] = Thumbnails(self.size, data.channels)
         return {f"{self.score}/{name}top1": 100 * self._share_right(see, data, device) for name, see in seen.items()}
 
     def learn(self, train: Cells, classes: int) -> Classify:
@@ -156,7 +156,7 @@ class Whole:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, C, 1, 1]."""
+        """Images [B, ., H, W] -> [B, C, 1, 1]."""
         features: Features = self.encoder(images)
         found = features.at(self.on).float()
         return found[..., None, None] if found.ndim == 2 else found.mean((2, 3), keepdim=True)
@@ -165,12 +165,13 @@ class Whole:
 class Thumbnails:
     """Images -> one cell each: the pixels of a picture of at most 32 x 32, means of what lies there."""
 
-    def __init__(self, size: Size) -> None:
+    def __init__(self, size: Size, channels: int) -> None:
+        """`channels`: of the images."""
         self.small = (min(size[0], THUMBNAIL), min(size[1], THUMBNAIL))
-        self.channels = 3 * self.small[0] * self.small[1]
+        self.channels = channels * self.small[0] * self.small[1]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, 3 * h * w, 1, 1]."""
+        """[B, C, H, W] -> [B, C * h * w, 1, 1]."""
         return F.adaptive_avg_pool2d(images, self.small).flatten(1)[..., None, None]
 
 

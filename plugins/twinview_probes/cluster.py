@@ -110,7 +110,7 @@ class Cluster:
             head = branches.online.find(branches.online.key(self.head, "projector"))
             return HeadClusters(branches.online.encoder, head, self.channels)
         if baseline == "pixels":
-            return self._kmeans(Pixels(self.stride), data, device)
+            return self._kmeans(Pixels(self.stride, data.channels), data, device)
         encoder = branches.initial().to(device) if baseline == "random" else branches.online.encoder
         return self._kmeans(Maps(encoder, self.levels, self.stride), data, device)
 

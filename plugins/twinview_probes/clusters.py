@@ -16,7 +16,7 @@ from twinview_probes.features import Dense, sample_cells
 
 
 class Clusterer(Protocol):
-    """Images [B, 3, H, W], normalised -> scores [B, k, h, w]; a place's cluster is the largest."""
+    """Images [B, C, H, W], normalised -> scores [B, k, h, w]; a place's cluster is the largest."""
 
     k: int
 

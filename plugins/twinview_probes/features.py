@@ -15,7 +15,7 @@ from twinview.values import EncoderSpec, Features, PlainBatch, Size
 
 
 class Dense(Protocol):
-    """Images [B, 3, H, W], normalised -> maps [B, channels, ceil(H / stride), ceil(W / stride)]."""
+    """Images [B, C, H, W], normalised -> maps [B, channels, ceil(H / stride), ceil(W / stride)]."""
 
     channels: int
 
@@ -35,7 +35,7 @@ class Maps:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, sum of the levels' channels, h, w]."""
+        """[B, C, H, W] -> [B, sum of the levels' channels, h, w]."""
         features: Features = self.encoder(images)
         size = grid(images, self.stride)
         return torch.cat([F.interpolate(features.at(level).float(), size=size, mode="bilinear", align_corners=False) for level in self.levels], 1)
@@ -44,11 +44,12 @@ class Maps:
 class Pixels:
     """Each cell's own pixels: what colour and texture within a cell alone tell."""
 
-    def __init__(self, stride: int) -> None:
-        self.stride, self.channels = stride, 3 * stride**2
+    def __init__(self, stride: int, channels: int) -> None:
+        """`channels`: of the images."""
+        self.stride, self.channels = stride, channels * stride**2
 
     def __call__(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, 3 * stride**2, h, w]; a cell that reaches over the border is filled with the pixels there."""
+        """[B, C, H, W] -> [B, C * stride**2, h, w]; a cell that reaches over the border is filled with the pixels there."""
         (height, width), (h, w) = images.shape[-2:], grid(images, self.stride)
         whole = F.pad(images, (0, w * self.stride - width, 0, h * self.stride - height), mode="replicate")
         return F.pixel_unshuffle(whole, self.stride)

@@ -77,7 +77,7 @@ class Segment:
         if "random" in self.baselines:
             seen["random/"] = Maps(branches.initial().to(device), self.levels, self.stride)
         if "pixels" in self.baselines:
-            seen["pixels/"] = Pixels(self.stride)
+            seen["pixels/"] = Pixels(self.stride, data.channels)
         for name, dense in seen.items():
             confusion = self.score(dense, self.fit(dense, data, device), data, device)
             scores[f"segment/{name}miou"] = 100 * confusion.miou()

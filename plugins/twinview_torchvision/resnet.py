@@ -29,13 +29,18 @@ class ResNetEncoder(nn.Module):
     decoder: nn.Module | None
     built: str | None = None  # the expression by which a library builds the trunk
 
-    def __init__(self, trunk: ResNetTrunk, *, cells: str, stride: int, small_stem: bool, fpn_channels: int, decoder_channels: int, channels: int) -> None:
-        """`trunk`: torchvision's ResNet, whose first convolution is made anew unless `channels` (of the images) is 3; `stride` of c5 in pixels; `fpn_channels` 0: no pyramid; `decoder_channels` 0: no decoder."""
+    def __init__(
+        self, trunk: ResNetTrunk, *, cells: str, stride: int, small_stem: bool, fpn_channels: int, decoder_channels: int, in_channels: int
+    ) -> None:
+        """`trunk`: torchvision's ResNet; `stride` of c5 in pixels; `fpn_channels` 0: no pyramid; `decoder_channels` 0: no decoder.
+
+        `in_channels`: of the images; unless they are 3 the first convolution is made anew.
+        """
         super().__init__()
         self.conv1, self.bn1, self.relu, self.maxpool = trunk.conv1, trunk.bn1, trunk.relu, trunk.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4
-        if small_stem or channels != 3:
-            self.conv1 = nn.Conv2d(channels, 64, *((3, 1, 1) if small_stem else (7, 2, 3)), bias=False)
+        if small_stem or in_channels != 3:
+            self.conv1 = nn.Conv2d(in_channels, 64, *((3, 1, 1) if small_stem else (7, 2, 3)), bias=False)
             nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         if small_stem:
             self.maxpool = nn.Identity()
@@ -141,7 +146,7 @@ def make(options: ResNet, channels: int) -> ResNetEncoder:
         small_stem=options.stem == "small",
         fpn_channels=options.fpn_channels if options.fpn else 0,
         decoder_channels=options.decoder,
-        channels=channels,
+        in_channels=channels,
     )
     if options.stem == "imagenet":
         dilated = [stride > options.stride for stride in (8, 16, 32)]  # of the last three stages

@@ -78,8 +78,8 @@ BAD = {  # data that it does not, and why
     "cut.png": (encoded(noise(1), "PNG")[:-900], "cannot be decoded: "),
     "empty.jpg": (b"", "is an empty file"),
     "page.jpg": (b"<!DOCTYPE html>", "is no image; it begins with b'<!DOCTYPE ht'"),
-    "deep.png": (encoded(np.full((9, 9), 40_000, np.uint16), "PNG"), "has 16 bits a channel; images have 8"),
-    "deep.jpg": (encoded(np.full((9, 9), 40_000, np.uint16), "TIFF"), "has more than 8 bits a channel"),
+    "deep.png": (encoded(np.full((9, 9), 40_000, np.uint16), "PNG"), "has 16 bits a channel; [data] white = 65535, or the value that is full scale, has such images read"),
+    "deep.jpg": (encoded(np.full((9, 9), 40_000, np.uint16), "TIFF"), "has 16 bits a channel"),
     "bomb.png": (png_header(60_000, 60_000), "has 60000x60000 pixels; images have at most 89478485"),
     "bomb.jpg": (jpeg_header(65_000, 65_000), "has 65000x65000 pixels; images have at most 89478485"),
     "square.jpg": (jpeg_header(20_000, 20_000), "has 20000x20000 pixels; images have at most 89478485"),
@@ -91,7 +91,7 @@ BAD = {  # data that it does not, and why
 @pytest.mark.parametrize("name", READ)
 def test_odd_images_are_read(name: str) -> None:
     found = decode.image(READ[name])
-    size, channels = decode.image_header(READ[name])
+    size, channels, _ = decode.image_header(READ[name])
     assert found.shape == (3, *size) and found.dtype == torch.uint8 and channels == (1 if name == "grey.jpg" else 3)
 
 

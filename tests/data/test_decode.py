@@ -74,7 +74,8 @@ def test_what_is_no_picture_is_refused_with_the_reason() -> None:
         (encoded(smooth(), "JPEG")[:700], "cannot be decoded: image file is truncated"),
         (encoded(smooth(), "PNG")[:700], "cannot be"),
         (encoded(deep, "PNG"), "has 16 bits a channel"),
-        (encoded(deep, "TIFF"), "has more than 8 bits a channel"),
+        (encoded(deep, "TIFF"), "has 16 bits a channel; [data] white = 65535"),
+        (encoded(deep, "PPM"), "has more than 8 bits a channel (PIL mode I)"),
     ):
         with pytest.raises(ValueError, match=re.escape(said)) as caught:
             decode.image(data)
@@ -124,7 +125,7 @@ def test_the_fields_of_a_sample(write: Write) -> None:
         (decode.read_class, 2, DataError, "sample 'c': has no class number"),
         (decode.read_map, 2, DataError, "sample 'c': has no label map (seg.png, or png beside a jpg); it has png."),
         (decode.read_map, 4, DataError, "sample 'e': its label map is of PIL mode RGB, and"),
-        (decode.read_image, 3, decode.BadSample, "sample 'd': has no image (jpg, jpeg, png, webp, bmp); it has json, cls"),
+        (decode.read_image, 3, decode.BadSample, "sample 'd': has no image (jpg, jpeg, png, webp, bmp, tif, tiff, npy); it has json, cls"),
         (decode.read_image, 5, decode.BadSample, f"{path}, sample 'f': is no image; it begins with b'broken'"),
     ]
     for read, i, kind, said in reads:

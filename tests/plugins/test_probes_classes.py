@@ -39,6 +39,8 @@ class Means(nn.Module):
 class Coloured:
     """A data factory: image i is of class i % 3 and of its colour, under noise."""
 
+    channels = 3
+
     def __init__(self, images: Mapping[str, int], noise: float = 0.1, rank: int = 0, world: int = 1) -> None:
         self.images, self.noise, self.rank, self.world = images, noise, rank, world
 
@@ -113,7 +115,7 @@ def test_sets_that_do_not_go_together_are_refused() -> None:
 
 def test_thumbnails_are_means_of_pixels() -> None:
     images = torch.arange(2 * 3 * 64 * 16.0).view(2, 3, 64, 16)
-    see = Thumbnails((64, 16))
+    see = Thumbnails((64, 16), 3)
     assert see(images).shape == (2, see.channels, 1, 1) and see.channels == 3 * 32 * 16
     assert torch.equal(see(images).view(2, 3, 32, 16), images.view(2, 3, 32, 2, 16).mean(3))
 

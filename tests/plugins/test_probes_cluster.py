@@ -133,6 +133,8 @@ class Net(nn.Module):
 class Blocks:
     """A data factory: pictures of blocks of 8 pixels, each of one of three colours; its label is 10 + the colour, red blocks have none."""
 
+    channels = 3
+
     def __init__(self, images: int = 9) -> None:
         self.images = images
 
@@ -194,7 +196,7 @@ def test_k_means_finds_the_colours_without_labels(tmp_path: Path) -> None:
 
 
 def test_k_means_is_the_same_each_time() -> None:
-    made = [FeatureClusters(Pixels(8), Blocks().plain(size=SIZE, batch_size=4), 3, cells=6, seed=1, device=torch.device("cpu")).centres for _ in range(2)]
+    made = [FeatureClusters(Pixels(8, 3), Blocks().plain(size=SIZE, batch_size=4), 3, cells=6, seed=1, device=torch.device("cpu")).centres for _ in range(2)]
     assert torch.equal(*made) and made[0].shape == (3, 192)
 
 

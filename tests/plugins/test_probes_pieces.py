@@ -33,7 +33,7 @@ def test_the_label_of_a_cell_is_at_its_middle() -> None:
 
 def test_pixels_of_a_cell_and_of_one_over_the_border() -> None:
     images = torch.randn(2, 3, 5, 8)
-    maps = Pixels(4)(images)
+    maps = Pixels(4, 3)(images)
     assert maps.shape == (2, 48, 2, 2)
     assert maps[1, :, 0, 1].view(3, 4, 4).equal(images[1, :, :4, 4:])
     assert maps[1, :, 1, 0].view(3, 4, 4).equal(images[1, :, 4:5, :4].expand(3, 4, 4))

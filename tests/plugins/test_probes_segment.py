@@ -42,6 +42,8 @@ class Colours(nn.Module):
 class Stripes:
     """A data factory: images of three stripes, whose colours are classes 0, 1 and 2; `odd` relabels the last row of pixels."""
 
+    channels = 3
+
     def __init__(self, images: Mapping[str, int], rank: int = 0, world: int = 1, odd: int = 2, noise: float = 0.0) -> None:
         self.images, self.rank, self.world, self.odd, self.noise = images, rank, world, odd, noise
 

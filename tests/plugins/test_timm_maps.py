@@ -18,12 +18,12 @@ NAMES = ["resnet18", "convnext_atto", "swin_tiny_patch4_window7_224", "mobilenet
 
 def make(seed: int = 0, **options: Any) -> Any:
     torch.manual_seed(seed)
-    return Encoder(**options).make_encoder(masked=True)
+    return Encoder(**options).make_encoder(masked=True, channels=3)
 
 
 def test_what_each_kind_gives() -> None:
-    assert Encoder(name="convnext_atto").traits().gives == {"cells", "pooled", "levels", "hides", "recomputable"}
-    assert Encoder(name="deit_tiny_patch16_224").traits().gives == {"cells", "pooled", "tokens", "hides", "recomputable"}
+    assert Encoder(name="convnext_atto").traits().gives == {"cells", "pooled", "levels", "hides", "recomputable", "any_channels"}
+    assert Encoder(name="deit_tiny_patch16_224").traits().gives == {"cells", "pooled", "tokens", "hides", "recomputable", "any_channels"}
 
 
 @pytest.mark.parametrize("name", NAMES)

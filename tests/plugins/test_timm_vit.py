@@ -22,7 +22,7 @@ TINY: dict[str, Any] = {"name": "vit_tiny_patch16_224", "width": 48, "depth": 2,
 
 def make(seed: int = 0, **options: Any) -> Any:
     torch.manual_seed(seed)
-    return Encoder(**{**TINY, **options}).make_encoder(masked=True)
+    return Encoder(**{**TINY, **options}).make_encoder(masked=True, channels=3)
 
 
 def masks(batch: int, cells: int, hidden: int) -> Tensor:

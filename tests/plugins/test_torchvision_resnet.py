@@ -17,7 +17,7 @@ from twinview_torchvision import NAMES, ResNet, parts
 
 def encode(size: tuple[int, int] = (64, 64), *, batch: int = 2, seed: int = 0, **options: Any) -> tuple[Any, Tensor, Features]:
     torch.manual_seed(seed)
-    encoder: Any = ResNet(**options).make_encoder()
+    encoder: Any = ResNet(**options).make_encoder(channels=3)
     images = torch.randn(batch, 3, *size)
     with torch.no_grad():
         return encoder, images, encoder.eval()(images)
@@ -65,7 +65,7 @@ def test_the_trunk_is_torchvisions(name: str) -> None:
 @pytest.mark.parametrize("stride", [16, 8])
 def test_dilation_keeps_the_cells_of_the_strided_network(name: str, stride: int) -> None:
     strided, images, coarse = encode((97, 66), name=name, batch=1)
-    dilated = ResNet(name=name, stride=stride).make_encoder().eval()
+    dilated = ResNet(name=name, stride=stride).make_encoder(channels=3).eval()
     dilated.load_state_dict(strided.state_dict())
     with torch.no_grad():
         fine = dilated(images)
@@ -111,7 +111,7 @@ def test_bf16_and_channels_last_agree_with_fp32() -> None:
 
 def test_gradients_reach_every_parameter() -> None:
     torch.manual_seed(0)
-    encoder = ResNet(fpn=True, cells="p2", fpn_channels=8).make_encoder()
+    encoder = ResNet(fpn=True, cells="p2", fpn_channels=8).make_encoder(channels=3)
     out = encoder(torch.randn(2, 3, 64, 64))
     sum(level.square().mean() for level in out.levels.values()).backward()
     assert [n for n, p in encoder.named_parameters() if p.grad is None] == []

@@ -13,7 +13,7 @@ from twinview_torchvision import ResNet
 
 def start(seed: int, **options: object) -> nn.Module:
     torch.manual_seed(seed)
-    return ResNet(**options).make_encoder()  # type: ignore[arg-type]
+    return ResNet(**options).make_encoder(channels=3)  # type: ignore[arg-type]
 
 
 def same(a: nn.Module, state: dict[str, Tensor]) -> bool:

@@ -129,7 +129,7 @@ def _sample(shards: Shards, i: int) -> _Sample:
             faults.append(str(e).removesuffix("."))
             return None
 
-    image = tried(decode.read_image)
+    image = tried(decode.read_values)
     label = tried(decode.read_map) if decode.map_field(names) else None
     if "cls" in names:
         tried(decode.read_class)

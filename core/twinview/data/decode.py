@@ -4,6 +4,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,15 +12,19 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from twinview.data import arrays
+from twinview.data.arrays import Header
 from twinview.data.samples import Samples
 from twinview.errors import DataError
+from twinview.options import Data
 from twinview.values import Size
 
-IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "bmp")
+IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "npy")
 MAP_FIELD = "seg.png"  # `png` too, where the image is another field
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 MAP_MODES = ("1", "L", "P", "I", "I;16", "I;16B")  # PIL's, of one channel of whole numbers
-DEEP = ("I", "F")  # PIL's modes of more than 8 bits a channel
+GREY_16 = ("I;16", "I;16B", "I;16L")  # PIL's modes of 16-bit grey
+DEEP = ("I", "F")  # how PIL's modes of more than 8 bits a channel begin
 GREY = ("1", "L", "LA")  # PIL's modes of one channel, transparency aside
 MAX_PIXELS = 89_478_485  # of an image; from here on PIL warns of a decompression bomb, and the decoders of torchvision would just take the memory
 
@@ -28,6 +33,21 @@ with suppress(ImportError):  # torchvision means to drop it; PIL then reads all,
     from torchvision.io import ImageReadMode, decode_jpeg
 
     DECODERS = {JPEG: decode_jpeg}  # its decode_png ends the whole process where the pixels of a file end early, and gains a sixth over PIL
+
+
+class Form(NamedTuple):
+    """What a recipe has its images be."""
+
+    channels: int = 3  # 3: grey becomes three equal ones
+    white: int = 0  # of files of 16 bits: the value that becomes 255; 0: they are refused
+
+    @classmethod
+    def of(cls, data: Data) -> Form:
+        """As [data] says."""
+        return cls(data.channels, data.white)
+
+
+RGB = Form()
 
 
 class BadSample(Exception):
@@ -46,13 +66,22 @@ def bad_sample(shards: Samples, i: int, reason: str) -> BadSample:
     return BadSample(i, f"{shards.path(i)}, sample {shards.key(i)!r}", reason)
 
 
-def read_image(shards: Samples, i: int) -> Tensor:
-    """The image of sample `i`, [3, H, W] uint8.  Raises BadSample."""
+def read_image(shards: Samples, i: int, form: Form = RGB) -> Tensor:
+    """The image of sample `i` as `image` gives it.  Raises BadSample."""
+    return _read(shards, i, lambda data: image(data, form))
+
+
+def read_values(shards: Samples, i: int) -> Tensor:
+    """The image of sample `i` as it is: `values`.  Raises BadSample."""
+    return _read(shards, i, values)
+
+
+def _read(shards: Samples, i: int, decoded: Callable[[bytes], Tensor]) -> Tensor:
     field = image_field(shards.names(i))
     if field is None:
         raise bad_sample(shards, i, f"has no image ({', '.join(IMAGE_FIELDS)}); it has {', '.join(shards.names(i))}")
     try:
-        return image(shards.read(i, (field,)).fields[field])
+        return decoded(shards.read(i, (field,)).fields[field])
     except ValueError as e:
         raise bad_sample(shards, i, str(e)) from None
 
@@ -88,22 +117,56 @@ def map_field(names: Collection[str]) -> str | None:
     return field if field in names and field != image_field(names) else None
 
 
-def image(data: bytes) -> Tensor:
-    """JPEG, PNG or whatever PIL reads -> RGB [3, H, W] uint8, turned as EXIF says.  Raises ValueError with the reason.
+def image(data: bytes, form: Form = RGB) -> Tensor:
+    """A file -> [C, H, W] uint8 as `form` says; float32 on the scale 0..255 where it names a white.  Raises ValueError with the reason."""
+    if form.channels == 3 and not _is_wide(data):
+        pixels = _eight_bits(data, 3)
+    else:
+        pixels = values(data)
+        if pixels.dtype == torch.uint16 and not form.white:
+            raise ValueError("has 16 bits a channel; [data] white = 65535, or the value that is full scale, has such images read")
+        if len(pixels) == 1 and form.channels == 3:
+            pixels = pixels.expand(3, -1, -1)
+        if len(pixels) != form.channels:
+            grey = "; channels = 3 takes grey images too" if {len(pixels), form.channels} == {1, 3} else ""
+            raise ValueError(f"has {len(pixels)} channel{'s' * (len(pixels) > 1)}, and [data] channels is {form.channels}{grey}")
+    if not form.white:
+        return pixels
+    return pixels.float().mul_(255 / form.white).clamp_(max=255) if pixels.dtype == torch.uint16 else pixels.float()
+
+
+def values(data: bytes) -> Tensor:
+    """A file as it is: [C, H, W] uint8 or uint16, upright, transparency dropped.  Raises ValueError with the reason."""
+    if arrays.holds(data):
+        return arrays.read(data, 3 * MAX_PIXELS)
+    header = image_header(data)
+    if header.bits == 8:
+        return _eight_bits(data, header.channels)
+    opened = _open_image(data)
+    with _reasons("cannot be decoded"):
+        return torch.from_numpy(np.array(ImageOps.exif_transpose(opened)).astype(np.uint16))[None]
+
+
+def _eight_bits(data: bytes, channels: int) -> Tensor:
+    """JPEG, PNG or whatever PIL reads -> RGB [3, H, W] uint8, or of a grey one [1, H, W], turned as EXIF says.  Raises ValueError with the reason.
 
     Grey and palette become RGB, transparency is dropped, CMYK is converted; more than 8 bits a channel and more than MAX_PIXELS are refused.
     """
     for begin, decode in DECODERS.items():
         if data.startswith(begin) and (size := _stated_size(data)):
-            _check(data, size)
+            _check(size)
             with suppress(RuntimeError):  # PIL reads some that torchvision does not, and says why it does not read the others
-                return decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB, apply_exif_orientation=True)
-    return torch.from_numpy(np.array(picture(data).convert("RGB"))).permute(2, 0, 1)
+                mode = ImageReadMode.RGB if channels == 3 else ImageReadMode.GRAY
+                return decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=mode, apply_exif_orientation=True)
+    pixels = torch.from_numpy(np.array(picture(data).convert("RGB" if channels == 3 else "L")))
+    return pixels.permute(2, 0, 1) if channels == 3 else pixels[None]
 
 
 def picture(data: bytes) -> Image.Image:
-    """An image as PIL's, upright and of mode L or RGB; refuses what `image` refuses."""
+    """An image that PIL reads, upright and of mode L or RGB.  Raises ValueError with the reason, also for one of more than 8 bits."""
     opened = _open_image(data)
+    if opened.mode in GREY_16:
+        raise ValueError("has 16 bits a channel")
     with _reasons("cannot be decoded"):
         return ImageOps.exif_transpose(opened).convert("L" if opened.mode in GREY else "RGB")
 
@@ -115,13 +178,16 @@ def label_map(data: bytes) -> Tensor:
         return torch.from_numpy(np.array(opened).astype(np.int64))
 
 
-def image_header(data: bytes) -> tuple[Size, int]:
-    """Height and width as EXIF turns them, and channels (1 or 3), from the header alone.  Raises ValueError where `image` would for the header."""
+def image_header(data: bytes) -> Header:
+    """Height and width as EXIF turns them, channels and bits, from the header alone.  Raises ValueError where `values` would for the header."""
+    if arrays.holds(data):
+        return arrays.header(data)
     opened = _open_image(data)
     with _reasons("cannot be opened"):
         turned = opened.getexif().get(0x0112, 1) >= 5
     size = (opened.width, opened.height) if turned else (opened.height, opened.width)
-    return size, 1 if opened.mode in GREY else 3
+    deep = opened.mode in GREY_16
+    return Header(size, 1 if deep or opened.mode in GREY else 3, 16 if deep else 8)
 
 
 def map_size(data: bytes) -> Size:
@@ -131,7 +197,7 @@ def map_size(data: bytes) -> Size:
 
 
 def resize(pixels: Tensor, size: Size) -> Tensor:
-    """[3, H, W] uint8 -> [3, h, w] uint8, bilinear, antialiased where it shrinks."""
+    """[C, H, W] uint8 or float32 -> [C, h, w] of the same type, bilinear, antialiased where it shrinks."""
     return F.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
 
 
@@ -141,39 +207,47 @@ def resize_map(labels: Tensor, size: Size) -> Tensor:
     return labels[rows[:, None], columns]
 
 
+def _is_wide(data: bytes) -> bool:
+    """Whether a file is read by `values`: of 16 bits, or of any number of channels."""
+    return arrays.holds(data) or _is_png_16(data)
+
+
+def _is_png_16(data: bytes) -> bool:
+    return data.startswith(PNG) and data[24:25] == b"\x10"
+
+
 def _open_image(data: bytes) -> Image.Image:
     opened = _open(data)
-    if opened.mode.startswith(DEEP):
-        raise ValueError(f"has more than 8 bits a channel (PIL mode {opened.mode}); images have 8")
+    if opened.mode not in GREY_16 and (opened.mode.startswith(DEEP) or _is_png_16(data)):
+        what = f"PIL mode {opened.mode}" if opened.mode.startswith(DEEP) else "a PNG in colour or with transparency"
+        raise ValueError(f"has more than 8 bits a channel ({what}); these are read of grey PNGs, TIFFs and .npy files of 16 bits")
     return opened
 
 
 def _open_map(data: bytes) -> Image.Image:
-    opened = _open(data, deep=True)
+    opened = _open(data)
     if opened.mode not in MAP_MODES:
         raise ValueError(f"is of PIL mode {opened.mode}, and a label map is a PNG of class numbers: of mode L, P or 1, or of 16 bits")
     return opened
 
 
-def _open(data: bytes, deep: bool = False) -> Image.Image:
+def _open(data: bytes) -> Image.Image:
     if not data:
         raise ValueError("is an empty file")
     if size := _stated_size(data):
-        _check(data, size, deep)  # before PIL warns of it
+        _check(size)  # before PIL warns of it
     try:
         with _reasons("cannot be opened"):
             opened = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
         raise ValueError(f"is no image; it begins with {data[:12]!r}") from None
-    _check(data, (opened.height, opened.width), deep)
+    _check((opened.height, opened.width))
     return opened
 
 
-def _check(data: bytes, size: Size, deep: bool = False) -> None:
+def _check(size: Size) -> None:
     if size[0] * size[1] > MAX_PIXELS:
         raise ValueError(f"has {size[0]}x{size[1]} pixels; images have at most {MAX_PIXELS}")
-    if not deep and data.startswith(PNG) and data[24:25] == b"\x10":
-        raise ValueError("has 16 bits a channel; images have 8")
 
 
 def _stated_size(data: bytes) -> Size | None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from twinview.data import decode
-from twinview.data.decode import BadSample
+from twinview.data.decode import BadSample, Form
 from twinview.data.loader import load, training_batches
 from twinview.data.mixture import Mixture
 from twinview.data.order import steps_per_epoch
@@ -28,6 +28,11 @@ class Factory:
     def __init__(self, recipe: Recipe, dims: Dims, shards: Samples, rank: int = 0, world: int = 1) -> None:
         self.recipe, self.dims, self.shards, self.rank, self.world = recipe, dims, shards, rank, world
         self._opened: dict[tuple[str, ...], Samples] = {}
+
+    @property
+    def channels(self) -> int:
+        """Of an image."""
+        return self.recipe.data.channels
 
     def views(self, epoch: int) -> Generator[Batch]:
         """The training batches of this rank just as `epoch` draws them, to its end."""
@@ -52,7 +57,7 @@ class Factory:
 
         def batches() -> Generator[PlainBatch]:
             bad = BadSamples(self.recipe.data.bad_samples)
-            loaded = load(_Plain(source, size, tuple(labels), crop), places, self.recipe.data.workers)
+            loaded = load(_Plain(source, Form.of(self.recipe.data), size, tuple(labels), crop), places, self.recipe.data.workers)
             try:
                 for batch, failed in loaded:
                     bad.add(failed)
@@ -76,7 +81,7 @@ class Factory:
         return self._opened[names]
 
     def _normalised(self, images: Tensor) -> Tensor:
-        mean, std = (torch.tensor(numbers).view(3, 1, 1) * 255 for numbers in (self.recipe.data.mean, self.recipe.data.std))
+        mean, std = (torch.tensor(numbers).view(-1, 1, 1) * 255 for numbers in self.recipe.data.colours())
         return (images.float() - mean) / std
 
 
@@ -89,7 +94,7 @@ def central(pixels: Tensor, size: Size) -> Tensor:
 
 
 class _Plain:
-    """Makes a batch of whole images; they stay uint8 until they are out of the worker."""
+    """Makes a batch of whole images; they are normalised out of the worker."""
 
     def __init__(self, shards: Samples, size: Size, labels: tuple[str, ...], crop: bool) -> None:
         self.shards, self.size, self.labels, self.crop = shards, size, labels, crop
@@ -99,7 +104,7 @@ class _Plain:
         labels: dict[str, list[Tensor]] = {name: [] for name in self.labels}
         for i in places:
             try:
-                pixels = decode.read_image(self.shards, i)
+                pixels = decode.read_image(self.shards, i, self.form)
             except BadSample as e:
                 bad.append(e)
                 continue
@@ -111,7 +116,7 @@ class _Plain:
                 labels["map"].append(decode.resize_map(self._cut(self._map(i, pixels)), self.size))
         keys = tuple(self.shards.key(i) for i in good)
         stacked = {name: torch.stack(found) for name, found in labels.items() if found}
-        pixels = torch.stack(images) if images else torch.empty(0, 3, *self.size, dtype=torch.uint8)
+        pixels = torch.stack(images) if images else torch.empty(0, self.form.channels, *self.size, dtype=torch.uint8)
         return PlainBatch(keys, torch.tensor(good), pixels, stacked), tuple(bad)
 
     def _cut(self, pixels: Tensor) -> Tensor:

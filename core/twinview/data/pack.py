@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
@@ -141,9 +141,10 @@ def write_shards(
         if not work.done:
             raise DataError(f"{out}: the source holds no samples.")
         totals = {count: sum(shard[count] for shard in work.done) for count in ("images", "labels", "bytes")}
-        colours = measured(max(shard["channels"] for shard in work.done), [one for shard in work.done for one in shard["moments"]])
+        kinds = sum((Counter(shard["kinds"]) for shard in work.done), Counter[str]())
+        colours = measured(kinds, [one for shard in work.done for one in shard["moments"]])
         manifest = {"format": 1, **totals, **about, **colours, "left_out": [one for shard in work.done for one in shard["left_out"]]}
-        manifest["shards"] = [{what: shard[what] for what in ("name", "images", "labels", "bytes", "sha256")} for shard in work.done]
+        manifest["shards"] = [{what: shard[what] for what in ("name", "images", "kinds", "labels", "bytes", "sha256")} for shard in work.done]
         (work.shards / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     seconds = time.monotonic() - started
     return Summary(out=out, shards=len(work.done), **totals, seconds=seconds, kept=kept, left_out=len(manifest["left_out"]))
@@ -199,7 +200,7 @@ def _numbered(ready: Iterable[tuple[str, Prepared | BadEntry]], options: Options
 
 def _write(path: Path, group: Iterable[tuple[str, Prepared | BadEntry]]) -> dict[str, Any]:
     """Write a shard, and say what is in it."""
-    keys, left_out, moments, channels = Keys(), list[str](), list[Any](), 1
+    keys, left_out, moments, kinds = Keys(), list[str](), list[Any](), Counter[str]()
     with path.open("wb") as file:
         with TarWriter(file, encoder=False, mtime=0, user="", group="", mode=0o644) as tar:
             for key, one in group:
@@ -208,7 +209,7 @@ def _write(path: Path, group: Iterable[tuple[str, Prepared | BadEntry]]) -> dict
                     left_out.append(str(one))
                     continue
                 tar.write({"__key__": one.sample.key, **one.sample.fields})
-                channels = max(channels, one.channels)
+                kinds[one.kind] += 1
                 moments += [one.moments] if one.moments else []
         if keys.count == len(left_out):
             raise DataError(f"{left_out[0]}. No sample behind it can be packed either.")
@@ -219,7 +220,7 @@ def _write(path: Path, group: Iterable[tuple[str, Prepared | BadEntry]]) -> dict
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     about = {"name": path.name, "images": len(found), "labels": labels, "bytes": found.stamp.size, "sha256": digest}
-    return {**about, "entries": keys.count, "keys": keys.text(), "left_out": left_out, "channels": channels, "moments": moments}
+    return {**about, "entries": keys.count, "keys": keys.text(), "left_out": left_out, "kinds": kinds, "moments": moments}
 
 
 def _fields(found: index.Index) -> Iterator[list[str]]:

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,15 +10,18 @@ from typing import Any, NamedTuple
 import attrs
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from twinview.data import decode
+from twinview.data import arrays, decode
+from twinview.data.arrays import Header
 from twinview.data.shards import Sample
 from twinview.data.sources import Content, Relabelled
 from twinview.values import Size
 
 QUALITY = 90  # of an image that is shrunk
+TOP = {8: 255, 16: 65535}  # full scale, by bits
 
 
 class BadEntry(Exception):
@@ -41,17 +43,19 @@ class Recode:
 
 
 class Moments(NamedTuple):
-    """Means over the pixels of an image, 0..1, of three channels."""
+    """Of the pixels of an image, by channel."""
 
-    mean: tuple[float, ...]
-    square: tuple[float, ...]
+    mean: tuple[float, ...]  # 0..1 of full scale
+    square: tuple[float, ...]  # mean of the squares
+    largest: tuple[int, ...]  # in the file's own values
+    high: tuple[int, ...]  # the value that one pixel of a thousand is above
 
 
 class Prepared(NamedTuple):
     """A sample as it will lie in the shard."""
 
     sample: Sample
-    channels: int  # 1 or 3
+    kind: str  # channels x bits: 3x8
     moments: Moments | None
 
 
@@ -74,16 +78,17 @@ def _prepared(key: str, contents: Mapping[str, Content], recode: Recode, measure
         with _placed(key, field, content):
             data[field] = content if isinstance(content, bytes) else _path(content).read_bytes()
     with _placed(key, image, contents[image]):
-        size, channels = decode.image_header(data[image])
-        small = recode.size(size)
+        said = decode.image_header(data[image])
+        size, small = said.size, recode.size(said.size)
         if recode.quality is not None or small != size:
-            data = {"jpg" if field == image else field: content for field, content in (data | {image: _jpeg(data[image], small, recode)}).items()}
+            kind, new = _encoded(data[image], said, small, recode)
+            data = {kind if field == image else field: content for field, content in (data | {image: new}).items()}
     if drawn is not None:
         content = contents[drawn]
         with _placed(key, drawn, content):
             data[drawn] = _map(data[drawn], size, small, content.table if isinstance(content, Relabelled) else None)
     pixels = data[decode.image_field(data) or image]
-    return Prepared(Sample(key, data), channels, _moments(pixels) if measured else None)
+    return Prepared(Sample(key, data), f"{said.channels}x{said.bits}", _moments(pixels) if measured else None)
 
 
 def _path(content: Path | Relabelled) -> Path:
@@ -118,8 +123,25 @@ def _map(data: bytes, size: Size, small: Size, table: tuple[int, ...] | None) ->
     return file.getvalue()
 
 
+def _encoded(data: bytes, said: Header, size: Size, recode: Recode) -> tuple[str, bytes]:
+    """Field and bytes of an image brought to `size`: a JPEG, or without loss what no JPEG holds, a grey .png or a .npy."""
+    if said.bits == 8 and said.channels in (1, 3):
+        return "jpg", _jpeg(data, size, recode)
+    if recode.quality is not None:
+        raise ValueError(f"has {said.channels} x {said.bits} bits a pixel, which no JPEG holds: pack it without --quality")
+    values = decode.values(data)
+    resized = F.interpolate(values.float()[None], size, mode="bicubic", antialias=True)[0].round().clamp(0, TOP[said.bits])
+    found = resized.numpy().astype(values.numpy().dtype)
+    file = io.BytesIO()
+    if said.channels == 1:
+        Image.fromarray(found[0]).save(file, "PNG")
+        return "png", file.getvalue()
+    np.save(file, np.ascontiguousarray(np.moveaxis(found, 0, 2)), allow_pickle=False)
+    return "npy", file.getvalue()
+
+
 def _jpeg(data: bytes, size: Size, recode: Recode) -> bytes:
-    picture = decode.picture(data)
+    picture = Image.fromarray(decode.values(data).permute(1, 2, 0).squeeze(2).numpy()) if arrays.holds(data) else decode.picture(data)
     if (picture.height, picture.width) != size:
         picture = picture.resize(size[::-1], Image.Resampling.BICUBIC)
     file = io.BytesIO()
@@ -128,24 +150,41 @@ def _jpeg(data: bytes, size: Size, recode: Recode) -> bytes:
 
 
 def moments(pixels: Tensor) -> Moments:
-    """Of an image [3, H, W] uint8, counted in whole numbers."""
-    levels, size = np.arange(256), pixels[0].numel()
-    counts = [np.bincount(channel.numpy().ravel(), minlength=256) for channel in pixels]
-    return Moments(tuple(int(n @ levels) / (255 * size) for n in counts), tuple(int(n @ levels**2) / (255**2 * size) for n in counts))
+    """Of an image [C, H, W] uint8 or uint16, counted in whole numbers."""
+    top, size = TOP[8 * pixels.element_size()], pixels[0].numel()
+    levels = np.arange(top + 1)
+    counts = [np.bincount(channel.numpy().ravel(), minlength=top + 1) for channel in pixels]
+    return Moments(
+        mean=tuple(int(n @ levels) / (top * size) for n in counts),
+        square=tuple(int(n @ levels**2) / (top**2 * size) for n in counts),
+        largest=tuple(int(n.nonzero()[0][-1]) for n in counts),
+        high=tuple(int(np.searchsorted(n.cumsum(), 0.999 * size)) for n in counts),
+    )
 
 
-def measured(channels: int, found: Sequence[Sequence[Sequence[float]]]) -> dict[str, Any]:
-    """Channels of all images; mean and deviation of each channel over those with moments, 0..1, every image counting the same."""
-    if not found:
-        return {"channels": channels, "measured": 0}
-    mean, square = ([sum(one[part][c] for one in found) / len(found) for c in range(3)] for part in (0, 1))
-    std = [round(math.sqrt(max(s - m * m, 0)), 4) for m, s in zip(mean, square)]
-    return {"channels": channels, "measured": len(found), "mean": [round(m, 4) for m in mean], "std": std}
+def measured(kinds: Mapping[str, int], found: Sequence[Sequence[Sequence[float]]]) -> dict[str, Any]:
+    """What a manifest says of images, of which there are so many of each kind ("3x8") and these moments (of some).
+
+    `channels` and `bits` of all, None where they mix (grey beside RGB counts as RGB); then for each channel `mean` and `std`, 0..1 of full
+    scale, every image counting the same, the `largest` value, and `p99.9`, the mean of the values that one pixel of a thousand is above.
+    """
+    counts, depths = ({int(kind.split("x")[part]) for kind in kinds} for part in (0, 1))
+    channels = max(counts) if len(counts) == 1 or counts == {1, 3} else None
+    bits = max(depths) if len(depths) == 1 else None
+    about = {"channels": channels, "bits": bits, "kinds": dict(kinds)}
+    if not found or channels is None or bits is None:
+        return {**about, "measured": 0}
+    by_part = [np.array([[*one[part]] * (channels // len(one[part])) for one in found]) for part in range(len(Moments._fields))]
+    mean, square, digits = by_part[0].mean(0), by_part[1].mean(0), 4 if bits == 8 else 7
+    numbers = {"mean": mean, "std": np.sqrt((square - mean**2).clip(0))}
+    rounded = {name: [round(float(x), digits) for x in values] for name, values in numbers.items()}
+    values = {"largest": by_part[2].max(0), "p99.9": by_part[3].mean(0).round()}
+    return {**about, "measured": len(found), **rounded, **{name: [int(x) for x in found] for name, found in values.items()}}
 
 
 def _moments(data: bytes) -> Moments | None:
     """None for a picture that was cut short: it is packed as it is, and counted when it is read."""
     try:
-        return moments(decode.image(data))
+        return moments(decode.values(data))
     except ValueError:
         return None

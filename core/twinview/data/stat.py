@@ -19,6 +19,7 @@ from twinview.data.pack_sample import measured, moments
 from twinview.data.progress import progress
 from twinview.data.shards import Shards, open_shards
 from twinview.errors import DataError
+from twinview.ops.pictures import photograph
 
 COLUMNS, ROWS = 6, 4
 TILE = (200, 150)  # width, height in pixels
@@ -40,7 +41,7 @@ class Stat:
     widths: tuple[int, ...]
     classes: Counter[int]  # of the field `cls`
     labels: Counter[int]  # pixels of the label maps
-    colours: dict[str, Any]  # channels, mean, std
+    colours: dict[str, Any]  # as in a manifest: channels, bits, mean, std, ...
 
     def lines(self) -> list[str]:
         """A table for a person."""
@@ -52,12 +53,18 @@ class Stat:
         for name, sizes in (("height", self.heights), ("width", self.widths)):
             if sizes:
                 found.append(f"{name:<11} {min(sizes)} to {max(sizes)} pixels, median {statistics.median(sizes):.0f}")
-        found += [f"{name:<11} {value}" for name, value in self.colours.items() if name != "measured"]
+        found += [f"{name:<11} {_plain(value)}" for name, value in self.colours.items() if name != "measured"]
         if self.classes:
             found.append(f"classes     {len(self.classes)}: {_shares(self.classes)}")
         if self.labels:
             found.append(f"label maps  {len(self.labels)} numbers, by pixels: {_shares(self.labels)}")
         return found
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{count} of {kind}" for kind, count in value.items())
+    return "several" if value is None else str(value)
 
 
 def _shares(counts: Counter[int], most: int = 12) -> str:
@@ -76,15 +83,14 @@ def count(spec: Sequence[str], images: int) -> Stat:
         for kind, name in enumerate(found.fields):
             fields[name] += int((found.kinds == kind).sum())
             sizes[name] += int(found.sizes[found.kinds == kind].sum())
-    bad, heights, widths, channels, colours = list[str](), list[int](), list[int](), list[int](), list[Any]()
+    bad, heights, widths, kinds, colours = list[str](), list[int](), list[int](), Counter[str](), list[Any]()
     classes, labels = Counter[int](), Counter[int]()
     places = _spread(len(shards), images)
     for i in progress(places, len(places), "stat", "samples"):
         names = shards.names(i)
         try:
-            pixels = decode.read_image(shards, i)
-            field = decode.image_field(names) or ""
-            channels.append(decode.image_header(shards.read(i, (field,)).fields[field])[1])
+            pixels = decode.read_values(shards, i)
+            kinds[f"{len(pixels)}x{8 * pixels.element_size()}"] += 1
             colours.append(moments(pixels))
             heights.append(pixels.shape[1])
             widths.append(pixels.shape[2])
@@ -97,7 +103,7 @@ def count(spec: Sequence[str], images: int) -> Stat:
             bad.append(str(e))
     return Stat(
         shards=len(shards.paths), samples=len(shards), fields=dict(sorted(fields.items())), bytes=sizes, looked=len(places), bad=tuple(bad),
-        heights=tuple(heights), widths=tuple(widths), classes=classes, labels=labels, colours=measured(max(channels, default=3), colours),
+        heights=tuple(heights), widths=tuple(widths), classes=classes, labels=labels, colours=measured(kinds, colours),
     )
 
 
@@ -132,7 +138,7 @@ def _short(key: str, most: int = 32) -> str:
 
 def _tile(shards: Shards, i: int) -> Image.Image:
     try:
-        pixels = decode.read_image(shards, i).permute(1, 2, 0).numpy()
+        pixels = photograph(decode.read_values(shards, i)).permute(1, 2, 0).numpy()
         if decode.map_field(shards.names(i)):
             drawn = _coloured(decode.read_map(shards, i).numpy())
             half = pixels.shape[0] // 2

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from twinview.assembly import Assembly, assemble
 from twinview.data import decode, draws
-from twinview.data.decode import BadSample
+from twinview.data.decode import BadSample, Form
 from twinview.data.order import Place
 from twinview.data.samples import Samples
 from twinview.errors import DataError, PluginError
@@ -28,7 +28,7 @@ class Item(NamedTuple):
     id: int
     seed: int
     epoch: int
-    images: tuple[Tensor, ...]  # V x [3, h, w] uint8
+    images: tuple[Tensor, ...]  # V x [C, h, w] uint8, or float32 of 0..255
     geometry: Geometry
     hidden: tuple[Tensor | None, ...]
     augment: tuple[dict[str, Tensor], ...] | None
@@ -84,7 +84,7 @@ class Views:
         def rng(purpose: str) -> np.random.Generator:
             return draws.rng(self.recipe.run.seed, drawn, key, draws.again(purpose, again))
 
-        pixels = decode.read_image(self.shards, index)
+        pixels = decode.read_image(self.shards, index, Form.of(self.recipe.data))
         height, width = pixels.shape[-2:]
 
         geometry = calls.sample_views(size=(height, width), rng=rng("views"))
@@ -128,7 +128,7 @@ def on_pixels(geometry: Geometry, height: int, width: int) -> tuple[Geometry, li
 
 
 def cut(pixels: Tensor, box: Sequence[int], size: tuple[int, int], flip: bool) -> Tensor:
-    """[3, H, W] uint8 -> [3, h, w] uint8: the box x0 y0 x1 y1, resized with antialiasing, then mirrored."""
+    """[C, H, W] -> [C, h, w] of the same type: the box x0 y0 x1 y1, resized with antialiasing, then mirrored."""
     x0, y0, x1, y1 = box
     view = decode.resize(pixels[:, y0:y1, x0:x1], size)
     return view.flip(-1) if flip else view

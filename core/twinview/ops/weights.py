@@ -25,6 +25,7 @@ def load_weights(
     named: Mapping[str, Callable[[], State]] | None = None,
     ignore: Sequence[str] = (),
     optional: Sequence[str] = (),
+    channels: int = 3,
     place: str = "[encoder] weights",
 ) -> None:
     """Load `source` into `module`, every tensor or none.
@@ -33,12 +34,13 @@ def load_weights(
     of one of its checkpoints, `timm:NAME`, or a key of `named`.
     What stands before the module's own names in a file (`online.encoder.`, `backbone.`, `module.`) is found and taken off.
     Names in the file that start with one of `ignore` are left out (a classifier); names of the module that start with one of `optional` may
-    be missing from the file, all together, and stay as they are.
+    be missing from the file, all together, and stay as they are.  Kernels that see the images' `channels` are made of a file's that see three.
     Raises RecipeError for a source that nobody knows, CheckpointError for one that cannot be read or does not fit.
     """
     state = _read(source, named or {}, place)
     own = module.state_dict()
     found = _strip(state, own, f"{place} = {source!r}")
+    found = {k: _of_channels(v, channels) if k in own and _sees_images(v, own[k], channels) else v for k, v in found.items()}
     fitting = {k: v for k, v in found.items() if k in own or not k.startswith(tuple(ignore))}
     spared = tuple(p for p in optional if not any(k.startswith(p) for k in fitting))
     missing = [k for k in own if k not in fitting and not k.endswith("num_batches_tracked") and not k.startswith(spared)]
@@ -126,6 +128,18 @@ def _strip(state: State, own: State, place: str) -> State:
         raise CheckpointError(f"{place}: holds several encoders: {', '.join(best)}. Save the one that you mean alone.")
     prefix = best[0] if best else ""
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def _sees_images(kernel: Tensor, own: Tensor, channels: int) -> bool:
+    """Whether a kernel of three channels [O, 3, h, w] stands where the module has one of `channels`."""
+    return channels != 3 and kernel.ndim == 4 and kernel.shape[1] == 3 and own.shape == (len(kernel), channels, *kernel.shape[2:])
+
+
+def _of_channels(kernel: Tensor, channels: int) -> Tensor:
+    """[O, 3, h, w] -> [O, channels, h, w], as timm does: the sum for one channel; else red, green, blue, red, ... scaled by 3 / channels."""
+    if channels == 1:
+        return kernel.sum(1, keepdim=True)
+    return kernel.repeat(1, -(-channels // 3), 1, 1)[:, :channels] * (3 / channels)
 
 
 def _line(error: Exception) -> str:

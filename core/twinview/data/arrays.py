@@ -1,0 +1,137 @@
+"""Images that are no pictures to PIL: NumPy's .npy, and TIFF with any number of channels, of 8 or 16 bits.  Nothing here unpickles."""
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from twinview.values import Size
+
+if TYPE_CHECKING:
+    from tifffile import TiffFile
+
+NPY = b"\x93NUMPY"
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: of more than 4 GiB
+ALPHA = (1, 2)  # TIFF's extra samples that are transparency
+PLAIN = (1, 2, 6)  # TIFF's photometric interpretations that are read: grey from black, RGB, YCbCr (which decodes to RGB)
+
+
+class Header(NamedTuple):
+    """What a file says of its image."""
+
+    size: Size  # height, width in pixels, upright
+    channels: int  # without transparency
+    bits: int  # of a channel: 8 or 16
+
+
+def holds(data: bytes) -> bool:
+    """Whether a file is a .npy or a TIFF, by its first bytes."""
+    return data.startswith((NPY, *TIFF))
+
+
+def header(data: bytes) -> Header:
+    """Of a .npy or TIFF, without its pixels.  Raises ValueError for what `read` does not read."""
+    if data.startswith(NPY):
+        return _npy(data)
+    with _opened(data) as tiff:
+        return _tiff(tiff)
+
+
+def read(data: bytes, most: int) -> Tensor:
+    """[C, H, W] uint8 or uint16 of a .npy [H, W, C] or [H, W], or of a TIFF: its samples, its pages, or one other axis, as channels.
+
+    Raises ValueError with the reason: other types or shapes, more than `most` values (before any memory is taken), a damaged file.
+    """
+    if data.startswith(NPY):
+        _limit(_npy(data), most)
+        found: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
+        found = np.moveaxis(np.atleast_3d(found), 2, 0)
+    else:
+        with _opened(data) as tiff:
+            said = _tiff(tiff)
+            _limit(said, most)
+            with _reasons("cannot be decoded"):
+                found = np.concatenate([_planes(one, said.size) for one in tiff.series])[: said.channels]
+    return torch.from_numpy(np.ascontiguousarray(found, dtype=found.dtype.newbyteorder("=")))
+
+
+def _limit(said: Header, most: int) -> None:
+    (height, width), channels = said.size, said.channels
+    if channels * height * width > most:
+        raise ValueError(f"has {channels} x {height} x {width} values (channels, height, width); images have at most {most}")
+
+
+def _checked(shape: tuple[int, ...], dtype: np.dtype[Any] | None) -> None:
+    if dtype is None or dtype.newbyteorder("=") not in (np.uint8, np.uint16):
+        raise ValueError(f"holds {dtype or 'values of no type that NumPy has'}; images hold uint8 or uint16")
+    if len(shape) not in (2, 3) or 0 in shape:
+        raise ValueError(f"is of shape {shape}; an image is [height, width] or [height, width, channels]")
+
+
+def _npy(data: bytes) -> Header:
+    """Raises ValueError where it is no image, or its values are not all there."""
+    file = io.BytesIO(data)
+    with _reasons("is no whole .npy file"):
+        version = np.lib.format.read_magic(file)
+        shape, _, dtype = (np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0)(file)
+    _checked(shape, dtype)
+    there, said = len(data) - file.tell(), math.prod(shape) * dtype.itemsize
+    if there != said:
+        raise ValueError(f"is no whole .npy file: {there} bytes follow its header, which says {said}")
+    return Header((shape[0], shape[1]), shape[2] if len(shape) == 3 else 1, dtype.itemsize * 8)
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[TiffFile]:
+    try:
+        from tifffile import TiffFile, logger
+    except ImportError:
+        raise ValueError("is a TIFF. `pip install 'twinview[tiff]'` installs what reads it") from None
+    logger().setLevel("CRITICAL")  # what it finds wrong with a file comes out as the reason, or does not matter to the pixels
+    with _reasons("cannot be read as a TIFF"):
+        tiff = TiffFile(io.BytesIO(data), _multifile=False)  # whatever its description says, no other file is opened
+    with tiff:
+        yield tiff
+
+
+def _tiff(tiff: TiffFile) -> Header:
+    """Raises ValueError where there is more than one axis beside height and width."""
+    with _reasons("cannot be read as a TIFF"):
+        page, kinds = tiff.series[0].keyframe, {(s.shape, s.axes, s.dtype) for s in tiff.series}
+        photometric, turned = int(page.photometric), getattr(page.tags.get("Orientation"), "value", 1)
+    if len(kinds) > 1:
+        raise ValueError(f"is a TIFF of {len(tiff.series)} images of several sizes or types; one file holds one image")
+    if photometric not in PLAIN or turned != 1:
+        what = "is turned by its orientation tag" if turned != 1 else f"has the photometric interpretation {photometric}"
+        raise ValueError(f"is a TIFF that {what}; upright ones of grey (1, where 0 is black) or RGB (2) are read")
+    ((shape, axes, dtype),) = kinds
+    sides = dict(zip(axes, shape))
+    others = [length for axis, length in sides.items() if axis not in "YX" and length > 1] + [len(tiff.series)] * (len(tiff.series) > 1)
+    if not {"Y", "X"} <= sides.keys() or len(others) > 1:
+        raise ValueError(f"is a TIFF of axes {axes} {shape}; one axis beside height and width is its channels. Save each plane by itself")
+    _checked((sides["Y"], sides["X"]), dtype)
+    transparent = sum(int(extra) in ALPHA for extra in page.extrasamples)  # they stand last
+    return Header((sides["Y"], sides["X"]), (sum(others) or 1) - transparent, dtype.itemsize * 8)
+
+
+def _planes(series: Any, size: Size) -> NDArray[Any]:
+    """[C, H, W] of a series of one axis beside height and width."""
+    order = sorted(range(len(series.axes)), key=lambda n: "YX".find(series.axes[n]))  # others first: -1
+    planes: NDArray[Any] = series.asarray(maxworkers=1).transpose(order).reshape(-1, *size)
+    return planes
+
+
+@contextmanager
+def _reasons(what: str) -> Iterator[None]:
+    """Whatever a reader raises becomes a ValueError of one line; of damaged files that may be nearly any exception."""
+    try:
+        yield
+    except Exception as e:
+        raise ValueError(f"{what}: {' '.join(str(e).split()) or type(e).__name__}") from None
