@@ -96,8 +96,8 @@ def central(pixels: Tensor, size: Size) -> Tensor:
 class _Plain:
     """Makes a batch of whole images; they are normalised out of the worker."""
 
-    def __init__(self, shards: Samples, size: Size, labels: tuple[str, ...], crop: bool) -> None:
-        self.shards, self.size, self.labels, self.crop = shards, size, labels, crop
+    def __init__(self, shards: Samples, form: Form, size: Size, labels: tuple[str, ...], crop: bool) -> None:
+        self.shards, self.form, self.size, self.labels, self.crop = shards, form, size, labels, crop
 
     def __call__(self, places: Sequence[int]) -> tuple[PlainBatch, tuple[BadSample, ...]]:
         good, images, bad = list[int](), list[Tensor](), list[BadSample]()
