@@ -12,7 +12,7 @@ import attrs
 import cattrs
 from attrs import field
 from attrs.validators import ge, lt
-from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
+from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError, IterableValidationNote
 
 from twinview.errors import RecipeError, closest
 from twinview.options import FORMAT, HELD_OUT, MEASURED, OPTIMIZERS, Amount, Data, Numbers, Run, Schedule, Target, _Rates
@@ -133,7 +133,16 @@ def _strict_sequence(kind: Any) -> Any:
         if not isinstance(value, (list, tuple)) or (count and len(value) != count):
             raise ValueError(f"wants {what}, not {value!r}")
         kinds = inner if count else (inner[0],) * len(value)
-        return origin(_converter.structure(v, k) for v, k in zip(value, kinds))
+        found, faults = [], []
+        for place, (v, k) in enumerate(zip(value, kinds)):
+            try:
+                found.append(_converter.structure(v, k))
+            except Exception as e:
+                e.__notes__ = [IterableValidationNote("", place, k)]
+                faults.append(e)
+        if faults:
+            raise IterableValidationError("", faults, kind)
+        return origin(found)
 
     return structure_sequence
 

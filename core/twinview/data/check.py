@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import attrs
 
-from twinview.data import decode, index
+from twinview.data import decode, folder, index
 from twinview.data.decode import BadSample
 from twinview.data.pack import in_order
 from twinview.data.progress import progress
@@ -54,7 +54,7 @@ def check_shards(spec: Sequence[str], *, workers: int = 1) -> Checked:
     for path in progress(paths, len(paths), "check", "shards"):
         faults += _against(manifests[path.parent].get(path.name), path)
         try:
-            found = index.scan(path)
+            found = folder.scan(path) if path.is_dir() else index.scan(path)
         except DataError as e:
             faults.append(str(e))
             continue

@@ -7,10 +7,10 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import attrs
 import numpy as np
@@ -50,6 +50,11 @@ class Index:
     def __len__(self) -> int:
         return len(self.hashes)
 
+    @property
+    def content(self) -> Iterator[NDArray[Any]]:
+        """What a checksum is of."""
+        yield from (getattr(self, name) for name in ARRAYS)
+
     def key(self, i: int) -> str:
         """The key of sample `i`."""
         return self.keys[self.key_starts[i] : self.key_starts[i + 1]].tobytes().decode("utf-8", "surrogateescape")
@@ -82,18 +87,24 @@ def build(path: Path) -> Index:
     """Scan a shard and write its side-car file; where the folder cannot be written, the index is only returned.  Raises DataError."""
     index = scan(path)
     meta = {"format": FORMAT, "stamp": index.stamp, "fields": index.fields, "classes": index.classes}
-    arrays = {name: getattr(index, name) for name in ARRAYS}
     with suppress(OSError):
-        fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=SUFFIX)
-        try:
-            with os.fdopen(fd, "wb") as file:
-                np.savez(file, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8), **arrays)
-            os.chmod(temporary, path.stat().st_mode & 0o666)  # whoever reads the shard may read its index
-            os.replace(temporary, sidecar(path))
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        mode = path.stat().st_mode & 0o666  # whoever reads the shard may read its index
+        save(sidecar(path), meta, {name: getattr(index, name) for name in ARRAYS}, mode)
     return index
+
+
+def save(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, Any], mode: int = 0o600) -> None:
+    """Write an index, whole or not at all.  Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=SUFFIX)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            np.savez(file, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8), **arrays)
+        os.chmod(temporary, mode)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 def scan(path: Path) -> Index:

@@ -1,4 +1,4 @@
-"""Samples of many shards by number.  Shards are local, uncompressed tars in WebDataset's layout, read by offset."""
+"""Samples of many shards by number.  Shards are local, uncompressed tars in WebDataset's layout, read by offset, or folders of images."""
 from __future__ import annotations
 
 import difflib
@@ -16,10 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from twinview.data import folder as images
 from twinview.data import index
 from twinview.data.embedded import scenes
+from twinview.data.folder import Folder
 from twinview.data.order import Order, Shuffled
 from twinview.data.progress import progress
+from twinview.data.sources.files import folder as image_folder
 from twinview.errors import DataError
 
 OPEN_FILES = 64  # shards held open by a process
@@ -35,7 +38,7 @@ class Sample(NamedTuple):
 class Shards:
     """All samples of a list of shards, in the order of the list.  Safe to fork (reads by `pread` share no position) and to pickle."""
 
-    def __init__(self, paths: Sequence[Path], indexes: Sequence[index.Index]) -> None:
+    def __init__(self, paths: Sequence[Path], indexes: Sequence[index.Index | Folder]) -> None:
         """Raises DataError where two samples have one key."""
         self.paths, self.indexes = tuple(paths), tuple(indexes)
         self.starts: NDArray[np.int64] = np.cumsum([0, *map(len, indexes)], dtype=np.int64)  # [shards + 1]
@@ -61,15 +64,22 @@ class Shards:
         return int(self.indexes[shard].hashes[local])
 
     def path(self, i: int) -> Path:
-        """The shard that holds sample `i`."""
-        return self.paths[self.place(i)[0]]
-
-    def read(self, i: int, only: Collection[str] | None = None) -> Sample:
-        """Sample `i`, all fields or those named.  Raises DataError where the shard has changed since it was opened."""
+        """The shard that holds sample `i`, or its own file in a folder of images."""
         shard, local = self.place(i)
         found = self.indexes[shard]
-        files = {field: self._pread(shard, offset, size) for field, offset, size in found.files(local) if only is None or field in only}
-        return Sample(found.key(local), files)
+        return found.path(local) if isinstance(found, Folder) else self.paths[shard]
+
+    def read(self, i: int, only: Collection[str] | None = None) -> Sample:
+        """Sample `i`, all fields or those named.
+
+        Raises DataError where the shard, or the image's own file, has changed since it was opened; ValueError where that file is gone.
+        """
+        shard, local = self.place(i)
+        found = self.indexes[shard]
+        wanted = [file for file in found.files(local) if only is None or file[0] in only]
+        if isinstance(found, Folder):
+            return Sample(found.key(local), {field: found.read(local) for field, _, _ in wanted})
+        return Sample(found.key(local), {field: self._pread(shard, offset, size, found.stamp) for field, offset, size in wanted})
 
     def names(self, i: int) -> list[str]:
         """The fields of sample `i`."""
@@ -106,8 +116,8 @@ class Shards:
         digest = hashlib.blake2b(digest_size=16)
         for found in self.indexes:
             digest.update(json.dumps([len(found), found.fields]).encode())
-            for name in index.ARRAYS:
-                digest.update(getattr(found, name).tobytes())
+            for array in found.content:
+                digest.update(array.tobytes())
         return digest.hexdigest()
 
     def close(self) -> None:
@@ -122,7 +132,7 @@ class Shards:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": OrderedDict()}
 
-    def _pread(self, shard: int, offset: int, size: int) -> bytes:
+    def _pread(self, shard: int, offset: int, size: int, stamp: index.Stamp) -> bytes:
         if shard not in self._files:
             if len(self._files) >= OPEN_FILES:
                 os.close(self._files.popitem(last=False)[1])
@@ -133,8 +143,8 @@ class Shards:
         self._files.move_to_end(shard)
         data = os.pread(self._files[shard], size, offset)
         now = os.fstat(self._files[shard])
-        if (now.st_size, now.st_mtime_ns) != self.indexes[shard].stamp:
-            was = f"{now.st_size} bytes, and {self.indexes[shard].stamp.size} when it was indexed"
+        if (now.st_size, now.st_mtime_ns) != stamp:
+            was = f"{now.st_size} bytes, and {stamp.size} when it was indexed"
             raise DataError(f"{self.paths[shard]}: has changed since it was opened ({was}). Leave shards alone while they are read, and start again.")
         return data
 
@@ -155,24 +165,29 @@ def refuse_twins(sources: Sequence[Shards], instead: str) -> None:
 
 
 def open_shards(spec: str | Sequence[str], *, rebuild: bool = False) -> Shards:
-    """Open shards by path: `{000..063}`, `*` and folders are expanded, in order; `scenes:train` and `scenes:val` are the embedded scenes.
+    """Open shards by path: `{000..063}`, `*` and folders are expanded, in order; `images:DIR` is a folder of images.
 
-    A shard without a fresh index gets one, with `rebuild` every shard.  Raises DataError with the shard that is missing or damaged.
+    `scenes:train` and `scenes:val` are the embedded scenes.  A shard without a fresh index gets one, with `rebuild` every shard.  Raises DataError
+    with the shard that is missing or damaged.
     """
     paths = [path for one in ([spec] if isinstance(spec, str) else spec) for path in shard_paths(one)]
     if not paths:
         raise DataError("[data] shards: names no shard. Write the paths of some .tar files.")
-    indexes = {path: None if rebuild else index.read(path) for path in paths}
+    indexes = {path: None if rebuild else images.read(path) if path.is_dir() else index.read(path) for path in paths}
     todo = [path for path, found in indexes.items() if found is None]
     for path in progress(todo, len(todo), "index", "shards"):
-        indexes[path] = index.build(path)
+        indexes[path] = images.build(path) if path.is_dir() else index.build(path)
     return Shards(paths, [found for path in paths if (found := indexes[path]) is not None])
 
 
 def shard_paths(spec: str) -> Iterator[Path]:
-    """The shards that a path with braces or `*`, a folder or `scenes:SPLIT` names.  Raises DataError where one is missing."""
+    """The shards that a path with braces or `*`, a folder or `scenes:SPLIT` names; of `images:DIR` the folder.  Raises DataError."""
     if spec.startswith("scenes:"):
         yield from _folder(scenes(spec.removeprefix("scenes:")))
+        return
+    if spec.startswith("images:"):
+        for text in expand(spec.removeprefix("images:")):
+            yield image_folder(Path(text).expanduser(), "of images")
         return
     if spec.startswith("pipe:"):
         raise DataError(f"{spec!r}: a pipe runs a shell command. Write the path of a local .tar instead.")
@@ -207,7 +222,7 @@ def expand(spec: str) -> Iterator[str]:
 def _folder(folder: Path) -> list[Path]:
     found = sorted(folder.glob("*.tar"))
     if not found:
-        raise DataError(f"{folder}: holds no .tar. `twinview shards pack images DIR {folder}` makes shards of a folder of images.")
+        raise DataError(f"{folder}: holds no .tar. Of a folder of images write images:{folder}, or pack it: `twinview shards pack images`.")
     manifest = folder / "manifest.json"
     if manifest.is_file():
         try:

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from twinview.data import decode
 from twinview.errors import DataError
@@ -21,17 +21,54 @@ def folder(path: Path, what: str) -> Path:
     return path
 
 
-def images(root: Path, without: Path | None = None) -> tuple[list[Path], int]:
-    """The images under a folder, sorted, and how many other files it has.  Links are followed; the folder `without` is left out."""
-    found, others = list[Path](), 0
-    for at, folders, files in os.walk(folder(root, "of images"), followlinks=True):
-        folders[:] = [f for f in folders if without is None or (Path(at) / f).resolve() != without.resolve()]
-        wanted = [Path(at) / f for f in files if f.lower().endswith(SUFFIXES) and not f.startswith(".")]
-        found += wanted
-        others += len(files) - len(wanted)
-    if not found:
+class Listing(NamedTuple):
+    """What lies under a folder; paths are relative to it."""
+
+    images: list[str]  # in the order of their paths' parts
+    others: int  # files that are no images by their suffix
+    folders: list[tuple[str, int, int]]  # each folder, and when it last changed (mtime, ctime in ns)
+
+
+def listing(root: Path, without: Path | None = None) -> Listing:
+    """List a folder, however deep.  Links are followed; the folder `without` is left out.
+
+    Raises DataError: no folder, no images, a folder that cannot be read or lies within itself by a link.
+    """
+    images, others, folders = list[str](), 0, list[tuple[str, int, int]]()
+    todo: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]  # files and folders, the next one last; the folders that hold it
+    within = folder(root, "of images")
+    left_out = without.resolve() if without else None
+    while todo:
+        name, above = todo.pop()
+        if name and not name.endswith("/"):
+            images.append(name)
+            continue
+        try:
+            about = os.stat(within / name)  # before its entries: what changes meanwhile leaves a later time
+            entries = sorted(os.scandir(within / name), key=lambda entry: entry.name)
+        except OSError as e:
+            raise DataError(f"{within / name}: cannot be read: {e.strerror}.") from None
+        itself = (about.st_dev, about.st_ino)
+        if itself in above:
+            raise DataError(f"{within / name}: is a link to a folder that holds it. Remove the link.")
+        folders.append((name, about.st_mtime_ns, about.st_ctime_ns))
+        for entry in reversed(entries):
+            if entry.is_dir():
+                if left_out is None or Path(entry.path).resolve() != left_out:
+                    todo.append((f"{name}{entry.name}/", (*above, itself)))
+            elif entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith("."):
+                todo.append((name + entry.name, ()))
+            else:
+                others += 1
+    if not images:
         raise DataError(f"{root}: holds no images ({', '.join(SUFFIXES)}).")
-    return sorted(found), others
+    return Listing(images, others, folders)
+
+
+def images(root: Path, without: Path | None = None) -> tuple[list[Path], int]:
+    """The images under a folder, sorted, and how many other files it has; see `listing`."""
+    found = listing(root, without)
+    return [root / name for name in found.images], found.others
 
 
 def split_of(split: str, splits: Collection[str]) -> str:
@@ -45,16 +82,21 @@ def keyed(root: Path, paths: Iterable[Path], short: Callable[[str], str] = str) 
     """Paths by key: below `root`, without the suffix, what is neither letter, digit, `/`, `-` nor `_` as `_`.  `short` cuts a key down first."""
     found: dict[str, Path] = {}
     for path in paths:
-        key = re.sub(r"[^\w/-]", "_", short(path.relative_to(root).with_suffix("").as_posix()))
+        key = key_of(path.relative_to(root).as_posix(), short)
         if key in found:
             raise DataError(f"{path}: its key {key!r} is that of {found[key]} too. Rename one of the two.")
         found[key] = path
     return found
 
 
-def image_field(path: Path) -> str:
+def key_of(path: str, short: Callable[[str], str] = str) -> str:
+    """The key of a file; see `keyed`."""
+    return re.sub(r"[^\w/-]", "_", short(path.rpartition(".")[0]))
+
+
+def image_field(path: str | Path) -> str:
     """The field that an image file becomes."""
-    return path.suffix[1:].lower().replace("jpeg", "jpg")
+    return str(path).rpartition(".")[2].lower().replace("jpeg", "jpg")
 
 
 def label_maps(pictures: Iterable[Path], place: Callable[[Path], Path]) -> dict[Path, Path]:
