@@ -310,7 +310,7 @@ def test_the_manifest_names_the_sources(mixed: dict[str, Any]) -> None:
     mixed["data"] |= {"held_out": 6}
     mixed["data"]["source"][1]["subset"] = 10
     about = open_data(read(mixed).data).about
-    assert [(s["name"], s["samples"], s.get("weight")) for s in about["sources"]] == [("a", 7, 28), ("b", 33, 33), ("c", 21, 21)]
+    assert [(s["name"], s["samples"], s["share"]) for s in about["sources"]] == [("a", 7, 28 / 82), ("b", 33, 33 / 82), ("c", 21, 21 / 82)]
     assert about["held_out"] == 6 and about["sources"][1]["used"] == 10 and about["sources"][0]["used"] + about["sources"][2]["used"] >= 22
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 
 from twinview.errors import RecipeError, TwinviewError, closest
+from twinview.options import Data
 
 
 def check(args: argparse.Namespace) -> None:
@@ -21,7 +22,21 @@ def check(args: argparse.Namespace) -> None:
     assembly = check_recipe(args.recipe, *args.overrides)
     print(tomli_w.dumps(assembly.table()).rstrip())
     print()
-    print("\n".join(f"# {line}" for line in answers(assembly)))
+    print("\n".join(f"# {line}" for line in (*sources(assembly.recipe.data), *answers(assembly))))
+
+
+def sources(data: Data) -> Iterator[str]:
+    """Each source that [data] mixes, and its share of an epoch; nothing where there are none."""
+    if data.source:
+        yield "sources:"
+    whole = sum(source.weight or 0 for source in data.source)
+    for source in data.source:
+        shards = source.shards if isinstance(source.shards, str) else ", ".join(source.shards)
+        share = f"{source.weight / whole:.1%} of an epoch" if source.weight else "by its size"
+        some = "" if source.subset == 1.0 else f", a subset of {source.subset}"
+        yield f"  {source.name or '(no name)':<15} {share}{some}: {shards}"
+    if data.held_out:
+        yield f"  {'held out':<15} {data.held_out} of all samples" if isinstance(data.held_out, float) else f"  {'held out':<15} {data.held_out} samples"
 
 
 def answers(assembly: Any) -> Iterator[str]:

@@ -137,9 +137,10 @@ class Mixture:
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """Each source: its samples, how many of them train, its weight."""
+        """Each source: its samples, how many of them train, its share of an epoch; and how many samples are held out."""
+        whole = sum(part.weight or len(part.rows) for part in self.parts)
         sources = [
-            {"name": part.label, "samples": len(part.shards), "used": len(part.rows), **({"weight": part.weight} if part.weight else {})}
+            {"name": part.label, "samples": len(part.shards), "used": len(part.rows), "share": (part.weight or len(part.rows)) / whole}
             for part in self.parts
         ]
         return {"sources": sources, "held_out": len(self.held_out or ())}

@@ -2,11 +2,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import attrs
 import torch
@@ -44,11 +45,16 @@ class Report:
     hours: float  # of the whole run at this pace
     loss: float
     terms: dict[str, float]
+    data: Mapping[str, Any]  # the sources that [data] mixes, and how many samples are held out
 
     def items(self) -> Iterator[tuple[str, str]]:
         """What to print: names and values with their units."""
         yield "device", f"{self.device}, {self.precision}, {self.ranks} rank{'s' * (self.ranks > 1)}"
         yield "images", f"{self.images}, {self.steps_per_epoch} steps an epoch, {self.micro_batch} on a rank at once"
+        for source in self.data.get("sources", ()):
+            yield "source", f"{source['name']}: {source['used']} of {source['samples']} images, {source['share']:.1%} of an epoch"
+        if self.data.get("held_out"):
+            yield "held out", f"{self.data['held_out']} images"
         yield "parameters", f"{self.parameters / 1e6:.2f} M online, {self.trained / 1e6:.2f} M of them trained"
         yield "memory", f"{self.memory / 2**30:.2f} GiB at most"
         yield "step", f"{self.seconds:.3f} s, {self.images_per_second:.0f} images/s; the first batch took {self.data_seconds:.1f} s to load"
@@ -97,6 +103,7 @@ def dry_run(recipe: Recipe) -> Report:
         hours=steps * seconds / 3600,
         loss=values["loss"],
         terms={k.removeprefix("loss/"): v for k, v in values.items() if k.startswith("loss/")},
+        data=built.shards.about,
     )
 
 
