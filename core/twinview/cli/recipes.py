@@ -36,7 +36,7 @@ def sources(data: Data) -> Iterator[str]:
         some = "" if source.subset == 1.0 else f", a subset of {source.subset}"
         yield f"  {source.name or '(no name)':<15} {share}{some}: {shards}"
     if data.held_out:
-        yield f"  {'held out':<15} {data.held_out} of all samples" if isinstance(data.held_out, float) else f"  {'held out':<15} {data.held_out} samples"
+        yield f"  {'held out':<15} {data.held_out} {'of all' if isinstance(data.held_out, float) else 'samples'}"
 
 
 def answers(assembly: Any) -> Iterator[str]:
