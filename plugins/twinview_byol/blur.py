@@ -25,8 +25,8 @@ def gaussian_kernels(sigma: Tensor, size: Size) -> Tensor:
     return torch.from_numpy((weights / weights.sum(1, keepdims=True)).astype(np.float32))
 
 
-def gaussian_blur(x: Tensor, kernels: Tensor) -> Tensor:
-    """Float images [B, C, h, w] under separable kernels [B, taps], mirrored at the borders -> whole numbers.
+def gaussian_blur(x: Tensor, kernels: Tensor, whole: bool = True) -> Tensor:
+    """Float images [B, C, h, w] under separable kernels [B, taps], mirrored at the borders; rounded to `whole` numbers.
 
     Shifted sums instead of a convolution: on one CPU thread they take a third of the time, and neither TF32 nor autocast reaches them,
     so that an image comes out the same alone in a worker and in a batch on an accelerator.
@@ -35,7 +35,8 @@ def gaussian_blur(x: Tensor, kernels: Tensor) -> Tensor:
     reach = kernels.shape[1] // 2
     weights = kernels.T[..., None, None, None]  # [taps, B, 1, 1, 1]
     padded = F.pad(x, (reach, reach, reach, reach), mode="reflect")
-    return _shifted_sum(_shifted_sum(padded, weights, 2, height), weights, 3, width).round_()
+    sums = _shifted_sum(_shifted_sum(padded, weights, 2, height), weights, 3, width)
+    return sums.round_() if whole else sums
 
 
 def _shifted_sum(padded: Tensor, weights: Tensor, dim: int, length: int) -> Tensor:

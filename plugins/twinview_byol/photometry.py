@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from twinview.hooks import hookimpl, part
 from twinview.ops.checks import share, shares, span
-from twinview.values import Size
+from twinview.values import Size, Traits
 from twinview_byol import colour
 from twinview_byol.blur import gaussian_blur, gaussian_kernels
 
@@ -26,6 +27,7 @@ class Photometry:
 
     Lists give one chance for each view; further views start over.  Where chances differ, as published, the views are asymmetric.
     The blur is published in pixels of 224 px views: `blur_reference = 224` scales it with the view, for smaller ones.
+    Saturation, hue and grey are of red, green and blue: of images of another number of channels, 0 each.
     """
 
     jitter: float = field(default=0.8, validator=share)  # chance of the four below
@@ -40,6 +42,13 @@ class Photometry:
     blur_sigma: tuple[float, float] = field(default=(0.1, 2.0), validator=span)  # uniform; pixels
     blur_reference: int = field(default=0, validator=ge(0))  # side of the views, in pixels, that blur_sigma is meant for; 0: any
     solarize: list[float] = field(factory=lambda: [0.0, 0.2], validator=shares)  # chance, by view; values from 128 are inverted
+
+    @hookimpl
+    def traits(self) -> Traits:
+        """Takes 16-bit images, and without saturation, hue and grey any number of channels."""
+        coloured = self.saturation or self.hue or self.grey
+        gives = frozenset({"deep"} if coloured else {"deep", "any_channels"})
+        return Traits(gives=gives, instead="Write saturation = 0.0, hue = 0.0, grey = 0.0, which are of red, green and blue.")
 
     @hookimpl
     def draw_augment(self, view: int, size: Size, rng: np.random.Generator) -> dict[str, Tensor]:
@@ -67,18 +76,21 @@ class Photometry:
     @hookimpl
     @torch.no_grad()
     def apply_augment(self, pixels: Tensor, params: dict[str, Tensor]) -> Tensor:
-        """The same uint8 images alone and in a batch, on a CPU and on an accelerator.
+        """The same images alone and in a batch, on a CPU and on an accelerator; float32 ones keep their fractions.
 
         Which image takes which operation is settled on the CPU: leave `params` there, so that nothing waits for the device.
         """
-        draws = {name: value.cpu() for name, value in params.items()}
+        draws, whole = {name: value.cpu() for name, value in params.items()}, pixels.dtype == torch.uint8
+        pixels = pixels if whole else pixels.clone()  # float() below makes no other of them
         x = pixels.float()
         for i, images in _jitter_groups(draws["order"], draws["factors"]):
-            x = _on(x, images, JITTER[i], draws["factors"][:, i, None, None, None])
-        x = _on(x, _chosen(draws["grey"]), colour.luma)
+            x = _on(x, images, partial(JITTER[i], whole=whole), draws["factors"][:, i, None, None, None])
+        x = _on(x, _chosen(draws["grey"]), partial(colour.luma, whole=whole))
         blurred = _chosen(draws["sigma"] > 0)
         if blurred:
-            x = _on(x, blurred, gaussian_blur, gaussian_kernels(draws["sigma"], (pixels.shape[2], pixels.shape[3])))
+            x = _on(x, blurred, partial(gaussian_blur, whole=whole), gaussian_kernels(draws["sigma"], (pixels.shape[2], pixels.shape[3])))
+        if not whole:
+            return _on(x.expand(pixels.shape).contiguous(), _chosen(draws["solarize"]), _solarize)
         out = torch.empty_like(pixels).copy_(x.to(torch.int16))  # by way of int16: half the time.  One channel if all are grey
         return _on(out, _chosen(draws["solarize"]), _solarize)
 
@@ -111,4 +123,4 @@ def _on(x: Tensor, images: list[int], change: Callable[..., Tensor], *args: Tens
 
 def _solarize(x: Tensor) -> Tensor:
     """Invert the values from 128 on: of a uint8 and its complement, exactly one is below 128."""
-    return torch.minimum(x, x.bitwise_not())
+    return torch.minimum(x, x.bitwise_not() if x.dtype == torch.uint8 else colour.TOP - x)
