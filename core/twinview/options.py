@@ -73,6 +73,9 @@ class Data:
     mean: Numbers = field(factory=lambda: [0.485, 0.456, 0.406])  # of the channels, 0..1 of full scale; "shards": as their manifest says
     std: Numbers = field(factory=lambda: [0.229, 0.224, 0.225])
     bad_samples: int = field(default=0, validator=ge(0))  # samples that may fail to decode before the run stops
+    cache: str = ""  # folder where shards that lie elsewhere are kept; "": shards in $TWINVIEW_CACHE, or in ~/.cache/twinview
+    cache_gb: float = field(default=0.0, validator=ge(0))  # of them, the longest unused go beyond this; 0 = unlimited
+    allow_pipes: list[str] = field(factory=list)  # programs that pipe:COMMAND may run, for example ["aws"]
 
     def colours(self) -> tuple[list[float], list[float]]:
         """Mean and deviation of the channels.  Raises RecipeError where they are still to be read from the shards."""

@@ -1,9 +1,15 @@
 """Small shards, and a method whose views, draws and masks are all random."""
 from __future__ import annotations
 
+import hashlib
 import io
+import re
 import tarfile
-from collections.abc import Callable, Mapping
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +44,75 @@ def write(tmp_path: Path) -> Write:
         return path
 
     return _write
+
+
+class Server:
+    """A web server of one folder on this machine, which counts what it is asked and can be told to misbehave."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.asked: Counter[tuple[str, str]] = Counter()  # method, name
+        self.ranges = True
+        self.slow = 0.0  # seconds before each body
+        self.answers: dict[str, list[int]] = {}  # name -> statuses of the next answers; 0: a body that is cut in half, -1: as it should be
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_HEAD(self) -> None:
+                self.do_GET()
+
+            def do_GET(self) -> None:
+                name = self.path.lstrip("/").partition("?")[0]
+                server.asked[self.command, name] += 1
+                queue = server.answers.get(name, [])
+                status = queue.pop(0) if queue and self.command == "GET" else -1
+                path = server.folder / name
+                if status > 0 or not path.is_file():
+                    self.send_error(status if status > 0 else 404)
+                    return
+                data, begin = path.read_bytes(), 0
+                asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+                if asked and server.ranges:
+                    begin = int(asked[1])
+                self.send_response(206 if begin else 200)
+                self.send_header("Content-Length", str(len(data) - begin))
+                self.send_header("ETag", hashlib.md5(data).hexdigest())
+                self.end_headers()
+                if self.command == "GET":
+                    time.sleep(server.slow)
+                    self.wfile.write(data[begin : len(data) // 2 if status == 0 else None])
+                    self.close_connection = True
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+        self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread.start()
+
+    def got(self, name: str) -> int:
+        """How often a file was asked for."""
+        return self.asked["GET", name]
+
+    def stop(self) -> None:
+        self.http.shutdown()
+        self.thread.join()
+        self.http.server_close()
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server of the folder that `write` writes to; the cache lies in `cache` there, and waits between tries are short."""
+    monkeypatch.setenv("TWINVIEW_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr("twinview.data.transport.PAUSES", (0.01,) * 4)
+    monkeypatch.setattr("twinview.data.transport.SILENCE", 2.0)
+    made = Server(tmp_path)
+    yield made
+    made.stop()
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def test_scenes_are_drawn_on_first_use(small: Path, monkeypatch: pytest.MonkeyPa
         fields = found.read(i).fields
         assert np.array_equal(np.array(Image.open(io.BytesIO(fields["seg.png"]))), labels)
         assert np.abs(np.array(Image.open(io.BytesIO(fields["jpg"]))).astype(int) - image).mean() < 6
-    manifest = json.loads((found.paths[0].parent / "manifest.json").read_text())
+    manifest = json.loads((Path(str(found.paths[0])).parent / "manifest.json").read_text())
     assert manifest["classes"] == list(CLASSES) and manifest["images"] == manifest["labels"] == 5
     monkeypatch.setattr(embedded, "write_scenes", lambda *_, **__: pytest.fail("drawn twice"))
     assert open_shards("scenes:train").checksum == found.checksum

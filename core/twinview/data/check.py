@@ -14,6 +14,7 @@ from twinview.data import decode, folder, index
 from twinview.data.decode import BadSample
 from twinview.data.pack import in_order
 from twinview.data.progress import progress
+from twinview.data.remote import Remote
 from twinview.data.shards import Shards, shard_paths
 from twinview.errors import DataError
 
@@ -48,13 +49,14 @@ def check_shards(spec: Sequence[str], *, workers: int = 1) -> Checked:
     if workers < 1:
         raise DataError(f"--workers: wants a number above 0, not {workers}.")
     paths, faults = _listed(spec)
-    manifests = {path.parent: _manifest(path.parent) for path in paths}
-    first: dict[int, tuple[str, Path]] = {}  # hash of a key -> the key, and where it stands
+    manifests = {path.parent: _manifest(path.parent) for path in paths if isinstance(path, Path)}
+    first: dict[int, tuple[str, Path | Remote]] = {}  # hash of a key -> the key, and where it stands
     images = labels = 0
     for path in progress(paths, len(paths), "check", "shards"):
-        faults += _against(manifests[path.parent].get(path.name), path)
+        if isinstance(path, Path):
+            faults += _against(manifests[path.parent].get(path.name), path)
         try:
-            found = folder.scan(path) if path.is_dir() else index.scan(path)
+            found = _scan(path)
         except DataError as e:
             faults.append(str(e))
             continue
@@ -67,9 +69,16 @@ def check_shards(spec: Sequence[str], *, workers: int = 1) -> Checked:
     return Checked(shards=len(paths), images=images, labels=labels, faults=tuple(faults))
 
 
-def _listed(spec: Iterable[str]) -> tuple[list[Path], list[str]]:
+def _scan(path: Path | Remote) -> index.Index | folder.Folder:
+    if isinstance(path, Remote):
+        path.fetch()  # which checks what its own manifest says
+        return index.scan(path.path, str(path))
+    return folder.scan(path) if path.is_dir() else index.scan(path)
+
+
+def _listed(spec: Iterable[str]) -> tuple[list[Path | Remote], list[str]]:
     """The shards, and what a folder's manifest names that is not there, or the other way round."""
-    paths, faults = list[Path](), list[str]()
+    paths, faults = list[Path | Remote](), list[str]()
     for one in spec:
         folder = Path(one).expanduser()
         if not folder.is_dir():
@@ -108,7 +117,7 @@ def _against(said: Mapping[str, Any] | None, path: Path) -> Iterator[str]:
         yield f"{path}: {e.strerror}"
 
 
-def _twins(shards: Shards, first: dict[int, tuple[str, Path]]) -> Iterator[str]:
+def _twins(shards: Shards, first: dict[int, tuple[str, Path | Remote]]) -> Iterator[str]:
     """Keys that an earlier shard has too, or that would lead out of a folder if they were taken for paths."""
     for i in range(len(shards)):
         key, path = shards.key(i), shards.path(i)

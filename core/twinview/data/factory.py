@@ -11,6 +11,7 @@ from twinview.data.decode import BadSample, Form
 from twinview.data.loader import load, training_batches
 from twinview.data.mixture import Mixture
 from twinview.data.order import steps_per_epoch
+from twinview.data.remote import Access
 from twinview.data.samples import Samples
 from twinview.data.shards import open_shards
 from twinview.data.views import BadSamples
@@ -77,7 +78,7 @@ class Factory:
             return self.shards.held_out
         names = (shards,) if isinstance(shards, str) else tuple(shards)
         if names not in self._opened:
-            self._opened[names] = open_shards(names)
+            self._opened[names] = open_shards(names, Access.of(self.recipe.data))
         return self._opened[names]
 
     def _normalised(self, images: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -22,6 +23,7 @@ from twinview.errors import DataError
 
 FORMAT = 1
 SUFFIX = ".index.npz"
+EMPTY = "holds no samples. WebDataset names the files of a tar KEY.FIELD, for example 000123.jpg."
 ARRAYS = ("hashes", "keys", "key_starts", "members", "offsets", "sizes", "kinds")
 
 
@@ -73,24 +75,34 @@ def load(path: Path) -> Index:
 def read(path: Path) -> Index | None:
     """A shard's index from its side-car file; None where that is missing, stale or damaged."""
     try:
-        with np.load(sidecar(path)) as file:
-            meta = json.loads(file["meta"].tobytes())
-            if meta["format"] != FORMAT or Stamp(*meta["stamp"]) != _stamp(path):
-                return None
-            arrays = {name: file[name] for name in ARRAYS}
-            return Index(stamp=Stamp(*meta["stamp"]), fields=tuple(meta["fields"]), classes=meta["classes"], **arrays)
+        found = parse(sidecar(path))
+        return found if found.stamp == _stamp(path) else None
     except Exception:  # whatever is wrong with it, it can be built anew
         return None
+
+
+def parse(file: Path | BinaryIO) -> Index:
+    """The index that a side-car file holds.  Raises whatever is wrong with it."""
+    with np.load(file) as arrays:
+        meta = json.loads(arrays["meta"].tobytes())
+        if meta["format"] != FORMAT:
+            raise ValueError("of another format")
+        named = {name: arrays[name] for name in ARRAYS}
+        return Index(stamp=Stamp(*meta["stamp"]), fields=tuple(meta["fields"]), classes=meta["classes"], **named)
 
 
 def build(path: Path) -> Index:
     """Scan a shard and write its side-car file; where the folder cannot be written, the index is only returned.  Raises DataError."""
     index = scan(path)
-    meta = {"format": FORMAT, "stamp": index.stamp, "fields": index.fields, "classes": index.classes}
     with suppress(OSError):
-        mode = path.stat().st_mode & 0o666  # whoever reads the shard may read its index
-        save(sidecar(path), meta, {name: getattr(index, name) for name in ARRAYS}, mode)
+        write(path, index, path.stat().st_mode & 0o666)  # whoever reads the shard may read its index
     return index
+
+
+def write(path: Path, index: Index, mode: int) -> None:
+    """Write the side-car file of a shard.  Raises OSError."""
+    meta = {"format": FORMAT, "stamp": index.stamp, "fields": index.fields, "classes": index.classes}
+    save(sidecar(path), meta, {name: getattr(index, name) for name in ARRAYS}, mode)
 
 
 def save(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, Any], mode: int = 0o600) -> None:
@@ -107,42 +119,31 @@ def save(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, Any], mode: i
         raise
 
 
-def scan(path: Path) -> Index:
-    """Read every header of a shard.  Raises DataError with the shard, the offset and what is wrong there."""
-    stamp = _stamp(path)
+def scan(path: Path, name: str = "") -> Index:
+    """Read every header of a shard.  Raises DataError with the shard (`name`, or its path), the offset and what is wrong there."""
+    stamp, name = _stamp(path), name or str(path)
     kinds: dict[str, int] = {}
-    seen: dict[str, int] = {}  # key -> offset of its first file
+    keys: list[str] = []
     files: list[tuple[int, int, int]] = []
     firsts: list[int] = []
     classes: list[int | None] = []
     with _open(path) as file:
-        last, fields = "", set[str]()
-        for member in members(file.fileno(), stamp.size, str(path)):
-            key, field = split(member.name)
-            if not field:
-                continue
-            if key != last:
-                if key in seen:
-                    raise DataError(f"{path}, offset {member.header}: the key {key!r} stands already at offset {seen[key]}. "
-                                    "Keys name samples, and the files of a sample stand together; pack the shard anew.")
-                seen[key] = member.header
+        for key, field, member in labelled(members(partial(os.pread, file.fileno()), stamp.size, name), name):
+            if not keys or key != keys[-1]:
                 firsts.append(len(files))
-                last, fields = key, set()
-            if field in fields:
-                raise DataError(f"{path}, offset {member.header}: the sample {key!r} has a second file {field!r}. Give one of them another name.")
-            fields.add(field)
+                keys.append(key)
             files.append((member.offset, member.size, kinds.setdefault(field, len(kinds))))
             if field == "cls":
                 classes.append(_class(file.fileno(), member))
     if not files:
-        raise DataError(f"{path}: holds no samples. WebDataset names the files of a tar KEY.FIELD, for example 000123.jpg.")
-    names = [key.encode("utf-8", "surrogateescape") for key in seen]
+        raise DataError(f"{name}: {EMPTY}")
+    names = [key.encode("utf-8", "surrogateescape") for key in keys]
     table = np.array(files, np.int64)
     return Index(
         stamp=stamp,
         fields=tuple(kinds),
-        classes=1 + max(c for c in classes if c is not None) if len(classes) == len(seen) and None not in classes else 0,
-        hashes=np.fromiter((key_hash(key) for key in seen), np.int64, len(seen)),
+        classes=1 + max(c for c in classes if c is not None) if len(classes) == len(keys) and None not in classes else 0,
+        hashes=np.fromiter((key_hash(key) for key in keys), np.int64, len(keys)),
         keys=np.frombuffer(b"".join(names), np.uint8),
         key_starts=np.cumsum([0, *map(len, names)], dtype=np.int64),
         members=np.array([*firsts, len(files)], np.int64),
@@ -150,6 +151,26 @@ def scan(path: Path) -> Index:
         sizes=table[:, 1].copy(),
         kinds=table[:, 2].astype(np.int32),
     )
+
+
+def labelled(found: Iterable[Member], shard: str) -> Iterator[tuple[str, str, Member]]:
+    """Key and field of each member that belongs to a sample.  Raises DataError: a key or field that stands twice in the shard."""
+    seen: dict[str, int] = {}  # key -> offset of its first file
+    last, fields = "", set[str]()
+    for member in found:
+        key, field = split(member.name)
+        if not field:
+            continue
+        if key != last:
+            if key in seen:
+                raise DataError(f"{shard}, offset {member.header}: the key {key!r} stands already at offset {seen[key]}. "
+                                "Keys name samples, and the files of a sample stand together; pack the shard anew.")
+            seen[key] = member.header
+            last, fields = key, set()
+        if field in fields:
+            raise DataError(f"{shard}, offset {member.header}: the sample {key!r} has a second file {field!r}. Give one of them another name.")
+        fields.add(field)
+        yield key, field, member
 
 
 def split(name: str) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from twinview.data import draws
 from twinview.data.order import Mixed, Order, Shuffled
+from twinview.data.remote import Access, Remote, check_room
 from twinview.data.samples import Samples
 from twinview.data.shards import Sample, Shards, open_shards, refuse_twins
 from twinview.errors import DataError
@@ -84,7 +85,7 @@ class Mixture:
         part, local = self._place(i)
         return part.key_hash(local)
 
-    def path(self, i: int) -> Path:
+    def path(self, i: int) -> Path | Remote:
         """The file that holds sample `i`."""
         shards, row = self._row(i)
         return shards.path(row)
@@ -116,7 +117,7 @@ class Mixture:
         return Shuffled(starts=np.concatenate([*starts, self.starts[-1:]]), seed=seed, window=window)
 
     @property
-    def paths(self) -> tuple[Path, ...]:
+    def paths(self) -> tuple[Path | Remote, ...]:
         """The shards and folders of all sources."""
         return tuple(path for part in self.parts for path in part.shards.paths)
 
@@ -146,12 +147,16 @@ class Mixture:
         return {"sources": sources, "held_out": len(self.held_out or ())}
 
 
-def open_data(data: Data) -> Samples:
+def open_data(data: Data, access: Access | None = None) -> Samples:
     """What a recipe trains with.  Raises DataError: shards at fault, keys that stand twice, subsets or held-out parts that are empty or too large."""
+    access = access or Access.of(data)
     if not data.source and not data.held_out:
-        return open_shards(data.shards)
+        shards = open_shards(data.shards, access)
+        check_room(shards.paths, data.window)
+        return shards
     sources = data.source or [Source(shards=data.shards)]
-    opened = [open_shards(source.shards) for source in sources]
+    opened = [open_shards(source.shards, access) for source in sources]
+    check_room([path for shards in opened for path in shards.paths], data.window * len(sources))
     if not sources[0].name:
         refuse_twins(opened, "Keys name samples: write a name = \"...\" into each [[data.source]], to stand before its keys.")
     hashes = [np.concatenate([found.hashes for found in shards.indexes]) for shards in opened]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from twinview.data.order import Order
+    from twinview.data.remote import Remote
     from twinview.data.shards import Sample
 
 
@@ -14,7 +15,7 @@ class Samples(Protocol):
     """Samples 0 to n - 1.  Safe to fork, and to pickle."""
 
     @property
-    def paths(self) -> Sequence[Path]:
+    def paths(self) -> Sequence[Path | Remote]:
         """The shards and folders."""
         ...
 
@@ -43,7 +44,7 @@ class Samples(Protocol):
         """`draws.key_hash` of the key of sample `i`."""
         ...
 
-    def path(self, i: int) -> Path:
+    def path(self, i: int) -> Path | Remote:
         """The file that holds sample `i`."""
         ...
 

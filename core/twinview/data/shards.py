@@ -1,4 +1,7 @@
-"""Samples of many shards by number.  Shards are local, uncompressed tars in WebDataset's layout, read by offset, or folders of images."""
+"""Samples of many shards by number.  Shards are uncompressed tars in WebDataset's layout, read by offset, or folders of images.
+
+Those that lie elsewhere are read out of a cache on this machine.
+"""
 from __future__ import annotations
 
 import difflib
@@ -22,10 +25,12 @@ from twinview.data.embedded import scenes
 from twinview.data.folder import Folder
 from twinview.data.order import Order, Shuffled
 from twinview.data.progress import progress
+from twinview.data.remote import Access, Remote, in_threads, is_remote, remote_shards
 from twinview.data.sources.files import folder as image_folder
 from twinview.errors import DataError
 
 OPEN_FILES = 64  # shards held open by a process
+OPEN_CACHED = 4  # if there are remote ones: a limited cache evicts none that is open
 
 
 class Sample(NamedTuple):
@@ -38,11 +43,12 @@ class Sample(NamedTuple):
 class Shards:
     """All samples of a list of shards, in the order of the list.  Safe to fork (reads by `pread` share no position) and to pickle."""
 
-    def __init__(self, paths: Sequence[Path], indexes: Sequence[index.Index | Folder]) -> None:
+    def __init__(self, paths: Sequence[Path | Remote], indexes: Sequence[index.Index | Folder]) -> None:
         """Raises DataError where two samples have one key."""
         self.paths, self.indexes = tuple(paths), tuple(indexes)
         self.starts: NDArray[np.int64] = np.cumsum([0, *map(len, indexes)], dtype=np.int64)  # [shards + 1]
         self._files: OrderedDict[int, int] = OrderedDict()  # shard -> descriptor, the longest unused first
+        self._most = OPEN_CACHED if any(isinstance(path, Remote) and path.cache.limit for path in paths) else OPEN_FILES
         refuse_twins([self], "Keys name samples: pack anew, or list each shard once.")
 
     def __len__(self) -> int:
@@ -63,7 +69,7 @@ class Shards:
         shard, local = self.place(i)
         return int(self.indexes[shard].hashes[local])
 
-    def path(self, i: int) -> Path:
+    def path(self, i: int) -> Path | Remote:
         """The shard that holds sample `i`, or its own file in a folder of images."""
         shard, local = self.place(i)
         found = self.indexes[shard]
@@ -134,12 +140,9 @@ class Shards:
 
     def _pread(self, shard: int, offset: int, size: int, stamp: index.Stamp) -> bytes:
         if shard not in self._files:
-            if len(self._files) >= OPEN_FILES:
+            if len(self._files) >= self._most:
                 os.close(self._files.popitem(last=False)[1])
-            try:
-                self._files[shard] = os.open(self.paths[shard], os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as e:
-                raise DataError(f"{self.paths[shard]}: {e.strerror}.") from None
+            self._files[shard] = _open(self.paths[shard])
         self._files.move_to_end(shard)
         data = os.pread(self._files[shard], size, offset)
         now = os.fstat(self._files[shard])
@@ -147,6 +150,15 @@ class Shards:
             was = f"{now.st_size} bytes, and {stamp.size} when it was indexed"
             raise DataError(f"{self.paths[shard]}: has changed since it was opened ({was}). Leave shards alone while they are read, and start again.")
         return data
+
+
+def _open(path: Path | Remote) -> int:
+    if isinstance(path, Remote):
+        return path.open()
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as e:
+        raise DataError(f"{path}: {e.strerror}.") from None
 
 
 def refuse_twins(sources: Sequence[Shards], instead: str) -> None:
@@ -164,24 +176,28 @@ def refuse_twins(sources: Sequence[Shards], instead: str) -> None:
             raise DataError(f"{paths[0]} and {paths[1]}: both have a sample {keys[0]!r}. {instead}")
 
 
-def open_shards(spec: str | Sequence[str], *, rebuild: bool = False) -> Shards:
+def open_shards(spec: str | Sequence[str], access: Access | None = None, *, rebuild: bool = False) -> Shards:
     """Open shards by path: `{000..063}`, `*` and folders are expanded, in order; `images:DIR` is a folder of images.
 
-    `scenes:train` and `scenes:val` are the embedded scenes.  A shard without a fresh index gets one, with `rebuild` every shard.  Raises DataError
-    with the shard that is missing or damaged.
+    `scenes:train` and `scenes:val` are the embedded scenes.  URLs and `pipe:` are read by way of a cache, as `access` says.  A shard without a
+    fresh index gets one, with `rebuild` every shard.  Raises DataError with the shard that is missing, damaged or out of reach.
     """
-    paths = [path for one in ([spec] if isinstance(spec, str) else spec) for path in shard_paths(one)]
+    paths = [path for one in ([spec] if isinstance(spec, str) else spec) for path in shard_paths(one, access)]
     if not paths:
         raise DataError("[data] shards: names no shard. Write the paths of some .tar files.")
-    indexes = {path: None if rebuild else images.read(path) if path.is_dir() else index.read(path) for path in paths}
+    remote = [path for path in paths if isinstance(path, Remote)]
+    local = [path for path in paths if isinstance(path, Path)]
+    opened = dict(zip(remote, in_threads(lambda shard: shard.opened(rebuild), remote, "index")))
+    indexes = {path: None if rebuild else images.read(path) if path.is_dir() else index.read(path) for path in local}
     todo = [path for path, found in indexes.items() if found is None]
     for path in progress(todo, len(todo), "index", "shards"):
         indexes[path] = images.build(path) if path.is_dir() else index.build(path)
-    return Shards(paths, [found for path in paths if (found := indexes[path]) is not None])
+    both = [opened[path] if isinstance(path, Remote) else (path, indexes[path]) for path in paths]
+    return Shards([path for path, _ in both], [found for _, found in both if found is not None])
 
 
-def shard_paths(spec: str) -> Iterator[Path]:
-    """The shards that a path with braces or `*`, a folder or `scenes:SPLIT` names; of `images:DIR` the folder.  Raises DataError."""
+def shard_paths(spec: str, access: Access | None = None) -> Iterator[Path | Remote]:
+    """The shards that a path with braces or `*`, a folder, a URL or `scenes:SPLIT` names; of `images:DIR` the folder.  Raises DataError."""
     if spec.startswith("scenes:"):
         yield from _folder(scenes(spec.removeprefix("scenes:")))
         return
@@ -189,10 +205,9 @@ def shard_paths(spec: str) -> Iterator[Path]:
         for text in expand(spec.removeprefix("images:")):
             yield image_folder(Path(text).expanduser(), "of images")
         return
-    if spec.startswith("pipe:"):
-        raise DataError(f"{spec!r}: a pipe runs a shell command. Write the path of a local .tar instead.")
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", spec):
-        raise DataError(f"{spec!r}: remote shards are not read. Copy them here, and write the path.")
+    if is_remote(spec):
+        yield from remote_shards(spec, list(expand(spec)), access or Access())
+        return
     for text in expand(spec):
         path = Path(text).expanduser()
         if path.is_dir():

@@ -4,8 +4,7 @@
 """
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from twinview.errors import DataError
@@ -13,6 +12,8 @@ from twinview.errors import DataError
 BLOCK = 512
 PADDING = 1 << 20  # zero bytes that may follow the end of an archive: more is a hole
 FILES, LINKS = b"07\0", b"12"
+
+Read = Callable[[int, int], bytes]
 
 
 class Member(NamedTuple):
@@ -24,32 +25,33 @@ class Member(NamedTuple):
     size: int
 
 
-def members(file: int, length: int, path: str) -> Iterator[Member]:
-    """The regular files of a tar of `length` bytes, in order; `file` is its descriptor.
+def members(read: Read, length: int | None, path: str) -> Iterator[Member]:
+    """The regular files of a tar of `length` bytes (None: not known before it ends), in order.
 
-    Raises DataError with `path`, the offset and what is wrong: a broken header, missing bytes, no end-of-archive mark, data after it, a link.
+    `read(n, offset)` gives n bytes, fewer at the end; offsets only grow, so that it may read a stream.  Raises DataError with `path`, the offset
+    and what is wrong: a broken header, missing bytes, no end-of-archive mark, data after it, a link.
     """
     at = 0
     longer: dict[str, str] = {}  # what a header before a member says about it
     while True:
-        block = os.pread(file, BLOCK, at)
+        block = read(BLOCK, at)
         if len(block) < BLOCK:
-            raise DataError(f"{path}, offset {at}: {_short(at, length)}")
+            raise DataError(f"{path}, offset {at}: {_short(at, at + len(block))}")
         if not block.strip(b"\0"):
-            return _check_end(file, at, length, path)
+            return _check_end(read, at, length, path)
         try:
             name, size, kind = _header(block)
             size = _size(longer.get("size", size))
         except ValueError:
             raise DataError(f"{path}, offset {at}: {_broken(at, block)}") from None
         data, after = at + BLOCK, at + BLOCK + -(-size // BLOCK) * BLOCK
-        if data + size > length:
+        if length is not None and data + size > length:
             raise DataError(f"{path}, offset {at}: {name!r} has {size} bytes, the file ends after {length - data}. It is cut off: copy it anew.")
         if kind == b"L":
-            longer["path"] = _text(os.pread(file, size, data).split(b"\0", 1)[0])
+            longer["path"] = _text(read(size, data).split(b"\0", 1)[0])
         elif kind == b"x":
             try:
-                longer.update(_pax(os.pread(file, size, data)))
+                longer.update(_pax(read(size, data)))
             except (ValueError, IndexError):
                 raise DataError(f"{path}, offset {data}: is no extended header. Copy the shard anew.") from None
         elif kind not in b"gK":  # a global header, a long link name: nothing here reads them
@@ -95,16 +97,16 @@ def _pax(data: bytes) -> dict[str, str]:
     return found
 
 
-def _check_end(file: int, at: int, length: int, path: str) -> None:
+def _check_end(read: Read, at: int, length: int | None, path: str) -> None:
     """The rest of a file behind the first zero block has to be zero, and no more than padding."""
-    rest = length - at
+    behind = read(PADDING if length is None else min(PADDING, length - at), at + BLOCK)
+    rest = BLOCK + len(behind) if length is None else length - at
     if rest < 2 * BLOCK:
-        raise DataError(f"{path}, offset {at}: {_short(at, length)}")
+        raise DataError(f"{path}, offset {at}: {_short(at, at + rest)}")
     if rest > PADDING:
         raise DataError(f"{path}, offset {at}: {rest} bytes follow the end of the archive: a hole, or a second archive. Copy or pack it anew.")
-    behind = os.pread(file, rest, at)
     if behind.strip(b"\0"):
-        more = at + len(behind) - len(behind.lstrip(b"\0"))
+        more = at + BLOCK + len(behind) - len(behind.lstrip(b"\0"))
         raise DataError(f"{path}, offset {at}: the archive ends here, and data follows at {more}: a hole, or tars joined. Copy or pack it anew.")
 
 

@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import attrs
 import numpy as np
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 from twinview.assembly import Assembly, assemble
 from twinview.data.mixture import open_data
 from twinview.data.order import steps_per_epoch
+from twinview.data.remote import Access, Remote
 from twinview.data.samples import Samples
 from twinview.engine.compiled import compile_encoders
 from twinview.engine.config import check_recipe, deepspeed_config, micro_batch, stage
@@ -100,10 +102,15 @@ def _check_state(model: Siamese, recipe: Recipe) -> None:
 
 
 def _open_data(recipe: Recipe) -> Samples:
-    """Rank 0 first: it may have to draw the scenes, or to index the tars, and the others read what it left."""
-    mine: list[Samples] = []
-    on_first(lambda: mine.append(open_data(recipe.data)))
-    return mine[0] if mine else open_data(recipe.data)
+    """Rank 0 first: it may have to draw the scenes, or to index the tars, and the others read what it left, and what it was told of URLs."""
+    mine, access = list[Samples](), Access.of(recipe.data)
+
+    def opened() -> dict[str, list[Remote]]:
+        mine.append(open_data(recipe.data, access))
+        return access.found
+
+    found = on_first(opened)
+    return mine[0] if mine else open_data(recipe.data, attrs.evolve(access, found=found))
 
 
 def _steps(recipe: Recipe, epoch: int) -> int:

@@ -27,6 +27,7 @@ Resume = Literal["auto"] | bool
 HARMLESS = (  # keys that may change on a resume: no good sample's draw and no loss depends on them
     "data.source.shards",
     *("data.workers", "data.shards", "data.bad_samples", "run.log_every", "run.checkpoint_every", "run.keep", "run.keep_best"),
+    *("data.cache", "data.cache_gb", "data.allow_pipes"),
     *("run.bad_steps", "evaluate"),
     "run.activation_checkpointing",
     "deepspeed.zero_optimization",  # checkpoints are whole, whatever stage wrote them

@@ -1,0 +1,308 @@
+"""Shards that lie elsewhere are read as local ones are, fetched once, and whatever goes wrong on the way is one line."""
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from twinview.data import transport
+from twinview.data.cache import Cache
+from twinview.data.check import check_shards
+from twinview.data.index import sidecar
+from twinview.data.pack import pack_images
+from twinview.data.remote import Access, Remote, fetch_all
+from twinview.data.shards import Shards, open_shards
+from twinview.errors import DataError
+
+Write = Callable[[str, Mapping[str, bytes]], Path]
+
+
+def samples(shards: Shards) -> list[Any]:
+    return [(shards.key(i), shards.read(i).fields) for i in range(len(shards))]
+
+
+def cached(server: Any, suffix: str = ".tar") -> list[str]:
+    return sorted(p.name.partition("-")[2] for p in (server.folder / "cache" / "shards").glob("*-*" + suffix))
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_the_same_samples_under_the_same_checksum(server: Any, shards: list[str], ranges: bool) -> None:
+    server.ranges = ranges
+    far, near = open_shards(server.url + "/{a,b,c}.tar"), open_shards(shards)
+    assert samples(far) == samples(near) and far.checksum == near.checksum and far.classes == near.classes
+    assert [str(path) for path in far.paths] == [f"{server.url}/{name}.tar" for name in "abc"]
+    again = open_shards(server.url + "/{a,b,c}.tar")
+    assert samples(again) == samples(near) and [server.got(f"{name}.tar") for name in "abc"] == [1, 1, 1]
+
+
+def test_an_index_beside_the_shard_saves_fetching_it_at_the_start(server: Any, shards: list[str]) -> None:
+    near = open_shards(shards)  # writes the side-cars, which the server has from now on
+    far = open_shards(f"{server.url}/{{a,b,c}}.tar?signature=secret")
+    assert far.checksum == near.checksum and not cached(server) and [server.got(f"{name}.tar.index.npz") for name in "abc"] == [1, 1, 1]
+    assert far.read(60) == near.read(60) and cached(server) == ["c.tar"] and "secret" not in str(far.paths[2])
+    open_shards(f"{server.url}/{{a,b,c}}.tar?signature=secret")
+    assert server.got("a.tar.index.npz") == 1, "the index was kept"
+
+
+def test_an_index_of_another_shard_is_found_out(server: Any, shards: list[str], write: Write) -> None:
+    open_shards(shards)
+    kept = sidecar(Path(shards[0])).read_bytes()
+    whole = Path(shards[0]).read_bytes()
+    write("a.tar", {"other.png": b"1"})
+    Path(shards[0]).write_bytes(Path(shards[0]).read_bytes().ljust(len(whole), b"\0"))
+    sidecar(Path(shards[0])).write_bytes(kept)
+    far = open_shards(f"{server.url}/a.tar")
+    with pytest.raises(DataError, match=r"a\.tar: is not the shard that its index is of"):
+        far.read(0)
+    assert not cached(server) and not cached(server, ".part")
+
+
+def test_a_folder_with_a_manifest(server: Any, photographs: Path) -> None:
+    out = pack_images(photographs, server.folder / "photos").out
+    near, far = open_shards(str(out)), open_shards(server.url + "/photos/")
+    assert samples(far) == samples(near) and far.checksum == near.checksum
+    server.asked.clear()
+    open_shards(server.url + "/photos")
+    assert set(server.asked) == {("GET", "photos/manifest.json")}, "it vouches for what the cache has"
+    assert check_shards([server.url + "/photos"]).images == 12
+    shutil.rmtree(server.folder / "cache")
+    victim = out / "photos-000003.tar"
+    far = open_shards(server.url + "/photos")
+    data = bytearray(victim.read_bytes())
+    data[700] ^= 1
+    victim.write_bytes(data)
+    with pytest.raises(DataError, match=r"photos-000003\.tar: has another sha256 than manifest\.json says"):
+        fetch_all(far.paths)
+    victim.write_bytes(data + b"\0" * 512)
+    with pytest.raises(DataError, match=r"photos-000003\.tar: has \d+ bytes, and \d+ in manifest\.json"):
+        open_shards(server.url + "/photos")
+    (out / "manifest.json").write_text("{}")
+    with pytest.raises(DataError, match=r"photos: its manifest\.json is none of `twinview shards pack`"):
+        open_shards(server.url + "/photos")
+
+
+def test_any_protocol_of_fsspec(server: Any, shards: list[str]) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    try:
+        for path in shards:
+            memory.pipe(f"/street/{Path(path).name}", Path(path).read_bytes())
+        near = open_shards(shards)
+        for spec in ("memory://street/{a,b,c}.tar", "memory://street/*.tar", f"file://{server.folder}/{{a,b,c}}.tar"):
+            far = open_shards(spec)
+            assert samples(far) == samples(near) and far.checksum == near.checksum
+        for spec, what in (("memory://street/d.tar", "there is no such file"), ("memory://*.tar", "names nothing that is there")):
+            with pytest.raises(DataError, match=f"{spec.replace('*', '.')}: {what}".replace("memory://..", r"memory://\*.")):
+                open_shards(spec)
+        far = open_shards("memory://street/b.tar")
+        memory.pipe("/street/b.tar", Path(shards[0]).read_bytes())
+        shutil.rmtree(server.folder / "cache")
+        with pytest.raises(DataError, match=r"b\.tar: has changed there since it was opened"):
+            far.read(0)
+    finally:
+        memory.store.clear()
+
+
+def test_a_protocol_whose_package_is_missing_says_what_to_install(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("s3fs", "gcsfs"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(DataError, match=r"^gs://bucket/x\.tar: reading gs:// needs another package\. Install it: pip install 'twinview\[gcs\]'\.$"):
+        open_shards("gs://bucket/x.tar")
+    with pytest.raises(DataError, match=r"^s3://bucket/x\.tar: reading s3:// needs another package\. Install it: pip install 'twinview\[s3\]'\.$"):
+        open_shards("s3://bucket/x.tar")
+    with pytest.raises(DataError, match=r"^gopher://host/x\.tar: .*gopher.*http, https, s3, gs and what fsspec reads are known\.$"):
+        open_shards("gopher://host/x.tar")
+
+
+def test_faults_of_servers_are_one_line(server: Any, shards: list[str], tmp_path: Path) -> None:
+    def fault(spec: str, expected: str) -> None:
+        started = time.monotonic()
+        with pytest.raises(DataError, match=expected) as caught:
+            open_shards(spec).read(0)
+        assert "\n" not in str(caught.value) and time.monotonic() - started < 15
+        assert not cached(server) and not cached(server, ".part")
+
+    fault(server.url + "/d.tar", r"/d\.tar: the server answers 404 Not Found\.$")
+    server.answers["a.tar"] = [403]
+    fault(server.url + "/a.tar", r"/a\.tar: the server answers 403 Forbidden\.$")
+    server.answers["a.tar"] = [503] * 5
+    fault(server.url + "/a.tar", r"/a\.tar: the server answers 503 Service Unavailable \(5 tries\)\.$")
+    fault(server.url + "/photos", r"/photos: is no \.tar, and there is no manifest\.json in it\. Write the shards with \{000\.\.063\}\.$")
+    fault(server.url + "/*.tar", r"http lists nothing: write the shards with \{000\.\.063\}\.$")
+    fault("http://me:secret@host/a.tar", r"^http://…@host: a password in a URL ends up in logs\. Write it into ~/\.netrc\.$")
+    server.slow = 10.0
+    transport.SILENCE = 0.05
+    fault(server.url + "/a.tar", r"/a\.tar: cannot be reached: no byte in 0 s \(5 tries\)\.$")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        fault(f"http://127.0.0.1:{free.getsockname()[1]}/a.tar", r"/a\.tar: cannot be reached: Connection refused \(5 tries\)\.$")
+    server.slow = 0.0
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_what_passes_is_tried_again(server: Any, shards: list[str], ranges: bool) -> None:
+    """Two refusals, then a body that is cut in half: the rest is asked for, or where the server knows no ranges, all again."""
+    server.ranges, server.answers["a.tar"] = ranges, [503, 500, 0, -1]
+    assert samples(open_shards(server.url + "/a.tar")) == samples(open_shards(shards[0])) and server.got("a.tar") == 4
+    server.ranges, server.answers["b.tar"] = False, [0] * 99
+    with pytest.raises(DataError, match=r"b\.tar: was cut \d+ bytes before its end \(5 tries\)\.$"):
+        open_shards(server.url + "/b.tar")
+    assert cached(server) == ["a.tar"] and not cached(server, ".part")
+
+
+def test_a_tar_that_is_damaged_there_is_not_kept(server: Any, shards: list[str]) -> None:
+    data = bytearray(Path(shards[1]).read_bytes())
+    header = int(open_shards(shards[1]).indexes[0].files(5).__next__()[1]) - 512
+    sidecar(Path(shards[1])).unlink()
+    data[header : header + 100] = b"x" * 100
+    Path(shards[1]).write_bytes(data)
+    with pytest.raises(DataError, match=rf"^{server.url}/b\.tar, offset \d+: "):
+        open_shards(server.url + "/b.tar")
+    assert not cached(server) and not cached(server, ".part")
+
+
+def test_a_shard_that_changes_there_is_another_shard(server: Any, shards: list[str]) -> None:
+    before = open_shards(server.url + "/a.tar")
+    shutil.copy(shards[1], shards[0])
+    after = open_shards(server.url + "/a.tar")
+    assert len(after) == 33 and len(before) == 7 and before.read(6).key == "006", "an open run reads on what it has begun with"
+    for path in (server.folder / "cache").rglob("*.tar"):
+        path.unlink()
+    before.close()
+    with pytest.raises(DataError, match=r"a\.tar: has changed there since it was opened"):
+        before.read(6)
+    assert after.read(6).key == "013"
+
+
+def _reads(url: str, numbers: range) -> None:
+    shards = open_shards(url)
+    assert [shards.read(i).key for i in numbers] == [f"{i:03}" for i in numbers]
+
+
+def test_several_processes_fetch_each_shard_once(server: Any, shards: list[str]) -> None:
+    server.slow = 0.1
+    context = multiprocessing.get_context("fork")
+    readers = [context.Process(target=_reads, args=(server.url + "/{a,b,c}.tar", range(61))) for _ in range(4)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join(30)
+    assert [reader.exitcode for reader in readers] == [0] * 4
+    assert [server.got(f"{name}.tar") for name in "abc"] == [1, 1, 1]
+
+
+def test_a_kill_in_the_middle_leaves_nothing_broken(server: Any, shards: list[str]) -> None:
+    server.slow = 5.0
+    reader = multiprocessing.get_context("fork").Process(target=_reads, args=(server.url + "/b.tar", range(1)))
+    reader.start()
+    while not cached(server, ".part"):
+        time.sleep(0.01)
+    waiting = multiprocessing.get_context("fork").Process(target=_reads, args=(server.url + "/b.tar", range(0)))
+    waiting.start()
+    time.sleep(0.2)
+    server.slow = 0.0
+    assert reader.pid is not None
+    os.kill(reader.pid, signal.SIGKILL)
+    reader.join()
+    waiting.join(20)
+    assert waiting.exitcode == 0 and cached(server) == ["b.tar"] and not cached(server, ".part"), "its lock was taken over"
+    (server.folder / "cache" / "shards" / "1-old.tar.part").write_bytes(b"litter")
+    assert samples(open_shards(server.url + "/b.tar")) == samples(open_shards(shards[1])) and not cached(server, ".part")
+
+
+def test_the_longest_unused_make_room_and_none_that_is_read(server: Any, shards: list[str]) -> None:
+    sizes = [Path(path).stat().st_size for path in shards]
+    access = Access(Cache.at(gigabytes=(sizes[1] + sizes[2]) / 1e9))
+    far, near = open_shards(server.url + "/{a,b,c}.tar", access), open_shards(shards)
+    assert sum(path.stat().st_size for path in access.cache.folder.glob("*.tar")) <= access.cache.limit
+    far.read(0)
+    time.sleep(0.01)
+    far.close()
+    far.read(59)
+    assert cached(server) == ["a.tar", "c.tar"]
+    time.sleep(0.01)
+    far.read(8)  # needs the room of a, the longest unused; c is open
+    assert cached(server) == ["b.tar", "c.tar"]
+    far.read(0)
+    assert cached(server) == ["a.tar", "b.tar", "c.tar"], "all are being read: over the limit, and none is lost"
+    assert samples(far) == samples(near)
+    far.close()
+    open_shards(server.url + "/{a,b,c}.tar", Access(Cache.at(gigabytes=1e-9)))
+    assert len(cached(server)) <= 1
+
+
+def test_a_full_disk_is_one_line(server: Any, shards: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match=r"cache/shards: is full\. Fetched shards are kept there: name another folder with \[data\] cache"):
+        open_shards(server.url + "/a.tar")
+    assert not cached(server) and not cached(server, ".part")
+    (server.folder / "file").write_text("")
+    with pytest.raises(DataError, match=r"file: cannot be used: "):
+        open_shards(server.url + "/a.tar", Access(Cache.at(str(server.folder / "file"))))
+
+
+def test_a_pipe_runs_only_what_the_recipe_allows_and_without_a_shell(server: Any, shards: list[str]) -> None:
+    spec = f"pipe:cat '{server.folder}/{{a,b,c}}.tar'"
+    with pytest.raises(DataError, match=r"runs a program\. Allow it by name in the recipe: \[data\] allow_pipes = \[\"cat\"\]\.$"):
+        open_shards(spec)
+    with pytest.raises(DataError, match=r"\[data\] allow_pipes does not name 'cat'\. There is: aws\.$"):
+        open_shards(spec, Access(programs=("aws",)))
+    allowed = Access(programs=("cat", "nothing", "sh"))
+    far, near = open_shards(spec, allowed), open_shards(shards)
+    assert samples(far) == samples(near) and far.checksum == near.checksum
+    assert samples(open_shards(spec, Access(programs=("cat",)))) == samples(near)
+    for command, what in (
+        ("cat none.tar", r"ended with exit code 1: .*none\.tar: No such file or directory \(5 tries\)"),
+        (f"cat {shards[0]} > {server.folder}/out", r"ended with exit code 1: .*"),
+        ("nothing x", r"nothing cannot be started: No such file or directory"),
+        (f"sh -c 'head -c 3000 {shards[0]}'", r"offset \d+: .*cut off: copy it anew"),
+    ):
+        with pytest.raises(DataError, match=rf"^pipe:{command.split()[0]} .*{what}\.$"):
+            open_shards("pipe:" + command, allowed)
+    assert not (server.folder / "out").exists()
+
+
+def test_room_for_two_windows_is_asked_for_at_once(server: Any, shards: list[str]) -> None:
+    from twinview.data.mixture import open_data
+    from twinview.options import Data
+
+    sizes = sorted(Path(path).stat().st_size for path in shards)
+    spec = server.url + "/{a,b,c}.tar"
+    with pytest.raises(DataError, match=r"\[data\] cache_gb: .* GB hold less than all 3 shards, which window = 0 reads together: .* Or write window = 1\.$"):
+        open_data(Data(shards=spec, cache_gb=(sizes[1] + sizes[2]) / 1e9))
+    assert len(open_data(Data(shards=spec, window=1, cache_gb=(sizes[1] + sizes[2]) / 1e9))) == 61
+    with pytest.raises(DataError, match=r"hold less than two windows of 1 shards"):
+        open_data(Data(shards=spec, window=1, cache_gb=sizes[2] / 1e9))
+
+
+def test_a_login_of_netrc_is_sent_to_its_host(server: Any, shards: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    seen = []
+    handler = server.http.RequestHandlerClass
+    plain = handler.do_GET
+    monkeypatch.setattr(handler, "do_GET", lambda self: (seen.append(self.headers.get("Authorization")), plain(self)))
+    open_shards(server.url + "/a.tar")
+    assert set(seen) == {"Basic bWU6c2VjcmV0"}
+
+
+def test_shards_in_the_cache_are_pickled_small(server: Any, shards: list[str]) -> None:
+    import pickle
+
+    found = open_shards(server.url + "/a.tar").paths[0]
+    assert isinstance(found, Remote) and pickle.loads(pickle.dumps(found)) == found and len(pickle.dumps(found)) < 1000
+    assert json.dumps([str(found)])
