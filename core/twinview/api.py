@@ -75,7 +75,7 @@ def run_folder(recipe: Recipe, run: str | Path | None = None) -> Path:
 def load(run: str | Path, step: int | None = None) -> nn.Module:
     """The trained encoder of a run as an `nn.Module` in eval mode, from its last checkpoint or that of `step`.
 
-    Called with images [B, 3, H, W], normalised as the recipe's [data] says; gives `twinview.values.Features`.  Raises CheckpointError.
+    Called with images [B, C, H, W], normalised as the recipe's [data] says; gives `twinview.values.Features`.  Raises CheckpointError.
     """
     if not Path(run).is_dir():
         raise CheckpointError(f"{run}: there is no such run. Give the folder that `twinview train` wrote.")

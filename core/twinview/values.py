@@ -267,9 +267,9 @@ class Traits(NamedTuple):
 
     `needs`: of the encoder `cells`, `pooled`, `tokens`, `levels`; of the views `crop_draws`; of the recipe `alignment`, `masks`,
     `averaged_target`, `labels`.
-    `gives`: an encoder `cells`, `pooled`, `tokens`, `levels`, `hides` (it can leave hidden cells unseen), `recomputable` (it names blocks); a view sampler that notes the numbers
-    its crop was drawn from, `crop_draws`; a loss that passes an alignment's `extra` on to its predictor, `uses_extra`; an encoder or an augmentation
-    of images of any number of channels, `any_channels`; an augmentation of float32 images too, `deep`.
+    `gives`: an encoder `cells`, `pooled`, `tokens`, `levels`, `hides` (it can leave hidden cells unseen), `recomputable` (it names blocks); a view
+    sampler that notes the numbers its crop was drawn from, `crop_draws`; a loss that passes an alignment's `extra` on to its predictor,
+    `uses_extra`; an encoder or an augmentation of images of any number of channels, `any_channels`; an augmentation of float32 images, `deep`.
     """
 
     needs: frozenset[str] = frozenset()

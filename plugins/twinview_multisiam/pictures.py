@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
+from twinview.ops.pictures import photograph
 from twinview.values import Batch, Geometry
 
 IMAGES, SIDE, GAP, TITLE = 8, 192, 4, 18  # rows; least pixels of a picture's side, between pictures, of the headings
@@ -33,7 +34,7 @@ def cluster_sheet(batch: Batch, clusters: Mapping[int, Tensor], k: int) -> Tenso
         draw.text((column * (width + GAP) + 2, 3), title, fill="black")
     for row in range(rows):
         for place, (view, cells) in enumerate(clusters.items()):
-            image = batch.images[view][row].cpu().repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
+            image = photograph(batch.images[view][row].cpu()).repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
             plain, tinted = to_pil_image(image), to_pil_image(tint(image, colours[by_height(cells[row].cpu(), k)]))
             outline(plain, batch.geometry, row, view)
             for column, picture in ((2 * place, plain), (2 * place + 1, tinted)):

@@ -9,6 +9,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
+from twinview.ops.pictures import three_channels
+
 GAP, TITLE, HEIGHT, ENTRY = 4, 18, 180, 130  # pixels: between pictures, of headings, of a picture, width of a legend's entry
 GREY = (128, 128, 128)  # of clusters that no class was matched to
 
@@ -16,7 +18,7 @@ GREY = (128, 128, 128)  # of clusters that no class was matched to
 def segments_sheet(images: Tensor, clusters: Tensor, classes: Tensor, match: Tensor, names: Sequence[str]) -> Tensor:
     """[3, H, W] uint8, a row for each image: itself, its clusters in the colours of their classes, its classes; a legend below.
 
-    Normalised images [B, 3, h, w] are stretched to their own range; `clusters` and `classes` [B, h, w], classes 255 black; `match` [n]: the
+    Normalised images [B, C, h, w] are stretched to their own range; `clusters` and `classes` [B, h, w], classes 255 black; `match` [n]: the
     cluster of each class.
     """
     n = len(names)
@@ -35,8 +37,9 @@ def segments_sheet(images: Tensor, clusters: Tensor, classes: Tensor, match: Ten
     for place, title in enumerate(columns):
         draw.text((place * (width + GAP) + 2, 3), title, fill="black")
     for row in range(len(images)):
-        low, high = images[row].amin(), images[row].amax()
-        photo = ((images[row] - low) / (high - low).clamp(min=1e-6) * 255).round().byte().cpu()
+        source = three_channels(images[row])
+        low, high = source.amin(), source.amax()
+        photo = ((source - low) / (high - low).clamp(min=1e-6) * 255).round().byte().cpu()
         shown = (photo, colours[class_of[clusters[row]]].movedim(2, 0), colours[torch.where(classes[row] == 255, n + 1, classes[row])].movedim(2, 0))
         for place, picture in enumerate(shown):
             small = to_pil_image(picture).resize((width, HEIGHT), Image.Resampling.BILINEAR if place == 0 else Image.Resampling.NEAREST)

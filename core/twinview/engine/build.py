@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from twinview.assembly import Assembly, assemble
+from twinview.data.measured import with_measured
 from twinview.data.mixture import open_data
 from twinview.data.order import steps_per_epoch
 from twinview.data.remote import Access, Remote
@@ -33,7 +34,7 @@ class Built(NamedTuple):
     """What a run trains with, on one rank."""
 
     ranks: Ranks
-    recipe: Recipe  # as resolved: precision said plainly
+    recipe: Recipe  # as resolved: precision said plainly, mean and std in numbers
     assembly: Assembly
     shards: Samples
     dims: Dims
@@ -57,6 +58,8 @@ def build(recipe: Recipe, *, going_on: bool = False) -> Built:
     recipe = resolve_precision(recipe, ranks.device.type)
     assembly = assemble(recipe)
     shards = _open_data(recipe)
+    recipe = with_measured(recipe, shards)
+    assembly = assembly if recipe is assembly.recipe else assemble(recipe)
     epoch = steps_per_epoch(len(shards), recipe.run.batch_size)
     encoder = assembly.encoder(random=going_on)
     dims = assembly.dims(encoder, len(shards), shards.classes)

@@ -11,6 +11,7 @@ import torch
 
 from twinview.assembly import answered, assemble, installed
 from twinview.data.factory import Factory
+from twinview.data.measured import with_measured
 from twinview.data.mixture import open_data
 from twinview.engine.checkpoint import find_checkpoint, load_model
 from twinview.engine.process import join, on_first
@@ -67,8 +68,9 @@ def evaluate(recipe: Recipe, run: Path, step: int | None = None) -> dict[str, fl
     Adds a line to the run's `evaluations.jsonl`.  Raises TwinviewError.
     """
     ranks = join(recipe.run.device)
-    assembly = assemble(recipe)
     shards = open_data(recipe.data)
+    recipe = with_measured(recipe, shards)
+    assembly = assemble(recipe)
     encoder = assembly.encoder(random=True)
     model = Siamese(assembly, assembly.dims(encoder, len(shards), shards.classes), encoder).to(ranks.device)
     checkpoint = find_checkpoint(run / "checkpoints", step)

@@ -52,6 +52,7 @@ def export_encoder(run: Path, out: Path, *, to: str = "", size: Size | None = No
         "size": made_for,
         "mean": data.mean,
         "std": data.std,
+        "white": data.white,  # of 16-bit images: the value that is 1 before mean and std
         "encoder": assembly.table()["encoder"],
         "run": str(run.resolve()),
         "step": find_checkpoint(run / "checkpoints", step).step,

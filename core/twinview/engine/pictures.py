@@ -10,11 +10,13 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from twinview.assembly import assemble
-from twinview.data.decode import read_image
+from twinview.data.decode import Form, read_image
 from twinview.data.factory import Factory
+from twinview.data.measured import with_measured
 from twinview.data.mixture import open_data
 from twinview.data.views import Views
 from twinview.engine.checkpoint import find_checkpoint, load_model, steps_in
+from twinview.ops.pictures import three_channels
 from twinview.recipe import Recipe, read
 from twinview.step import LazyStep, Siamese
 from twinview.values import Batch, DataFactory, Geometry, Progress, cell_centres
@@ -29,7 +31,10 @@ def draw(recipe: Recipe, run: Path | None = None, *, images: int = 6) -> dict[st
 
     Without a `run` the networks are untrained, and only `views` is drawn.  Raises TwinviewError.
     """
-    shards, assembly = open_data(recipe.data), assemble(recipe)
+    assemble(recipe)  # whose faults come before those of the data
+    shards = open_data(recipe.data)
+    recipe = with_measured(recipe, shards)
+    assembly = assemble(recipe)
     encoder = assembly.encoder(random=run is not None)  # a run's own weights follow: the file that it started from may be gone
     dims = assembly.dims(encoder, len(shards), shards.classes)
     model = Siamese(assembly, dims, encoder)
@@ -39,7 +44,8 @@ def draw(recipe: Recipe, run: Path | None = None, *, images: int = 6) -> dict[st
     count = min(images, len(shards))
     chosen = [i * len(shards) // count for i in range(count)]
     batch, _ = Views(recipe, dims, shards).collate([(0, i) for i in chosen])
-    found = {"views": views_sheet(model, batch, [read_image(shards, int(i)) for i in batch.ids])}
+    form = Form.of(recipe.data)
+    found = {"views": views_sheet(model, batch, [read_image(shards, int(i), form) for i in batch.ids])}
     return found | (part_pictures(model, batch, Factory(recipe, dims, shards)) if run is not None else {})
 
 
@@ -54,19 +60,19 @@ def save_pictures(run: Path) -> list[Path]:
 
 
 def views_sheet(model: Siamese, batch: Batch, sources: Sequence[Tensor]) -> Image.Image:
-    """A row per image: the source [3, H, W] uint8 with every view's box and the intersection, then the views as the encoder sees them.
+    """A row per image: the source [C, H, W] as it was decoded with every view's box and the intersection, then the views as the encoder sees them.
 
     Dots of one colour and number are cells that the recipe's first alignment holds to show the same place; a row whose views do not meet has none.
     """
     step = LazyStep(model, batch, Progress(0, 1, 0, 0.0), False)
     views = len(batch.images)
-    pixels = [_photograph(model, p) for p in step.pixels]
+    pixels = [_photograph(model, p * model.std + model.mean) for p in step.pixels]
     recipe = model.assembly.recipe
     matched = _matched(step, next(iter(recipe.align))) if recipe.align else None
     rows = []
     for row, source in enumerate(sources):
         geometry = batch.geometry._replace(boxes=batch.geometry.boxes[row], flips=batch.geometry.flips[row])
-        pictures = [_boxes(source, geometry)]
+        pictures = [_boxes(_photograph(model, source), geometry)]
         for view in range(views):
             picture = _fit(pixels[view][row])
             if matched is not None and view in step.pairs[0]:
@@ -87,7 +93,12 @@ def part_pictures(model: Siamese, batch: Batch, data: DataFactory) -> dict[str, 
 
 
 def _photograph(model: Siamese, pixels: Tensor) -> Tensor:
-    return (pixels * model.std + model.mean).round().clamp(0, 255).byte().cpu()
+    """[..., C, H, W] of 0..255 -> [..., 3, H, W] uint8.  Deep images, which may be dark, from two deviations below the mean to four above."""
+    shown = pixels.to(model.device)
+    if model.assembly.recipe.data.white:
+        low, high = (model.mean + n * model.std for n in (-2, 4))
+        shown = ((shown - low) / (high - low) * 255).view(shown.shape)
+    return three_channels(shown).round().clamp(0, 255).byte().cpu() if shown.is_floating_point() else three_channels(shown).cpu()
 
 
 def _image(picture: Tensor) -> Image.Image:

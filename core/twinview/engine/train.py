@@ -71,8 +71,10 @@ def train(recipe: Recipe, run_dir: Path, *, resume: Resume = False, command: str
 
 def _open(built: Built, folder: Path, table: dict[str, Any], data: str, resume: Resume, command: str) -> Checkpoint | None:
     start = find_start(folder, table, data, resume)
+    images = built.recipe.data
     about = {
         "methods": built.assembly.distributions(),
+        "colours": {"channels": images.channels, "white": images.white, "mean": images.mean, "std": images.std},
         "data": {"shards": [str(p) for p in built.shards.paths], "images": len(built.shards), **built.shards.about, "checksum": data},
     }
     sitting = {

@@ -1,0 +1,103 @@
+"""What the manifests beside shards say of their images: whether they are such as a recipe trains, and [data] mean and std = "shards"."""
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+
+from twinview.data.samples import Samples
+from twinview.errors import DataError
+from twinview.options import MEASURED, Data
+from twinview.recipe import Recipe
+
+FULL = {8: 255, 16: 65535}  # what mean and std of a manifest are shares of, by bits
+DIGITS = 7
+
+
+def with_measured(recipe: Recipe, shards: Samples) -> Recipe:
+    """The recipe with [data] mean and std in numbers, where it leaves them to the shards.
+
+    Raises DataError where the manifests name more images that the recipe does not take than [data] bad_samples, or the numbers are asked for
+    and not there, or not the same everywhere.
+    """
+    data, found = recipe.data, {folder: _manifest(folder) for folder in dict.fromkeys(map(_folder, shards.paths))}
+    _check_kinds(data, _kinds(shards.paths, found), found)
+    if MEASURED not in (data.mean, data.std):
+        return recipe
+    mean, std = _numbers(data, found)
+    data = attrs.evolve(data, mean=mean if data.mean == MEASURED else data.mean, std=std if data.std == MEASURED else data.std)
+    return attrs.evolve(recipe, data=data)
+
+
+def _folder(path: object) -> Path:
+    place = Path(str(path))
+    return place if place.is_dir() else place.parent
+
+
+def _manifest(folder: Path) -> Mapping[str, Any]:
+    """Empty where there is none that `pack` wrote."""
+    try:
+        found = json.loads((folder / "manifest.json").read_bytes())
+        return {**found, "by_name": {shard["name"]: shard["kinds"] for shard in found["shards"]}}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _kinds(paths: Iterable[object], found: Mapping[Path, Mapping[str, Any]]) -> Counter[tuple[int, int]]:
+    """Images by (channels, bits), of the shards that a manifest tells of."""
+    kinds = Counter[tuple[int, int]]()
+    for path in paths:
+        for kind, count in found[_folder(path)].get("by_name", {}).get(Path(str(path)).name, {}).items():
+            channels, bits = map(int, kind.split("x"))
+            kinds[channels, bits] += count
+    return kinds
+
+
+def _check_kinds(data: Data, kinds: Mapping[tuple[int, int], int], found: Mapping[Path, Mapping[str, Any]]) -> None:
+    def taken(channels: int, bits: int) -> bool:
+        return channels in ((1, 3) if data.channels == 3 else (data.channels,)) and (bits == 8 or data.white > 0)
+
+    if sum(count for kind, count in kinds.items() if not taken(*kind)) <= data.bad_samples:
+        return
+    there = ", ".join(f"{count} of {channels} x {bits} bits" for (channels, bits), count in sorted(kinds.items()))
+    said = f"[data] channels = {data.channels}, white = {data.white}: the shards hold other images: {there}"
+    counts = {channels for channels, _ in kinds}
+    if len(counts) > 1 and counts != {1, 3}:
+        raise DataError(f"{said}. A recipe trains images of one number of channels: pack each by itself.")
+    largest = max((max(one["largest"]) for one in found.values() if one.get("largest")), default=0)
+    deep = any(bits == 16 for _, bits in kinds)
+    scale = f", white = {data.white or FULL[16]}" + f" (what is full scale; the largest value seen is {largest})" * bool(largest) if deep else ""
+    raise DataError(f"{said}. Write channels = {max(counts)}{scale}.")
+
+
+def _numbers(data: Data, found: Mapping[Path, Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+    """Mean and deviation on the scale of the recipe.  Raises DataError."""
+    for folder, one in found.items():
+        if not one.get("mean"):
+            why = "measured none: it mixes kinds of images" if one.get("kinds") else "is not there, or not of `twinview shards pack`"
+            measure = f"`twinview shards stat {folder}` measures images of one kind"
+            raise DataError(f'[data] mean, std = "{MEASURED}": {folder / "manifest.json"} {why}. Write the numbers; {measure}.')
+    each = [(_scaled(data, one, "mean"), _scaled(data, one, "std"), one["images"]) for one in found.values()]
+    if any(one[:2] != each[0][:2] for one in each):
+        mean, std = _pooled(each)
+        raise DataError(f'[data] mean, std = "{MEASURED}": {len(each)} manifests do not agree. Write mean = {mean}, std = {std} (of all their images).')
+    return each[0][:2]
+
+
+def _scaled(data: Data, one: Mapping[str, Any], key: str) -> list[float]:
+    """The numbers of a manifest as shares of the recipe's white."""
+    factor = FULL[16] / data.white if one["bits"] == 16 else 1
+    numbers = [float(x) if factor == 1 else round(x * factor, DIGITS) for x in one[key]]
+    return numbers * (data.channels // len(numbers))
+
+
+def _pooled(each: Sequence[tuple[list[float], list[float], int]]) -> tuple[list[float], list[float]]:
+    means, stds, images = (np.array(column, dtype=float) for column in zip(*each))
+    mean = np.average(means, 0, images)
+    std = np.sqrt(np.average(stds**2 + means**2, 0, images) - mean**2)
+    return [round(float(x), 4) for x in mean], [round(float(x), 4) for x in std]
