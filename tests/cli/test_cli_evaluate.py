@@ -76,7 +76,7 @@ def test_a_run_is_scored_again(run: Path, labelled: str, capsys: pytest.CaptureF
     assert "random" in capsys.readouterr().out
     rows = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
     assert rows[0]["cluster/miou"] == last["score/cluster/miou"] and rows[0]["head"] == "clusters"
-    assert rows[1]["clusters"] == 3 and "cluster/random/miou" in rows[1] and rows[1]["step"] == 4
+    assert [row["name"] for row in rows] == ["probes.cluster"] * 2 and rows[1]["clusters"] == 3 and "cluster/random/miou" in rows[1] and rows[1]["step"] == 4
     assert main(["show", "segments", str(run), "--images", "3"]) == 0 and (run / "pictures" / "segments.png").is_file()
 
 

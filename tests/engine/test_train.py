@@ -163,18 +163,6 @@ def test_a_run_of_hours_ends_by_the_clock_and_goes_on_by_it(tiny: Table, tmp_pat
     assert again.step == result.step
 
 
-def test_monitors_get_the_rows(tiny: Table, tmp_path: Path) -> None:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    table = {**tiny, "deepspeed": {"csv_monitor": {"enabled": True}, "tensorboard": {"enabled": True}}}
-    train(from_table(with_run(table, steps=3)), tmp_path / "run")
-    expected = [row["loss/pooled"] for row in read_metrics(tmp_path / "run/metrics.jsonl")]
-    lines = (tmp_path / "run/csv_monitor/loss_pooled.csv").read_text().split()
-    assert [float(line.split(",")[1]) for line in lines[1:]] == expected
-    events = accumulator.EventAccumulator(str(tmp_path / "run/tensorboard"))
-    events.Reload()
-    assert [(e.step, e.value) for e in events.Scalars("loss/pooled")] == list(enumerate(expected, 1))
-
-
 def test_before_forward_moves_the_target_first(tiny: Table, tmp_path: Path) -> None:
     """After one step the target still is the start: what there was to follow had not moved yet."""
     for update, moved in (("after_step", True), ("before_forward", False)):

@@ -125,4 +125,6 @@ def deepspeed_config(recipe: Recipe, world: int, folder: Path) -> dict[str, Any]
     for key in ("tensorboard", "csv_monitor"):
         if recipe.deepspeed.get(key, {}).get("enabled"):
             filled[key] = {"output_path": str(folder), "job_name": key, **recipe.deepspeed[key]}
+    if "wandb" in recipe.deepspeed:
+        filled["wandb"] = {"project": "twinview", **recipe.deepspeed["wandb"]}
     return {**recipe.deepspeed, **filled}

@@ -86,7 +86,7 @@ def evaluate(recipe: Recipe, run: Path, step: int | None = None) -> dict[str, fl
                 for answer in assembly.only(hook, label)(branches=model.branches, data=data, progress=progress):
                     scores |= {name: float(value) for name, value in answer.items()}
     use = recipe.evaluate[0]
-    on_first(lambda: _note(run, {"step": checkpoint.step, "use": use.use, **use.options, **scores}))
+    on_first(lambda: _note(run, {"step": checkpoint.step, "use": use.use, "name": use.label, **use.options, **scores}))
     return scores
 
 

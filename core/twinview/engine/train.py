@@ -119,6 +119,8 @@ class _Loop:
         self.checkpoint = start.path if start else folder / "checkpoints"
         self.saved = self.step  # the step of the newest checkpoint
         self.notice = Notice(built.ranks.device)
+        self.monitors = engine.monitor if engine.monitor.enabled else None
+        engine.monitor.enabled = False  # DeepSpeed would write its own lr by images, not by steps, and W&B drops what comes with a lower number then
         self.metrics = Metrics(folder / "metrics.jsonl", upto=self.step) if self.first else None
         self.row: dict[str, Any] = {}
         self.pending = on_first(lambda: self._unwritten(start)) if start else {}
@@ -263,8 +265,8 @@ class _Loop:
             return
         self.row = {"step": self.step, "epoch": (self.step - 1) // self.built.epoch, **values, **scores}
         self.metrics.write(self.row)
-        if self.engine.monitor.enabled:
-            self.engine.monitor.write_events([(name, value, self.step) for name, value in (values | scores).items()])
+        if self.monitors:
+            self.monitors.write_events([(name, value, self.step) for name, value in (values | scores).items()])
         self.say(self.collapse.see(self.row))
         if self.bar:
             self.bar.tell(self.row, share)
