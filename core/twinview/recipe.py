@@ -299,9 +299,10 @@ def _check(recipe: Recipe) -> None:
 
 def _check_sources(recipe: Recipe) -> None:
     data, sources = recipe.data, recipe.data.source
-    if bool(data.shards) == bool(sources):
-        raise RecipeError("[data]: has shards and [[data.source]] too. Give those shards a [[data.source]] of their own." if sources else
-                          "[data].shards: is missing. Write the paths of some shards, images:DIR, or [[data.source]] tables.")
+    if data.shards and sources:
+        raise RecipeError("[data]: has shards and [[data.source]] too. Give them a [[data.source]] of their own, or set data.source=[].")
+    if not data.shards and not sources:
+        raise RecipeError("[data].shards: is missing. Write the paths of some shards, images:DIR, or [[data.source]] tables.")
     for key in ("weight", "name"):
         given = [source for source in sources if getattr(source, key)]
         if given and len(given) < len(sources):

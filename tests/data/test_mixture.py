@@ -317,7 +317,7 @@ def test_the_manifest_names_the_sources(mixed: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["data.shards=x.tar"], "[data]: has shards and [[data.source]] too. Give those shards a [[data.source]] of their own."),
+        (["data.shards=x.tar"], "[data]: has shards and [[data.source]] too. Give them a [[data.source]] of their own, or set data.source=[]."),
         (["data.source=[]"], "[data].shards: is missing. Write the paths of some shards, images:DIR, or [[data.source]] tables."),
         (["data.source=[{shards='x.tar', weight=1}, {shards='y.tar', weight=2}, {shards='z.tar'}]"], "[[data.source]] weight: 2 of 3 sources have one. Write one for each, or none."),
         (["data.source.0.name=''"], "[[data.source]] name: 2 of 3 sources have one."),

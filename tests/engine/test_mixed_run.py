@@ -48,9 +48,12 @@ def parts():
 
 
 @pytest.fixture
-def mixed(tiny: dict[str, Any], install: Callable[..., None], images: Path, photo_shards: str) -> dict[str, Any]:
+def mixed(
+    tiny: dict[str, Any], install: Callable[..., None], images: Path, photo_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
     """20 pictures and 12 photographs, half and half; 6 of the 32 held out."""
     install("seen", SEEN)
+    monkeypatch.setenv("TWINVIEW_CACHE", str(tmp_path / "cache"))
     sources = [{"name": "pictures", "shards": str(images), "weight": 1}, {"name": "photos", "shards": photo_shards, "weight": 1}]
     evaluations = [{"use": "seen.seen", "name": "held", "val": "held-out"}, {"use": "seen.seen", "name": "own"}]
     return {**tiny, "data": {"source": sources, "held_out": 6, "workers": 0}, "evaluate": evaluations}
