@@ -94,7 +94,8 @@ class Bare:
             trunk.fc = nn.Identity()
         else:
             trunk = timm.create_model(case.network, img_size=case.size, num_classes=0, global_pool="avg", fc_norm=False)
-        found = built.model.online.encoder.published((case.size, case.size)).tensors
+        encoder: Any = built.model.online.encoder
+        found = encoder.published((case.size, case.size)).tensors
         trunk.load_state_dict(found, strict=case.network != "resnet18")
         return trunk
 
