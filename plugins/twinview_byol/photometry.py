@@ -78,21 +78,41 @@ class Photometry:
     def apply_augment(self, pixels: Tensor, params: dict[str, Tensor]) -> Tensor:
         """The same images alone and in a batch, on a CPU and on an accelerator; float32 ones keep their fractions.
 
-        Which image takes which operation is settled on the CPU: leave `params` there, so that nothing waits for the device.
+        Which image takes which operation is settled on the CPU: leave `params` there, so that nothing waits for the device.  Colour images of
+        8 bits on a CPU go through `compiled`, whose blur sums in another order: of a hundred thousand values one is rounded the other way.
         """
         draws, whole = {name: value.cpu() for name, value in params.items()}, pixels.dtype == torch.uint8
-        pixels = pixels if whole else pixels.clone()  # float() below makes no other of them
-        x = pixels.float()
-        for i, images in _jitter_groups(draws["order"], draws["factors"]):
-            x = _on(x, images, partial(JITTER[i], whole=whole), draws["factors"][:, i, None, None, None])
-        x = _on(x, _chosen(draws["grey"]), partial(colour.luma, whole=whole))
-        blurred = _chosen(draws["sigma"] > 0)
-        if blurred:
-            x = _on(x, blurred, partial(gaussian_blur, whole=whole), gaussian_kernels(draws["sigma"], (pixels.shape[2], pixels.shape[3])))
-        if not whole:
-            return _on(x.expand(pixels.shape).contiguous(), _chosen(draws["solarize"]), _solarize)
-        out = torch.empty_like(pixels).copy_(x.to(torch.int16))  # by way of int16: half the time.  One channel if all are grey
-        return _on(out, _chosen(draws["solarize"]), _solarize)
+        if whole and pixels.device.type == "cpu" and pixels.shape[1] == 3:
+            return _one_by_one(pixels, draws)
+        return _batched(pixels, draws, whole)
+
+
+def _one_by_one(pixels: Tensor, draws: dict[str, Tensor]) -> Tensor:
+    from twinview_byol.compiled import photometry  # here: numba takes a second to import, and only data workers need it
+
+    d = {name: value.numpy() for name, value in draws.items()}
+    active = d["factors"] != np.array(NEUTRAL, np.float32)
+    images = []
+    for b, image in enumerate(pixels.permute(0, 2, 3, 1).contiguous().numpy()):
+        sigma = draws["sigma"][b : b + 1]
+        taps = gaussian_kernels(sigma, image.shape[:2]).numpy()[0] if sigma > 0 else np.ones(1, np.float32)
+        images.append(photometry(image, d["order"][b], d["factors"][b], active[b], bool(d["grey"][b]), taps, bool(d["solarize"][b])))
+    return torch.from_numpy(images[0][None] if len(images) == 1 else np.stack(images))
+
+
+def _batched(pixels: Tensor, draws: dict[str, Tensor], whole: bool) -> Tensor:
+    pixels = pixels if whole else pixels.clone()  # float() below makes no other of them
+    x = pixels.float()
+    for i, images in _jitter_groups(draws["order"], draws["factors"]):
+        x = _on(x, images, partial(JITTER[i], whole=whole), draws["factors"][:, i, None, None, None])
+    x = _on(x, _chosen(draws["grey"]), partial(colour.luma, whole=whole))
+    blurred = _chosen(draws["sigma"] > 0)
+    if blurred:
+        x = _on(x, blurred, partial(gaussian_blur, whole=whole), gaussian_kernels(draws["sigma"], (pixels.shape[2], pixels.shape[3])))
+    if not whole:
+        return _on(x.expand(pixels.shape).contiguous(), _chosen(draws["solarize"]), _solarize)
+    out = torch.empty_like(pixels).copy_(x.to(torch.int16))  # by way of int16: half the time.  One channel if all are grey
+    return _on(out, _chosen(draws["solarize"]), _solarize)
 
 
 def _jitter_groups(order: Tensor, factors: Tensor) -> list[tuple[int, list[int]]]:
