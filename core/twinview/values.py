@@ -222,7 +222,7 @@ class Batch(NamedTuple):
 
     keys: tuple[str, ...]  # B sample keys
     ids: Tensor  # [B] int64: place in the data set
-    seeds: Tensor  # [B] int64: hash of the sample's key
+    seeds: Tensor  # [B] int64: hash of the sample's key, and of how often the epoch had it before
     epoch: int
     images: tuple[Tensor, ...]  # V x [B, C, h, w] uint8; float32 of the same 0..255 under [data] white
     geometry: Geometry
@@ -251,7 +251,9 @@ class DataFactory(Protocol):
     def plain(
         self, shards: str | Sequence[str] | None = None, *, size: Size, labels: Sequence[str] = (), batch_size: int = 64, crop: bool = False
     ) -> Iterator[PlainBatch]:
-        """Whole images of `shards` (default: the run's own) at `size`, in order, with the named labels.
+        """Whole images of `shards` at `size`, in order, with the named labels.
+
+        By default those that the run trains with; "held-out": those that [data] held_out keeps from training.
 
         `crop`: the largest central box of the shape of `size`, instead of the whole image squeezed into it.
         """

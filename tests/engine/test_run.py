@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from twinview.engine.dry_run import dry_run
 from twinview.engine.metrics import Metrics, read_metrics
 from twinview.engine.run import _cpu_flags, differences, resolve_precision
 from twinview.engine.train import train
+from twinview.errors import CheckpointError
 from twinview.recipe import from_table, read
 
 
@@ -40,6 +42,20 @@ def test_recipes_differ_where_it_matters() -> None:
     now = {"run": {"batch_size": 8, "log_every": 2, "seed": 1}, "loss": [{"use": "a.b", "weight": 0.5}], "data": {"workers": 4, "mean": (1, 2)}}
     assert list(differences(before, now)) == ["run.batch_size 4 -> 8", "loss.0.weight 1.0 -> 0.5", "run.seed (not there) -> 1"]
     assert not list(differences({"evaluate": [{"use": "a.b"}]}, {"evaluate": [{"use": "c.d", "every": 3}]}))
+
+
+def test_a_run_of_an_earlier_version_goes_on(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """Its recipe has no word of the keys that came since, of tables and of parts; a key that was written otherwise still stops it."""
+    tiny["run"]["steps"] = 2
+    train(from_table(tiny), tmp_path / "run")
+    (path,) = (tmp_path / "run/checkpoints").glob("step-*/meta.json")
+    meta = json.loads(path.read_text())
+    del meta["recipe"]["data"]["held_out"], meta["recipe"]["run"]["clip_gradients"], meta["recipe"]["encoder"]["dropout"]
+    path.write_text(json.dumps(meta))
+    assert train(from_table(tiny), tmp_path / "run", resume=True).step == 2
+    with pytest.raises(CheckpointError, match=r"began with another recipe: encoder\.dropout 0\.1 -> 0\.2, data\.held_out 0 -> 5, run\.clip_gradients"):
+        changed = {**tiny, "encoder": {"use": "tiny.encoder", "dropout": 0.2}, "data": {**tiny["data"], "held_out": 5}}
+        train(from_table({**changed, "run": {**tiny["run"], "clip_gradients": 1.0}}), tmp_path / "run", resume=True)
 
 
 def test_metrics_have_each_step_once_and_every_bit(tmp_path: Path) -> None:

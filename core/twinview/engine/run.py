@@ -16,12 +16,13 @@ from typing import Any, Literal
 import attrs
 import tomli_w
 
+from twinview.assembly import assemble
 from twinview.engine.checkpoint import Checkpoint, find_checkpoint, steps_in
 from twinview.engine.config import MONITORS
 from twinview.engine.metrics import read_metrics
-from twinview.errors import CheckpointError, RecipeError
+from twinview.errors import CheckpointError, RecipeError, TwinviewError
 from twinview.options import FORMAT
-from twinview.recipe import Recipe
+from twinview.recipe import Recipe, from_table
 
 Resume = Literal["auto"] | bool
 HARMLESS = (  # keys that may change on a resume: no good sample's draw and no loss depends on them
@@ -89,13 +90,21 @@ def find_start(folder: Path, table: Mapping[str, Any], data: str, resume: Resume
             print(f"{folder}: holds no checkpoint yet. Starting at the first step.", file=sys.stderr)
         return None
     found = find_checkpoint(folder / "checkpoints")
-    changed = list(differences(found.meta.get("recipe", {}), table))
+    changed = list(differences(_as_now(found.meta.get("recipe", {})), table))
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise CheckpointError(f"{folder}: the run began with another recipe: {', '.join(changed[:5])}{more}. Write these as they were, or --run DIR.")
     if found.meta.get("data") != data:
         raise CheckpointError(f"{folder}: the run began with other shards. Name the same in [data], or start another run with --run DIR.")
     return found
+
+
+def _as_now(before: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A recipe that an earlier version resolved, with the defaults of keys that came since: they leave its run as it was."""
+    try:
+        return assemble(from_table(before)).table()
+    except TwinviewError:
+        return before  # something of it is gone; the differences name it
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
