@@ -80,7 +80,7 @@ def test_statistics_are_numpys(packed: Make, kind: str, channels: int, top: int)
     assert len(np.unique(np.array(Image.open(folder / "sheet.png")))) > 50
 
 
-def test_deep_images_are_shrunk_without_loss_of_depth(packed: Make) -> None:
+def test_deep_images_are_shrunk_without_loss_of_depth(packed: Make, tmp_path: Path) -> None:
     for kind, channels, field in (("png", 1, "png"), ("npy", 5, "npy"), ("tif", 2, "npy")):
         shards = open_shards(str(packed("small", kind, channels, recode=Recode(shorter_side=12))))
         assert shards.names(0) == [field]
@@ -88,7 +88,7 @@ def test_deep_images_are_shrunk_without_loss_of_depth(packed: Make) -> None:
         assert found.shape == (channels, 12, 16) and decode.image_header(shards.read(0).fields[field]).bits == 16
         blocks = original.reshape(channels, 12, 2, 16, 2).mean((2, 4))
         assert np.corrcoef(found[0].numpy().ravel(), blocks[0].ravel())[0, 1] > 0.9 and abs(found[0].numpy().mean() / blocks[0].mean() - 1) < 0.05
-        shutil.rmtree(shards.paths[0].parent.parent / "images")
+        shutil.rmtree(tmp_path / "images")
     shards = open_shards(str(packed("bytes", "tif", 1, 255, recode=Recode(shorter_side=12))))
     assert shards.names(0) == ["jpg"] and decode.image(shards.read(0).fields["jpg"], Form(1)).shape == (1, 12, 16)
     with pytest.raises(DataError, match=re.escape("has 5 x 16 bits a pixel, which no JPEG holds: pack it without --quality.")):
@@ -128,8 +128,8 @@ def test_what_the_manifest_tells_against_is_refused(packed: Make, toy: dict[str,
         ((deep,), {}, f"the shards hold other images: 10 of 5 x 16 bits. Write channels = 5, white = 65535 (what is full scale; the largest value seen is {largest})."),
         ((rgb,), {"channels": 1}, "[data] channels = 1, white = 0: the shards hold other images: 10 of 3 x 8 bits. Write channels = 3."),
         ((mixed,), {"channels": 5}, "10 of 2 x 16 bits, 10 of 5 x 8 bits. A recipe trains images of one number of channels: pack each by itself."),
-        ((mixed,), {"channels": 5, "bad_samples": 10}, f'"shards": {mixed / "manifest.json"} measured none: it mixes kinds of images. Write the numbers;'),
-        ((bare,), {}, f'[data] mean, std = "shards": {bare / "manifest.json"} is not there, or not of `twinview shards pack`. Write the numbers;'),
+        ((mixed,), {"channels": 5, "bad_samples": 10}, f'"shards": {mixed / "manifest.json"} measured none: it mixes kinds of images. Write numbers;'),
+        ((bare,), {}, f'[data] mean, std = "shards": {bare / "manifest.json"} is not there, or not of `twinview shards pack`. Write numbers;'),
     ]
     for folders, data, said in faults:
         with pytest.raises(DataError, match=re.escape(said)) as caught:
@@ -146,3 +146,15 @@ def test_manifests_that_do_not_agree(packed: Make, toy: dict[str, Any]) -> None:
     pixels = np.concatenate([np.stack([picture(n, 3, top) for n in range(10)]) for top in (255, 127)]) / 255
     for text, expected in zip(numbers, (pixels.mean((0, 2, 3)), pixels.std((0, 2, 3)))):
         assert np.allclose([float(x) for x in text.split(",")], expected, atol=2e-4)
+
+
+def test_a_manifest_that_lies_elsewhere(packed: Make, toy: dict[str, Any], server: Any) -> None:
+    folder = packed("rgb", "png", 3, 255)
+    shutil.copytree(folder, server.folder / "far")
+    recipe = read({**toy, "data": {"shards": f"{server.url}/far", "mean": "shards", "std": "shards"}})
+    assert with_measured(recipe, open_shards(recipe.data.shards)).data.colours() == (manifest(folder)["mean"], manifest(folder)["std"])
+    (server.folder / "far" / "manifest.json").unlink()
+    bare = read({**toy, "data": {"shards": f"{server.url}/far/rgb-000000.tar?signature=secret", "mean": "shards"}})
+    with pytest.raises(DataError, match=re.escape(f"{server.url}/far/manifest.json")) as caught:
+        with_measured(bare, open_shards(bare.data.shards))
+    assert "secret" not in str(caught.value)

@@ -13,7 +13,7 @@ from twinview_byol import colour
 from twinview_byol.blur import gaussian_blur, gaussian_kernels
 from twinview_byol.photometry import Photometry
 
-GREYS = {"saturation": 0.0, "hue": 0.0, "grey": 0.0}
+GREYS: dict[str, Any] = {"saturation": 0.0, "hue": 0.0, "grey": 0.0}
 
 
 def images(n: int, channels: int, side: int = 24) -> Tensor:
@@ -87,7 +87,7 @@ def test_alone_as_in_a_batch_and_the_input_stays(channels: int, kind: torch.dtyp
     batch = part.apply_augment(x, d)
     alone = torch.cat([part.apply_augment(x[i : i + 1], {k: v[i : i + 1] for k, v in d.items()}) for i in range(40)])
     assert (batch.float() - alone.float()).abs().max() <= (1 if kind == torch.uint8 else 1e-3) and torch.equal(x, before)
-    grey = Photometry(jitter=0.0, grey=1.0 if channels == 3 else 0.0, **({} if channels == 3 else {"saturation": 0.0, "hue": 0.0}), blur=[0.0], solarize=[0.0])
+    grey = Photometry()
     same = draws(40)[1] | {"factors": torch.tensor([1.0, 1, 1, 0]).expand(40, 4), "sigma": torch.zeros(40), "solarize": torch.zeros(40, dtype=torch.bool)}
     out = grey.apply_augment(x, same | {"grey": torch.full((40,), channels == 3)})
     assert out.shape == x.shape and out.is_contiguous() and (torch.equal(out, x) if channels != 3 else bool((out == out[:, :1]).all()))

@@ -10,13 +10,16 @@ from typing import Any
 import attrs
 import numpy as np
 
+from twinview.data.remote import Remote, is_remote
 from twinview.data.samples import Samples
+from twinview.data.transport import PIPE, shown, small
 from twinview.errors import DataError
 from twinview.options import MEASURED, Data
 from twinview.recipe import Recipe
 
 FULL = {8: 255, 16: 65535}  # what mean and std of a manifest are shares of, by bits
 DIGITS = 7
+Manifest = Mapping[str, Any]
 
 
 def with_measured(recipe: Recipe, shards: Samples) -> Recipe:
@@ -25,40 +28,50 @@ def with_measured(recipe: Recipe, shards: Samples) -> Recipe:
     Raises DataError where the manifests name more images that the recipe does not take than [data] bad_samples, or the numbers are asked for
     and not there, or not the same everywhere.
     """
-    data, found = recipe.data, {folder: _manifest(folder) for folder in dict.fromkeys(map(_folder, shards.paths))}
+    data = recipe.data
+    asked = MEASURED in (data.mean, data.std)
+    found = {place: _manifest(place, asked) for place in dict.fromkeys(map(_beside, shards.paths))}
     _check_kinds(data, _kinds(shards.paths, found), found)
-    if MEASURED not in (data.mean, data.std):
+    if not asked:
         return recipe
     mean, std = _numbers(data, found)
     data = attrs.evolve(data, mean=mean if data.mean == MEASURED else data.mean, std=std if data.std == MEASURED else data.std)
     return attrs.evolve(recipe, data=data)
 
 
-def _folder(path: object) -> Path:
-    place = Path(str(path))
-    return place if place.is_dir() else place.parent
+def _beside(path: Path | Remote) -> str:
+    """Where the manifest of a shard, or of a folder of images, would lie: a path or a URL."""
+    if isinstance(path, Remote):
+        place, mark, query = path.url.partition("?")
+        return f"{place.rpartition('/')[0]}/manifest.json{mark}{query}"
+    return str((path if path.is_dir() else path.parent) / "manifest.json")
 
 
-def _manifest(folder: Path) -> Mapping[str, Any]:
-    """Empty where there is none that `pack` wrote."""
+def _manifest(place: str, asked: bool) -> Manifest:
+    """Empty where there is none that `pack` wrote; one that lies elsewhere is fetched where its numbers are `asked` for."""
+    if is_remote(place):
+        data = small(place) if asked and not place.startswith(PIPE) else None
+    else:
+        data = Path(place).read_bytes() if Path(place).is_file() else None
     try:
-        found = json.loads((folder / "manifest.json").read_bytes())
+        found = json.loads(data or b"")
         return {**found, "by_name": {shard["name"]: shard["kinds"] for shard in found["shards"]}}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return {}
 
 
-def _kinds(paths: Iterable[object], found: Mapping[Path, Mapping[str, Any]]) -> Counter[tuple[int, int]]:
+def _kinds(paths: Iterable[Path | Remote], found: Mapping[str, Manifest]) -> Counter[tuple[int, int]]:
     """Images by (channels, bits), of the shards that a manifest tells of."""
     kinds = Counter[tuple[int, int]]()
     for path in paths:
-        for kind, count in found[_folder(path)].get("by_name", {}).get(Path(str(path)).name, {}).items():
+        name = path.url.partition("?")[0].rpartition("/")[2] if isinstance(path, Remote) else path.name
+        for kind, count in found[_beside(path)].get("by_name", {}).get(name, {}).items():
             channels, bits = map(int, kind.split("x"))
             kinds[channels, bits] += count
     return kinds
 
 
-def _check_kinds(data: Data, kinds: Mapping[tuple[int, int], int], found: Mapping[Path, Mapping[str, Any]]) -> None:
+def _check_kinds(data: Data, kinds: Mapping[tuple[int, int], int], found: Mapping[str, Manifest]) -> None:
     def taken(channels: int, bits: int) -> bool:
         return channels in ((1, 3) if data.channels == 3 else (data.channels,)) and (bits == 8 or data.white > 0)
 
@@ -75,21 +88,22 @@ def _check_kinds(data: Data, kinds: Mapping[tuple[int, int], int], found: Mappin
     raise DataError(f"{said}. Write channels = {max(counts)}{scale}.")
 
 
-def _numbers(data: Data, found: Mapping[Path, Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+def _numbers(data: Data, found: Mapping[str, Manifest]) -> tuple[list[float], list[float]]:
     """Mean and deviation on the scale of the recipe.  Raises DataError."""
-    for folder, one in found.items():
+    for place, one in found.items():
         if not one.get("mean"):
             why = "measured none: it mixes kinds of images" if one.get("kinds") else "is not there, or not of `twinview shards pack`"
-            measure = f"`twinview shards stat {folder}` measures images of one kind"
-            raise DataError(f'[data] mean, std = "{MEASURED}": {folder / "manifest.json"} {why}. Write the numbers; {measure}.')
+            measure = "`twinview shards stat` measures them"
+            raise DataError(f'[data] mean, std = "{MEASURED}": {shown(place) if is_remote(place) else place} {why}. Write numbers; {measure}.')
     each = [(_scaled(data, one, "mean"), _scaled(data, one, "std"), one["images"]) for one in found.values()]
     if any(one[:2] != each[0][:2] for one in each):
         mean, std = _pooled(each)
-        raise DataError(f'[data] mean, std = "{MEASURED}": {len(each)} manifests do not agree. Write mean = {mean}, std = {std} (of all their images).')
+        said = f'[data] mean, std = "{MEASURED}": {len(each)} manifests do not agree'
+        raise DataError(f"{said}. Write mean = {mean}, std = {std} (of all their images).")
     return each[0][:2]
 
 
-def _scaled(data: Data, one: Mapping[str, Any], key: str) -> list[float]:
+def _scaled(data: Data, one: Manifest, key: str) -> list[float]:
     """The numbers of a manifest as shares of the recipe's white."""
     factor = FULL[16] / data.white if one["bits"] == 16 else 1
     numbers = [float(x) if factor == 1 else round(x * factor, DIGITS) for x in one[key]]
