@@ -181,3 +181,12 @@ def test_an_encoder_without_photometry_needs_nothing_of_it(packed: dict[str, str
     recipe = {key: value for key, value in table(packed["tif"], 5, {"use": "torchvision.resnet"}).items() if key != "augment"}
     encoder: nn.Module = assemble(read(recipe)).encoder()
     assert encoder(torch.randn(2, 5, 32, 32)).pooled.shape == (2, 512)
+
+
+def test_the_recipe_of_the_docs(packed: dict[str, str], tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    (block,) = [block for block in re.findall(r"```toml\n(.*?)```", text, re.S) if "white" in block]
+    small = ["views.size=32", "encoder.name=test_resnet", "loss.0.hidden=8", "loss.0.channels=4", "run.batch_size=4", "run.epochs=1", "run.device=cpu", "data.workers=1"]
+    (tmp_path / "plates.toml").write_text(block)
+    found = api.train(tmp_path / "plates.toml", *small, f"data.shards={packed['tif']}", run=tmp_path / "run")
+    assert found.step == 3 and np.isfinite(found.loss)
