@@ -1,6 +1,7 @@
 """Shards that lie elsewhere are read as local ones are, fetched once, and whatever goes wrong on the way is one line."""
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
@@ -13,7 +14,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from twinview.data import transport
 from twinview.data.cache import Cache
@@ -25,6 +28,12 @@ from twinview.data.shards import Shards, open_shards
 from twinview.errors import DataError
 
 Write = Callable[[str, Mapping[str, bytes]], Path]
+
+
+def png(n: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(n).integers(0, 256, (20, 30, 3), np.uint8)).save(file, "PNG")
+    return file.getvalue()
 
 
 def samples(shards: Shards) -> list[Any]:
@@ -295,7 +304,12 @@ def test_a_login_of_netrc_is_sent_to_its_host(server: Any, shards: list[str], tm
     seen = []
     handler = server.http.RequestHandlerClass
     plain = handler.do_GET
-    monkeypatch.setattr(handler, "do_GET", lambda self: (seen.append(self.headers.get("Authorization")), plain(self)))
+
+    def do_get(self: Any) -> None:
+        seen.append(self.headers.get("Authorization"))
+        plain(self)
+
+    monkeypatch.setattr(handler, "do_GET", do_get)
     open_shards(server.url + "/a.tar")
     assert set(seen) == {"Basic bWU6c2VjcmV0"}
 
@@ -306,3 +320,54 @@ def test_shards_in_the_cache_are_pickled_small(server: Any, shards: list[str]) -
     found = open_shards(server.url + "/a.tar").paths[0]
     assert isinstance(found, Remote) and pickle.loads(pickle.dumps(found)) == found and len(pickle.dumps(found)) < 1000
     assert json.dumps([str(found)])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_shards_of_the_next_window_are_there_when_it_begins(server: Any, tables: dict[str, Any], write: Write, workers: int) -> None:
+    """Twelve shards of six, two in a window, four in the cache: the batches are those of local shards, and few have to wait."""
+    import torch
+
+    from twinview.assembly import assemble
+    from twinview.data.loader import training_batches
+    from twinview.data.mixture import open_data
+    from twinview.recipe import read
+
+    paths = [write(f"s{s:02}.tar", {f"{s:02}{n}.png": png(6 * s + n) for n in range(6)}) for s in range(12)]
+    size = paths[0].stat().st_size
+
+    def batches(spec: str, *overrides: str) -> list[Any]:
+        recipe = read({**tables, "data": {"shards": spec, "workers": workers, "window": 2}}, ["run.batch_size=4", *overrides])
+        found = open_data(recipe.data)
+        assembly = assemble(recipe)
+        dims = assembly.dims(assembly.encoder(), len(found), found.classes)
+        made = []
+        for batch in training_batches(recipe, dims, found, rank=0, world=1, steps=36):
+            made.append((batch.keys, torch.stack([i.double().sum() for i in batch.images]).tolist()))
+            time.sleep(0.02)  # a step
+        return made
+
+    near = batches(str(server.folder / "s{00..11}.tar"))
+    for path in paths:
+        assert sidecar(path).exists()
+    assert batches(server.url + "/s{00..11}.tar", f"data.cache_gb={4.5 * size / 1e9}") == near
+    assert sum(path.stat().st_size for path in (server.folder / "cache" / "shards").glob("*.tar")) <= 4.5 * size
+    counts = [server.got(f"s{s:02}.tar") for s in range(12)]
+    assert all(1 <= count <= 3 for count in counts), "each once an epoch of two, and at its end perhaps once more"
+
+
+def test_what_a_batch_wishes_for(tables: dict[str, Any], shards: list[str]) -> None:
+    from twinview.data.ahead import wishes
+    from twinview.data.mixture import open_data
+    from twinview.data.order import Plan
+    from twinview.options import Data, Source
+
+    for data in (Data(shards=shards), Data(source=[Source(shards=shards[:2], subset=0.5), Source(shards=shards[2])])):
+        found = open_data(data)
+        plan = Plan(order=found.order(3, 1), global_batch=2, accumulation=1, rank=0, world=1)
+        seen = list(wishes(plan, found, 1, 0, len(found) // 2))
+        assert [wish.places for wish in seen] == list(plan.batches(0, len(found) // 2))
+        at = [{str(found.path(i)) for _, i in wish.places} for wish in seen]
+        wished = [{str(found.paths[i]) for i in wish.shards} for wish in seen]
+        assert all(now <= set(wish) for now, wish in zip(at, wished)), "what is in use"
+        turn = next(i for i, now in enumerate(at) if now != at[0])
+        assert at[turn] <= wished[0], "and what the next window holds"
