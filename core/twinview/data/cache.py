@@ -27,6 +27,7 @@ from twinview.errors import DataError
 
 TIME = 10**18  # ns: every cached shard's time of change, so that one that is fetched again equals the one before
 PART = ".part"
+AGAIN = 0.02  # seconds between two looks at what another process is fetching
 
 
 @attrs.frozen
@@ -52,9 +53,12 @@ class Cache:
             while not final.exists():
                 with _shared(self.folder / (name + PART)) as file:
                     try:
-                        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     except BlockingIOError:
-                        return False
+                        if not wait:
+                            return False
+                        time.sleep(AGAIN)  # no blocking wait: once it is whole, whoever reads it has a lock on this same file
+                        continue
                     try:
                         self._fill(file, final, size, write)
                     finally:
@@ -88,9 +92,18 @@ class Cache:
         """A descriptor of a shard, which is not evicted as long as it is open.  Raises FileNotFoundError."""
         file = os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC)
         fcntl.flock(file, fcntl.LOCK_SH)
-        with suppress(PermissionError):  # another user's
-            os.utime(file, ns=(time.time_ns(), TIME))
+        self.touch(name)
         return file
+
+    def touch(self, name: str) -> bool:
+        """Note that a shard is wanted; False where it is not there."""
+        try:
+            os.utime(self.folder / name, ns=(time.time_ns(), TIME))
+        except FileNotFoundError:
+            return False
+        except PermissionError:  # another user's
+            pass
+        return True
 
     def drop(self, name: str) -> None:
         """Forget a shard.  Raises DataError."""

@@ -2,14 +2,16 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from twinview.data.ahead import Ahead, wishes
 from twinview.data.order import Plan
 from twinview.data.parcel import pack, unpack
+from twinview.data.remote import Remote
 from twinview.data.samples import Samples
 from twinview.data.views import BadSamples, Views
 from twinview.errors import DataError, TwinviewError
@@ -39,7 +41,11 @@ def training_batches(
 
     def batches() -> Generator[Batch]:
         count = BadSamples(recipe.data.bad_samples) if bad is None else bad
-        loaded = load(Views(recipe, dims, shards).collate, plan.batches(start, steps), recipe.data.workers, pin=pin)
+        make, window = Views(recipe, dims, shards).collate, recipe.data.window * max(1, len(recipe.data.source))
+        if window and any(isinstance(path, Remote) for path in shards.paths):
+            loaded = load(Ahead(make, shards.paths), wishes(plan, shards, window, start, steps), recipe.data.workers, pin=pin)
+        else:
+            loaded = load(make, plan.batches(start, steps), recipe.data.workers, pin=pin)
         try:
             for batch, failed in loaded:
                 count.add(failed)
@@ -50,7 +56,7 @@ def training_batches(
     return batches()
 
 
-def load(make: Callable[[Sequence[P]], T], places: Iterable[Sequence[P]], workers: int, *, pin: bool = False) -> Generator[T]:
+def load(make: Callable[[P], T], places: Iterable[P], workers: int, *, pin: bool = False) -> Generator[T]:
     """`make(places)` for each batch of places, in order, by worker processes (0: in this one).
 
     A TwinviewError of a worker comes out as it was raised; the death of one becomes a DataError.  torch's global generator is left alone.
@@ -84,10 +90,10 @@ def load(make: Callable[[Sequence[P]], T], places: Iterable[Sequence[P]], worker
 class _Made(Dataset[Any], Generic[P, T]):
     """What a worker runs.  An error of the input is an entry like another: raised there, it would come out as a traceback in a traceback."""
 
-    def __init__(self, make: Callable[[Sequence[P]], T], send: Callable[[T | TwinviewError], Any]) -> None:
+    def __init__(self, make: Callable[[P], T], send: Callable[[T | TwinviewError], Any]) -> None:
         self.make, self.send = make, send
 
-    def __getitem__(self, places: Sequence[P]) -> Any:
+    def __getitem__(self, places: P) -> Any:
         try:
             return self.send(self.make(places))
         except TwinviewError as e:

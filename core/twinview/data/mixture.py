@@ -100,6 +100,16 @@ class Mixture:
         shards, row = self._row(i)
         return shards.read(row, only)._replace(key=self.key(i))
 
+    def shards_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which of `paths` holds each of these samples."""
+        found, before = np.empty(len(numbers), np.int64), 0
+        sources = np.searchsorted(self.starts, numbers, side="right") - 1
+        for source, part in enumerate(self.parts):
+            of = sources == source
+            found[of] = before + part.shards.shards_of(part.rows[numbers[of] - self.starts[source]])
+            before += len(part.shards.paths)
+        return found
+
     def mates(self, i: int) -> range:
         """The samples of its source."""
         part = int(np.searchsorted(self.starts, i, side="right"))

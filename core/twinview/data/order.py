@@ -147,15 +147,24 @@ class Plan:
 
     def batches(self, start: int = 0, steps: int | None = None) -> Iterator[list[Place]]:
         """This rank's micro-batches from optimizer step `start` on, for `steps` steps or without end; none crosses an epoch."""
+        for epoch, these, order in self.epochs(start, steps):
+            for step in these:
+                yield from self.micro_batches(epoch, step, order)
+
+    def micro_batches(self, epoch: int, step: int, order: NDArray[np.int64]) -> Iterator[list[Place]]:
+        """This rank's of one step of an epoch that has this order."""
+        for a in range(self.accumulation):
+            at = step * self.global_batch + (a * self.world + self.rank) * self.micro_batch
+            yield [(epoch, int(i)) for i in order[at : at + self.micro_batch]]
+
+    def epochs(self, start: int, steps: int | None) -> Iterator[tuple[int, range, NDArray[np.int64]]]:
+        """Each epoch that is read of, from optimizer step `start` on: which, those of its steps that are read, and its order."""
         length = steps_per_epoch(self.order.samples, self.global_batch)
         epoch, first = divmod(start, length)
         left = steps
         while left is None or left > 0:
             order = self.order.epoch(epoch, length * self.global_batch)
             last = length if left is None else min(length, first + left)
-            for step in range(first, last):
-                for a in range(self.accumulation):
-                    at = step * self.global_batch + (a * self.world + self.rank) * self.micro_batch
-                    yield [(epoch, int(i)) for i in order[at : at + self.micro_batch]]
+            yield epoch, range(first, last), order
             left = None if left is None else left - (last - first)
             epoch, first = epoch + 1, 0

@@ -24,6 +24,7 @@ from twinview.options import Data
 A = TypeVar("A")
 B = TypeVar("B")
 
+WINDOWS = 3  # that a cache has to hold
 THREADS = 8  # questions to servers, and downloads, under way at once
 
 
@@ -239,13 +240,13 @@ def fetch_all(shards: Iterable[object]) -> None:
 
 
 def check_room(shards: Iterable[object], window: int) -> None:
-    """Refuse a limited cache that cannot hold the shards that are read together, and those fetched meanwhile.  Raises DataError."""
+    """Refuse a limited cache that cannot hold three windows: one that slower workers still read, one read, one fetched.  Raises DataError."""
     remote = [shard for shard in shards if isinstance(shard, Remote)]
     sizes = sorted((shard.known.size or 0 for shard in remote), reverse=True)
-    wanted = sum(sizes[: 2 * window or None])
+    wanted = sum(sizes[: WINDOWS * window or None])
     limit = max((shard.cache.limit for shard in remote), default=0)
     if 0 < limit < wanted:
-        together = f"two windows of {window} shards" if window else f"all {len(sizes)} shards, which window = 0 reads together"
-        smaller = f" Or write window = {w}." if (w := sum(sum(sizes[: 2 * n]) <= limit for n in range(1, len(sizes) // 2 + 1))) else ""
+        together = f"three windows of {window} shards" if window else f"all {len(sizes)} shards, which window = 0 reads together"
+        smaller = f" Or write window = {w}." if (w := sum(sum(sizes[: WINDOWS * n]) <= limit for n in range(1, len(sizes)))) else ""
         needs = f"{limit / 1e9:g} GB hold less than {together}: {wanted / 1e9:.3g} GB"
         raise DataError(f"[data] cache_gb: {needs}. Write more, or 0 for no limit.{smaller}")

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from twinview.data.order import Order
     from twinview.data.remote import Remote
     from twinview.data.shards import Sample
@@ -54,6 +57,10 @@ class Samples(Protocol):
 
     def read(self, i: int, only: Collection[str] | None = None) -> Sample:
         """Sample `i`, all fields or those named.  Raises DataError where it has changed since it was opened, ValueError where it is gone."""
+        ...
+
+    def shards_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which of `paths` holds each of these samples."""
         ...
 
     def mates(self, i: int) -> range:

@@ -30,7 +30,7 @@ from twinview.data.sources.files import folder as image_folder
 from twinview.errors import DataError
 
 OPEN_FILES = 64  # shards held open by a process
-OPEN_CACHED = 4  # if there are remote ones: a limited cache evicts none that is open
+OPEN_CACHED = 1  # where a limited cache holds some of them: it evicts none that is open
 
 
 class Sample(NamedTuple):
@@ -91,6 +91,10 @@ class Shards:
         """The fields of sample `i`."""
         shard, local = self.place(i)
         return [field for field, _, _ in self.indexes[shard].files(local)]
+
+    def shards_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which of `paths` holds each of these samples."""
+        return np.searchsorted(self.starts, numbers, side="right") - 1
 
     def mates(self, i: int) -> range:
         """All samples."""

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from twinview.data.factory import Factory
 from twinview.data.loader import training_batches
+from twinview.data.remote import fetch_all
 from twinview.data.views import BadSamples
 from twinview.engine.build import Built, build, wrap
 from twinview.engine.checkpoint import Checkpoint, best_of, load_model, mark_best, random_states, save_checkpoint, set_random_states, steps_in
@@ -60,6 +61,8 @@ def train(recipe: Recipe, run_dir: Path, *, resume: Resume = False, command: str
     built = build(recipe, going_on=bool(resume) and bool(steps_in(run_dir / "checkpoints")))
     table, data = built.assembly.table(), str(built.shards.checksum)
     start = on_first(lambda: _open(built, run_dir, table, data, resume, command))
+    if not built.recipe.data.window:  # its first batch would want nearly every shard
+        fetch_all(built.shards.paths)
     if start is not None:
         load_model(start, built.model, built.ranks.rank, built.ranks.world)
     with telling_lost_ranks():
