@@ -55,7 +55,7 @@ def _manifest(place: str, asked: bool) -> Manifest:
         data = Path(place).read_bytes() if Path(place).is_file() else None
     try:
         found = json.loads(data or b"")
-        return {**found, "by_name": {shard["name"]: shard["kinds"] for shard in found["shards"]}}
+        return {"bits": 8, **found, "by_name": {shard["name"]: shard.get("kinds", {}) for shard in found["shards"]}}  # older ones say no bits
     except (ValueError, KeyError, TypeError):
         return {}
 
