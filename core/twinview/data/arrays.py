@@ -58,7 +58,8 @@ def read(data: bytes, most: int) -> Tensor:
             said = _tiff(tiff)
             _limit(said, most)
             with _reasons("cannot be decoded"):
-                found = np.concatenate([_planes(one, said.size) for one in tiff.series])[: said.channels]
+                planes = [_planes(one, said.size) for one in tiff.series]
+            found = (planes[0] if len(planes) == 1 else np.concatenate(planes))[: said.channels]
     return torch.from_numpy(np.ascontiguousarray(found, dtype=found.dtype.newbyteorder("=")))
 
 

@@ -139,10 +139,9 @@ def values(data: bytes) -> Tensor:
     """A file as it is: [C, H, W] uint8 or uint16, upright, transparency dropped.  Raises ValueError with the reason."""
     if arrays.holds(data):
         return arrays.read(data, 3 * MAX_PIXELS)
-    header = image_header(data)
-    if header.bits == 8:
-        return _eight_bits(data, header.channels)
     opened = _open_image(data)
+    if opened.mode not in GREY_16:
+        return _eight_bits(data, 1 if opened.mode in GREY else 3)
     with _reasons("cannot be decoded"):
         return torch.from_numpy(np.array(ImageOps.exif_transpose(opened)).astype(np.uint16))[None]
 
