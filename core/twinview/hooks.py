@@ -58,7 +58,8 @@ class Hooks(Protocol):
         """Apply draws to pixels [B, C, h, w] uint8 -> the same shape and dtype.  Under [data] white they are float32, of the same 0..255.
 
         C is [data] channels: 3, unless the part's traits give `any_channels`; float32 comes to parts alone whose traits give `deep`.
-        In the worker (B = 1) or batched on the device, by the recipe's choice; both give the same picture.  `params` stay on the CPU.
+        For the batches of a worker or on the device, by the recipe's choice; both give the same picture.  What else is in a batch changes no bit of
+        an image, or the number of ranks would change the run.  `params` stay on the CPU.
         """
 
     @hookspec(firstresult=True)

@@ -29,15 +29,14 @@ def compiled(function: F) -> F:
 
 @compiled
 def photometry(
-    pixels: Bytes, order: NDArray[np.int64], factors: Floats, active: NDArray[np.bool_], grey: bool, taps: Floats, solarize: bool
-) -> Bytes:
-    """Pixels [h, w, 3] -> [3, h, w].
+    pixels: Bytes, order: NDArray[np.int64], factors: Floats, active: NDArray[np.bool_], grey: bool, taps: Floats, solarize: bool, out: Bytes
+) -> None:
+    """Pixels [h, w, 3] -> `out` [3, h, w].
 
     `order` and `factors` [4] are those of the draws; operations that are not `active` [4] are left out.  `taps` is a blur's kernel, odd in number.
     """
     height, width = pixels.shape[:2]
     rows = np.empty((height, 3, width), np.float32)
-    out = np.empty((3, height, width), np.uint8)
     turn = SIX * factors[3]
     shifts = np.array([(turn - own + THREE) % SIX - THREE for own in (ZERO, TWO, TWO + TWO)], np.float32)
     before = 0  # operations before contrast, which wants the mean of what they make
@@ -77,7 +76,6 @@ def photometry(
         every = out.reshape(-1)
         for i in range(len(every)):
             every[i] = min(every[i], ~every[i])  # of a byte and its complement, exactly one is below 128
-    return out
 
 
 @compiled

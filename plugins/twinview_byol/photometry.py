@@ -19,6 +19,7 @@ from twinview_byol.blur import gaussian_blur, gaussian_kernels
 
 JITTER = (colour.brightness, colour.contrast, colour.saturation, colour.hue)
 NEUTRAL = (1.0, 1.0, 1.0, 0.0)  # the factors that change nothing
+LEAST = (0.0, 0.0, 0.0, -0.5)
 
 
 @part
@@ -57,21 +58,25 @@ class Photometry:
         Every call takes as many numbers from `rng` as another of the same part.
         """
         order = rng.permutation(len(JITTER)) if self.order == "random" else np.arange(len(JITTER))
-        coin = rng.random(4)
-        place = rng.random(5)
-        jittered = coin[:1] if self.coins == "together" else rng.random(len(JITTER))
-        neutral, strength = np.array(NEUTRAL), np.array([self.brightness, self.contrast, self.saturation, self.hue])
-        low = np.maximum(neutral - strength, [0, 0, 0, -0.5])
-        factors = np.where(jittered < self.jitter, low + place[:4] * (neutral + strength - low), neutral)
+        coin = rng.random(4).tolist()  # of numbers so few, Python's own arithmetic is the fastest
+        place = rng.random(5).tolist()
+        jittered = coin[:1] * len(JITTER) if self.coins == "together" else rng.random(len(JITTER)).tolist()
+        factors = list(NEUTRAL)
+        for i, strength in enumerate((self.brightness, self.contrast, self.saturation, self.hue)):
+            if jittered[i] < self.jitter:
+                low = max(NEUTRAL[i] - strength, LEAST[i])
+                factors[i] = low + place[i] * (NEUTRAL[i] + strength - low)
         scale = min(size) / self.blur_reference if self.blur_reference else 1
         sigma = scale * (self.blur_sigma[0] + place[4] * (self.blur_sigma[1] - self.blur_sigma[0]))
-        return {
-            "order": torch.from_numpy(order),
-            "factors": torch.from_numpy(factors.astype(np.float32)),
-            "grey": torch.tensor(coin[1] < self.grey),
-            "sigma": torch.tensor(sigma if coin[2] < self.blur[view % len(self.blur)] else 0.0, dtype=torch.float32),
-            "solarize": torch.tensor(coin[3] < self.solarize[view % len(self.solarize)]),
+        blurred = coin[2] < self.blur[view % len(self.blur)]
+        drawn = {
+            "order": order,
+            "factors": np.array(factors, np.float32),
+            "grey": np.array(coin[1] < self.grey),
+            "sigma": np.array(sigma if blurred else 0.0, np.float32),
+            "solarize": np.array(coin[3] < self.solarize[view % len(self.solarize)]),
         }
+        return {name: torch.from_numpy(value) for name, value in drawn.items()}
 
     @hookimpl
     @torch.no_grad()
@@ -82,22 +87,25 @@ class Photometry:
         8 bits on a CPU go through `compiled`, whose blur sums in another order: of a hundred thousand values one is rounded the other way.
         """
         draws, whole = {name: value.cpu() for name, value in params.items()}, pixels.dtype == torch.uint8
-        if whole and pixels.device.type == "cpu" and pixels.shape[1] == 3:
-            return _one_by_one(pixels, draws)
-        return _batched(pixels, draws, whole)
+        if pixels.device.type != "cpu":
+            return _batched(pixels, draws, whole)
+        if whole and pixels.shape[1] == 3:
+            return _compiled(pixels, draws)
+        alone = [{name: value[b : b + 1] for name, value in draws.items()} for b in range(len(pixels))]
+        return torch.cat([_batched(pixels[b : b + 1], own, whole) for b, own in enumerate(alone)])  # in a core's cache, and whatever else is there
 
 
-def _one_by_one(pixels: Tensor, draws: dict[str, Tensor]) -> Tensor:
+def _compiled(pixels: Tensor, draws: dict[str, Tensor]) -> Tensor:
     from twinview_byol.compiled import photometry  # here: numba takes a second to import, and only data workers need it
 
-    d = {name: value.numpy() for name, value in draws.items()}
-    active = d["factors"] != np.array(NEUTRAL, np.float32)
-    images = []
-    for b, image in enumerate(pixels.permute(0, 2, 3, 1).contiguous().numpy()):
+    images, out = pixels.permute(0, 2, 3, 1).contiguous().numpy(), torch.empty(pixels.shape, dtype=torch.uint8)
+    order, factors, grey, solarize = (draws[name].numpy() for name in ("order", "factors", "grey", "solarize"))
+    active = factors != np.array(NEUTRAL, np.float32)
+    for b, (image, done) in enumerate(zip(images, out.numpy())):
         sigma = draws["sigma"][b : b + 1]
         taps = gaussian_kernels(sigma, image.shape[:2]).numpy()[0] if sigma > 0 else np.ones(1, np.float32)
-        images.append(photometry(image, d["order"][b], d["factors"][b], active[b], bool(d["grey"][b]), taps, bool(d["solarize"][b])))
-    return torch.from_numpy(images[0][None] if len(images) == 1 else np.stack(images))
+        photometry(image, order[b], factors[b], active[b], bool(grey[b]), taps, bool(solarize[b]), done)
+    return out
 
 
 def _batched(pixels: Tensor, draws: dict[str, Tensor], whole: bool) -> Tensor:

@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twinview.data.draws import key_hash, rng
+from twinview.data.draws import Rekeyed, key_hash, rng
 
 arguments = st.tuples(st.integers(0, 2**70), st.integers(0, 2**40), st.text(), st.sampled_from(["views", "augment/0", "augment/1", "masks"]))
 
@@ -36,3 +36,12 @@ def test_the_numbers_are_the_same_in_every_version() -> None:
 def test_keys_may_be_any_bytes() -> None:
     name = b"caf\xe9".decode("utf-8", "surrogateescape")
     assert -(2**63) <= key_hash(name) < 2**63 and rng(0, 0, name, "views").random() < 1
+
+
+def test_rekeyed_gives_the_numbers_of_rng() -> None:
+    rekeyed = Rekeyed()
+    for n, key in enumerate(("a", "b", "a", "caf\udce9")):
+        one, other = rekeyed(3, n, key, "views"), rng(3, n, key, "views")
+        for _ in range(2):
+            assert one.random(3).tolist() == other.random(3).tolist() and one.integers(1000) == other.integers(1000)  # half a word is left over
+            assert one.permutation(7).tolist() == other.permutation(7).tolist() and one.standard_normal() == other.standard_normal()

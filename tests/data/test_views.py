@@ -69,6 +69,15 @@ def test_pixels_lie_where_geometry_says(
     assert ((found - places).abs() <= 0.51 + step.clamp(min=1) / 2).all(), "at the edges the picture ends"
 
 
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_view_is_the_same_however_its_image_lies_in_memory(flip: bool) -> None:
+    """Decoders interleave the channels of a pixel; resizing has a way of its own for that."""
+    planes = torch.randint(0, 256, (3, 60, 90), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    interleaved = planes.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    for box, size in (([0, 0, 90, 60], (32, 48)), ([11, 7, 64, 50], (96, 96)), ([3, 5, 4, 6], (8, 8)), ([10, 10, 42, 42], (32, 32))):
+        assert torch.equal(cut(interleaved, box, size, flip), cut(planes, box, size, flip))
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 300), st.integers(1, 300), st.lists(st.tuples(unit, unit, unit, unit), min_size=1, max_size=4))
 def test_boxes_are_whole_pixels_and_never_empty(height: int, width: int, raw: list[tuple[float, float, float, float]]) -> None:
@@ -90,7 +99,7 @@ def test_an_item_is_what_the_parts_made_of_the_sample(tables: dict[str, Any]) ->
     assert [tuple(i.shape) for i in item.images] == [(3, 12, 16), (3, 8, 8), (3, 10, 15)] and all(i.dtype == torch.uint8 for i in item.images)
     assert item.geometry.source.tolist() == [20, 30] and item.geometry.boxes[2].tolist() == [0, 0, 1, 1]
     assert item.hidden[0] is not None and item.hidden[0].sum() == 1 and item.hidden[1:] == (None, None)
-    assert item.labels["class"].item() == 17 % 5 and item.augment is None and item.bad == ()
+    assert item.labels["class"].item() == 17 % 5 and item.augment is not None and len(item.augment) == 3 and item.bad == ()
 
 
 def test_draws_are_of_the_sample_epoch_and_seed(tables: dict[str, Any]) -> None:
@@ -119,6 +128,7 @@ def test_a_batch_stacks_its_items(tables: dict[str, Any]) -> None:
     places = [(2, n) for n in (4, 40, 13)]
     batch, bad = views.collate(places)
     items = [views[place] for place in places]
+    apply = assemble(read(tables)).calls.apply_augment
     assert batch.keys == ("004", "040", "013") and batch.ids.tolist() == [4, 40, 13] and batch.epoch == 2 and bad == ()
     assert batch.seeds.tolist() == [key_hash(key) for key in batch.keys] and batch.labels["class"].tolist() == [4, 0, 3]
     assert batch.geometry.boxes.shape == (3, 3, 4) and batch.geometry.flips.shape == (3, 3) and batch.geometry.source.tolist() == [[20, 30]] * 3
@@ -127,7 +137,9 @@ def test_a_batch_stacks_its_items(tables: dict[str, Any]) -> None:
     hidden = batch.hidden[0]
     assert hidden is not None and hidden.shape == (3, 4) and batch.hidden[1:] == (None, None)
     for b, item in enumerate(items):
-        assert all(torch.equal(batch.images[v][b], item.images[v]) for v in range(3))
+        for v, params in enumerate(item.augment or ()):
+            alone = apply(pixels=item.images[v][None], params={name: value[None] for name, value in params.items()})
+            assert torch.equal(batch.images[v][b], alone[0]) and batch.images[v].is_contiguous()
         assert torch.equal(hidden[b], item.hidden[0]) if item.hidden[0] is not None else False
 
 

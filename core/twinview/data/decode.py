@@ -197,7 +197,10 @@ def map_size(data: bytes) -> Size:
 
 def resize(pixels: Tensor, size: Size) -> Tensor:
     """[C, H, W] uint8 or float32 -> [C, h, w] of the same type, bilinear, antialiased where it shrinks."""
-    return F.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
+    batch = pixels[None]
+    if pixels.stride(0) == 1:  # interleaved, as decoders give it: in one piece and marked as such it takes half the time
+        batch = pixels.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)
+    return F.interpolate(batch, size, mode="bilinear", antialias=True)[0]
 
 
 def resize_map(labels: Tensor, size: Size) -> Tensor:

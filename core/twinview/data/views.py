@@ -36,15 +36,23 @@ class Item(NamedTuple):
     bad: tuple[BadSample, ...] = ()  # samples that this one stands in for
 
 
+class Parts:
+    """What a worker process asks for every sample."""
+
+    def __init__(self, assembly: Assembly) -> None:
+        self.calls, self.rng = assembly.calls, draws.Rekeyed()
+        self.augment, self.masks = assembly.has("draw_augment"), assembly.has("make_masks")
+
+
 class Views:
     """Items by (epoch, number): a map-style data set whose worker processes each make their own parts from the recipe."""
 
     def __init__(self, recipe: Recipe, dims: Dims, shards: Samples) -> None:
         self.recipe, self.dims, self.shards = recipe, dims, shards
-        self._assembly: Assembly | None = None
+        self._parts: Parts | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_assembly": None}
+        return {**self.__dict__, "_parts": None}
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -66,7 +74,16 @@ class Views:
     def collate(self, places: Sequence[Place]) -> tuple[Batch, tuple[BadSample, ...]]:
         """The batch of some places of one epoch, and the samples in it that had to be replaced."""
         items = [self[place] for place in places]
-        return collate(items), tuple(bad for item in items for bad in item.bad)
+        batch, bad = collate(items), tuple(bad for item in items for bad in item.bad)
+        if batch.augment is not None and self.recipe.data.augment_on == "worker":
+            apply = self._made().calls.apply_augment
+            images = tuple(apply(pixels=raw, params=params) for raw, params in zip(batch.images, batch.augment))
+            batch = batch._replace(images=images, augment=None)
+        return batch._replace(images=tuple(i.contiguous() for i in batch.images)), bad
+
+    def _made(self) -> Parts:
+        self._parts = self._parts or Parts(assemble(self.recipe))
+        return self._parts
 
     def _candidates(self, epoch: int, again: int, index: int) -> Iterator[int]:
         """The sample, then as many others of its source as may be bad; a run of neighbours from a random place, so none is tried twice."""
@@ -77,33 +94,27 @@ class Views:
             yield from (mates[(int(first) + n) % len(mates)] for n in range(self.recipe.data.bad_samples))
 
     def _item(self, epoch: int, again: int, index: int) -> Item:
-        self._assembly = self._assembly or assemble(self.recipe)
-        calls, key = self._assembly.calls, self.shards.key(index)
+        parts, key = self._made(), self.shards.key(index)
         drawn = 0 if self.recipe.data.frozen_draws else epoch
 
         def rng(purpose: str) -> np.random.Generator:
-            return draws.rng(self.recipe.run.seed, drawn, key, draws.again(purpose, again))
+            return parts.rng(self.recipe.run.seed, drawn, key, draws.again(purpose, again))
 
         pixels = decode.read_image(self.shards, index, Form.of(self.recipe.data))
         height, width = pixels.shape[-2:]
 
-        geometry = calls.sample_views(size=(height, width), rng=rng("views"))
+        geometry = parts.calls.sample_views(size=(height, width), rng=rng("views"))
         if geometry.sizes != self.dims.sizes or geometry.pairs != self.dims.pairs:
             raise PluginError(f"[views] {self.recipe.views.use}: gives other sizes or pairs for an image of {height}x{width} than for the first. "
                               "They are the same for every image.")
         geometry, boxes = on_pixels(geometry, height, width)
         images = tuple(cut(pixels, box, size, bool(flip)) for box, size, flip in zip(boxes, geometry.sizes, geometry.flips))
 
-        augment: tuple[dict[str, Tensor], ...] | None = None
-        if self._assembly.has("draw_augment"):
-            augment = tuple(calls.draw_augment(view=v, size=size, rng=rng(f"augment/{v}")) or {} for v, size in enumerate(geometry.sizes))
-            if self.recipe.data.augment_on == "worker":
-                images = tuple(_augmented(calls, image, params) for image, params in zip(images, augment))
-                augment = None
-
-        masks = None
-        if self._assembly.has("make_masks"):
-            masks = calls.make_masks(geometry=geometry, grids=self.dims.grids, rng=rng("masks"))
+        augment = masks = None
+        if parts.augment:
+            augment = tuple(parts.calls.draw_augment(view=v, size=size, rng=rng(f"augment/{v}")) or {} for v, size in enumerate(geometry.sizes))
+        if parts.masks:
+            masks = parts.calls.make_masks(geometry=geometry, grids=self.dims.grids, rng=rng("masks"))
         return Item(
             key=key,
             id=index,
@@ -119,12 +130,12 @@ class Views:
 
 def on_pixels(geometry: Geometry, height: int, width: int) -> tuple[Geometry, list[list[int]]]:
     """Round boxes to whole pixels of the source, at least one: what is cut is what Geometry says.  Gives x0 y0 x1 y1 in pixels too."""
-    sides = np.array([width, height, width, height])
-    pixels = np.rint(geometry.boxes.double().numpy() * sides).astype(np.int64)
-    pixels[:, :2] = pixels[:, :2].clip(0, sides[:2] - 1)
-    pixels[:, 2:] = pixels[:, 2:].clip(pixels[:, :2] + 1, sides[2:])
-    boxes = torch.from_numpy((pixels / sides).astype(np.float32))
-    return geometry._replace(boxes=boxes, source=torch.tensor([height, width])), pixels.tolist()
+    pixels = []
+    for left, top, right, bottom in geometry.boxes.tolist():  # a few numbers: sooner done without arrays
+        x0, y0 = min(max(round(left * width), 0), width - 1), min(max(round(top * height), 0), height - 1)
+        pixels.append([x0, y0, min(max(round(right * width), x0 + 1), width), min(max(round(bottom * height), y0 + 1), height)])
+    boxes = np.array(pixels) / (width, height, width, height)
+    return geometry._replace(boxes=torch.from_numpy(boxes.astype(np.float32)), source=torch.tensor([height, width])), pixels
 
 
 def cut(pixels: Tensor, box: Sequence[int], size: tuple[int, int], flip: bool) -> Tensor:
@@ -151,7 +162,7 @@ def collate(items: Sequence[Item]) -> Batch:
         ids=torch.tensor([item.id for item in items]),
         seeds=torch.tensor([item.seed for item in items]),
         epoch=first.epoch,
-        images=tuple(torch.stack([item.images[v] for item in items]) for v in views),
+        images=tuple(stacked([item.images[v] for item in items]) for v in views),
         geometry=Geometry(
             boxes=torch.stack([g.boxes for g in geometries]),
             flips=torch.stack([g.flips for g in geometries]),
@@ -164,6 +175,13 @@ def collate(items: Sequence[Item]) -> Batch:
         augment=tuple(stack([item.augment[v] for item in items if item.augment]) for v in views) if first.augment else None,
         labels=stack([item.labels for item in items]),
     )
+
+
+def stacked(images: Sequence[Tensor]) -> Tensor:
+    """Images [C, h, w] -> [B, C, h, w]; interleaved as they are, where all are."""
+    if all(image.stride(0) == 1 for image in images):
+        return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+    return torch.stack(tuple(images))
 
 
 class BadSamples:
@@ -187,8 +205,3 @@ def too_many(last: BadSample, limit: int) -> DataError:
     """More samples are bad than the recipe lets pass."""
     passed = f"[data] bad_samples lets {limit} pass" + (", and this is one more" if limit else "; raise it to have such samples replaced")
     return DataError(f"{last}. {passed}.")
-
-
-def _augmented(calls: Any, image: Tensor, params: dict[str, Tensor]) -> Tensor:
-    applied: Tensor = calls.apply_augment(pixels=image[None], params={name: value[None] for name, value in params.items()})
-    return applied[0]
