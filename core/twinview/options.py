@@ -12,6 +12,7 @@ from attrs.validators import and_, deep_iterable, ge, gt, le, lt, matches_re, op
 from twinview.errors import RecipeError
 
 FORMAT = 1  # of recipes and of a run's folder
+BUFFER: Final = 1000
 MEASURED: Final = "shards"  # in place of [data] mean or std: what the manifest of the shards says
 Numbers = list[float] | str  # of the channels, or MEASURED
 HELD_OUT = "held-out"  # what evaluations call the samples that [data] held_out keeps from training
@@ -73,9 +74,18 @@ class Data:
     mean: Numbers = field(factory=lambda: [0.485, 0.456, 0.406])  # of the channels, 0..1 of full scale; "shards": as their manifest says
     std: Numbers = field(factory=lambda: [0.229, 0.224, 0.225])
     bad_samples: int = field(default=0, validator=ge(0))  # samples that may fail to decode before the run stops
+    streaming: bool = False  # read shards from start to end, and keep none
+    buffer: int = _positive(BUFFER)  # streaming: samples that a worker shuffles among
+    samples: int = field(default=0, validator=ge(0))  # streaming: of all shards, where no manifest.json says it
     cache: str = ""  # folder where shards that lie elsewhere are kept; "": shards in $TWINVIEW_CACHE, or in ~/.cache/twinview
     cache_gb: float = field(default=0.0, validator=ge(0))  # of them, the longest unused go beyond this; 0 = unlimited
     allow_pipes: list[str] = field(factory=list)  # programs that pipe:COMMAND may run, for example ["aws"]
+
+    def __attrs_post_init__(self) -> None:
+        if self.streaming and (self.source or self.held_out or self.window):
+            raise ValueError("streaming goes with none of source, held_out and window. Leave one of them out")
+        if not self.streaming and (self.samples or self.buffer != BUFFER):
+            raise ValueError("samples and buffer are of streaming. Write streaming = true, or leave them out")
 
     def colours(self) -> tuple[list[float], list[float]]:
         """Mean and deviation of the channels.  Raises RecipeError where they are still to be read from the shards."""

@@ -14,6 +14,7 @@ from twinview.data.order import steps_per_epoch
 from twinview.data.remote import Access
 from twinview.data.samples import Samples
 from twinview.data.shards import open_shards
+from twinview.data.stream import NUMBERED, Stream
 from twinview.data.views import BadSamples
 from twinview.errors import DataError, closest
 from twinview.options import HELD_OUT
@@ -70,6 +71,8 @@ class Factory:
         return batches()
 
     def _open(self, shards: str | Sequence[str] | None) -> Samples:
+        if shards is None and isinstance(self.shards, Stream):
+            raise DataError(NUMBERED)
         if shards is None:
             return self.shards
         if shards == HELD_OUT:

@@ -3,16 +3,20 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Generator, Iterable
+from itertools import count
 from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from twinview.data.ahead import Ahead, wishes
+from twinview.data.decode import BadSample
 from twinview.data.order import Plan
 from twinview.data.parcel import pack, unpack
 from twinview.data.remote import Remote
 from twinview.data.samples import Samples
+from twinview.data.stream import Stream
+from twinview.data.stream_batches import StreamBatches
 from twinview.data.views import BadSamples, Views
 from twinview.errors import DataError, TwinviewError
 from twinview.recipe import Recipe
@@ -30,6 +34,11 @@ def training_batches(
     Close it to end its workers.  `bad` counts the samples that do not decode, for a caller that wants to know them.  Raises DataError: at once
     where the batch size does not fit, on the way where too many samples do not decode.
     """
+    pin = recipe.run.device != "cpu" and torch.cuda.is_available()
+    if isinstance(shards, Stream):
+        a = recipe.run.accumulation
+        numbers = count(start * a) if steps is None else range(start * a, (start + steps) * a)
+        return _counted(load(StreamBatches(recipe, dims, shards, rank, world), numbers, recipe.data.workers, pin=pin), recipe, bad)
     plan = Plan(
         order=shards.order(recipe.run.seed, recipe.data.window),
         global_batch=recipe.run.batch_size,
@@ -37,23 +46,20 @@ def training_batches(
         rank=rank,
         world=world,
     )
-    pin = recipe.run.device != "cpu" and torch.cuda.is_available()
+    make, window = Views(recipe, dims, shards).collate, recipe.data.window * max(1, len(recipe.data.source))
+    if window and any(isinstance(path, Remote) for path in shards.paths):
+        return _counted(load(Ahead(make, shards.paths), wishes(plan, shards, window, start, steps), recipe.data.workers, pin=pin), recipe, bad)
+    return _counted(load(make, plan.batches(start, steps), recipe.data.workers, pin=pin), recipe, bad)
 
-    def batches() -> Generator[Batch]:
-        count = BadSamples(recipe.data.bad_samples) if bad is None else bad
-        make, window = Views(recipe, dims, shards).collate, recipe.data.window * max(1, len(recipe.data.source))
-        if window and any(isinstance(path, Remote) for path in shards.paths):
-            loaded = load(Ahead(make, shards.paths), wishes(plan, shards, window, start, steps), recipe.data.workers, pin=pin)
-        else:
-            loaded = load(make, plan.batches(start, steps), recipe.data.workers, pin=pin)
-        try:
-            for batch, failed in loaded:
-                count.add(failed)
-                yield batch
-        finally:
-            loaded.close()
 
-    return batches()
+def _counted(loaded: Generator[tuple[Batch, tuple[BadSample, ...]]], recipe: Recipe, bad: BadSamples | None) -> Generator[Batch]:
+    seen = BadSamples(recipe.data.bad_samples) if bad is None else bad
+    try:
+        for batch, failed in loaded:
+            seen.add(failed)
+            yield batch
+    finally:
+        loaded.close()
 
 
 def load(make: Callable[[P], T], places: Iterable[P], workers: int, *, pin: bool = False) -> Generator[T]:

@@ -20,6 +20,7 @@ from twinview.data.order import Mixed, Order, Shuffled
 from twinview.data.remote import Access, Remote, check_room
 from twinview.data.samples import Samples
 from twinview.data.shards import Sample, Shards, open_shards, refuse_twins
+from twinview.data.stream import open_stream
 from twinview.errors import DataError
 from twinview.ops.seeding import seed_of, splitmix
 from twinview.options import Amount, Data, Source
@@ -160,6 +161,8 @@ class Mixture:
 def open_data(data: Data, access: Access | None = None) -> Samples:
     """What a recipe trains with.  Raises DataError: shards at fault, keys that stand twice, subsets or held-out parts that are empty or too large."""
     access = access or Access.of(data)
+    if data.streaming:
+        return open_stream(data, access)
     if not data.source and not data.held_out:
         shards = open_shards(data.shards, access)
         check_room(shards.paths, data.window)

@@ -37,6 +37,14 @@ def steps_per_epoch(samples: int, global_batch: int) -> int:
     return samples // global_batch
 
 
+def micro_batch(global_batch: int, accumulation: int, world: int) -> int:
+    """Samples of a micro-batch on each of `world` ranks.  Raises DataError where the global batch cannot be cut evenly."""
+    if global_batch % (world * accumulation):
+        parts = f"{world} ranks x {accumulation} accumulated micro-batches"
+        raise DataError(f"[run] batch_size: {global_batch} is no multiple of {parts}. Write a multiple of {world * accumulation}.")
+    return global_batch // (world * accumulation)
+
+
 class Order(Protocol):
     """The order of every epoch."""
 
@@ -135,15 +143,13 @@ class Plan:
 
     def __attrs_post_init__(self) -> None:
         """Raises DataError where the global batch cannot be cut evenly or the data set has none."""
-        if self.global_batch % (self.world * self.accumulation):
-            parts = f"{self.world} ranks x {self.accumulation} accumulated micro-batches"
-            raise DataError(f"[run] batch_size: {self.global_batch} is no multiple of {parts}. Write a multiple of {self.world * self.accumulation}.")
+        micro_batch(self.global_batch, self.accumulation, self.world)
         steps_per_epoch(self.order.samples, self.global_batch)
 
     @property
     def micro_batch(self) -> int:
         """Samples of a micro-batch on a rank."""
-        return self.global_batch // (self.world * self.accumulation)
+        return micro_batch(self.global_batch, self.accumulation, self.world)
 
     def batches(self, start: int = 0, steps: int | None = None) -> Iterator[list[Place]]:
         """This rank's micro-batches from optimizer step `start` on, for `steps` steps or without end; none crosses an epoch."""

@@ -63,7 +63,7 @@ class Samples(Protocol):
         """Which of `paths` holds each of these samples."""
         ...
 
-    def mates(self, i: int) -> range:
+    def mates(self, i: int) -> Sequence[int]:
         """Those of which one may stand in for sample `i`."""
         ...
 

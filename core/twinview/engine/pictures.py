@@ -14,6 +14,7 @@ from twinview.data.decode import Form, read_image
 from twinview.data.factory import Factory
 from twinview.data.measured import with_measured
 from twinview.data.mixture import open_data
+from twinview.data.stream import Stream
 from twinview.data.views import Views
 from twinview.engine.checkpoint import find_checkpoint, load_model, steps_in
 from twinview.ops.pictures import three_channels
@@ -41,6 +42,7 @@ def draw(recipe: Recipe, run: Path | None = None, *, images: int = 6) -> dict[st
     if run is not None and steps_in(run / "checkpoints"):
         load_model(find_checkpoint(run / "checkpoints"), model, rank=0, world=1)
     model.eval()
+    shards = shards.first(images) if isinstance(shards, Stream) else shards
     count = min(images, len(shards))
     chosen = [i * len(shards) // count for i in range(count)]
     batch, _ = Views(recipe, dims, shards).collate([(0, i) for i in chosen])

@@ -61,7 +61,7 @@ def train(recipe: Recipe, run_dir: Path, *, resume: Resume = False, command: str
     built = build(recipe, going_on=bool(resume) and bool(steps_in(run_dir / "checkpoints")))
     table, data = built.assembly.table(), str(built.shards.checksum)
     start = on_first(lambda: _open(built, run_dir, table, data, resume, command))
-    if not built.recipe.data.window:  # its first batch would want nearly every shard
+    if not (built.recipe.data.window or built.recipe.data.streaming):  # its first batch would want nearly every shard
         fetch_all(built.shards.paths)
     if start is not None:
         load_model(start, built.model, built.ranks.rank, built.ranks.world)
@@ -74,6 +74,8 @@ def train(recipe: Recipe, run_dir: Path, *, resume: Resume = False, command: str
 
 def _open(built: Built, folder: Path, table: dict[str, Any], data: str, resume: Resume, command: str) -> Checkpoint | None:
     start = find_start(folder, table, data, resume)
+    if start and built.recipe.data.streaming:
+        _check_readers(start, built)
     images = built.recipe.data
     about = {
         "methods": built.assembly.distributions(),
@@ -91,6 +93,16 @@ def _open(built: Built, folder: Path, table: dict[str, Any], data: str, resume: 
     if start and start.meta["ranks"] != built.ranks.world:
         print(f"{start.path}: was written by {start.meta['ranks']} ranks and goes on with {built.ranks.world}: not to the last bit.", file=sys.stderr)
     return start
+
+
+def _check_readers(start: Checkpoint, built: Built) -> None:
+    """A stream goes on in the middle of an epoch only where each worker has the share that it had.  Raises CheckpointError."""
+    before = (start.meta["ranks"], max(1, start.meta["recipe"]["data"]["workers"]))
+    now = (built.ranks.world, max(1, built.recipe.data.workers))
+    if start.step % built.epoch and before != now:
+        said = " and ".join(f"{ranks} ranks x {workers} workers" for ranks, workers in (before, now))
+        ends = start.step + -start.step % built.epoch
+        raise CheckpointError(f"{start.path}: streamed by {said}: they change only between epochs (the next ends at step {ends}). Write as it was.")
 
 
 def _restore(built: Built, engine: Any, start: Checkpoint) -> None:
