@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import TYPE_CHECKING, Any, cast
 
 import attrs
@@ -59,6 +59,7 @@ class Assembly:
         self.parts: dict[str, Any] = {}  # by label
         self.uses: dict[str, tuple[str, str, Use]] = {}  # label -> slot, place, use
         self._callers: dict[tuple[str, str], Any] = {}
+        self._offered = entry_points(group=GROUP)  # once: it reads a file of every installed distribution
         self.manager = pluggy.PluginManager(GROUP)
         self.manager.add_hookspecs(Hooks)
         self.manager.register(_Defaults(), name=CORE)
@@ -154,7 +155,7 @@ class Assembly:
     def distributions(self) -> dict[str, str]:
         """Method -> the distribution that offers it, with its version."""
         methods = {use.use.partition(".")[0] for _, _, use in self.uses.values()}
-        return {m: _who(e) for m in sorted(methods) for e in entry_points(group=GROUP) if e.name == m}
+        return {m: _who(e) for m in sorted(methods) for e in self._offered if e.name == m}
 
     def table(self) -> dict[str, Any]:
         """The recipe as resolved: every option of every part written out."""
@@ -171,7 +172,7 @@ class Assembly:
     # ---- making
     def _add(self, slot: str, place: str, use: Use) -> None:
         method, _, name = use.use.partition(".")
-        cls = find_part(self.manager, method, name, place)
+        cls = find_part(self.manager, method, name, place, self._offered)
         hooks = answered(cls)
         if slot in ANSWERS and ANSWERS[slot] not in hooks:
             raise RecipeError(f"{place}: does not answer {ANSWERS[slot]}, which [{slot}] calls; it answers {', '.join(hooks) or 'nothing'}.")
@@ -329,9 +330,12 @@ def methods() -> list[str]:
     return sorted({e.name for e in entry_points(group=GROUP)})
 
 
-def load(manager: pluggy.PluginManager, method: str, place: str) -> Mapping[str, type]:
-    """Import and register the method that an entry point names, and no other; its parts by name.  Raises RecipeError, PluginError."""
-    offered = entry_points(group=GROUP)
+def load(manager: pluggy.PluginManager, method: str, place: str, offered: EntryPoints | None = None) -> Mapping[str, type]:
+    """Import and register the method that an entry point names (of those `offered`, or installed), and no other; its parts by name.
+
+    Raises RecipeError, PluginError.
+    """
+    offered = entry_points(group=GROUP) if offered is None else offered
     found = [e for e in offered if e.name == method]
     if not found:
         raise RecipeError(f"{place}: no method {method!r} is installed.{closest(method, {e.name for e in offered})}")
@@ -356,9 +360,9 @@ def load(manager: pluggy.PluginManager, method: str, place: str) -> Mapping[str,
     return answer[0]
 
 
-def find_part(manager: pluggy.PluginManager, method: str, name: str, place: str) -> type:
+def find_part(manager: pluggy.PluginManager, method: str, name: str, place: str, offered: EntryPoints | None = None) -> type:
     """The class of a part.  Raises RecipeError with the nearest right name, PluginError where it is no attrs class."""
-    found = load(manager, method, place)
+    found = load(manager, method, place, offered)
     if name not in found:
         raise RecipeError(f"{place}: {method} has no part {name!r}.{closest(name, found)}")
     if not isinstance(found[name], type) or not attrs.has(found[name]):
@@ -368,10 +372,11 @@ def find_part(manager: pluggy.PluginManager, method: str, name: str, place: str)
 
 def installed(only: str | None = None) -> Iterator[tuple[str, str, Mapping[str, type] | TwinviewError]]:
     """Every installed method (or one): name, distribution with version, and its parts (or why it cannot be loaded)."""
-    for method in [only] if only else methods():
-        who = next(_who(e) for e in entry_points(group=GROUP) if e.name == method)
+    offered = entry_points(group=GROUP)
+    for method in [only] if only else sorted(offered.names):
+        who = next(_who(e) for e in offered if e.name == method)
         try:
-            yield method, who, load(pluggy_manager(), method, method)
+            yield method, who, load(pluggy_manager(), method, method, offered)
         except TwinviewError as e:
             yield method, who, e
 
