@@ -33,6 +33,7 @@ class Siamese(nn.Module):
 
     mean: Tensor
     std: Tensor
+    fused_attention = False  # on a CPU in low precision too: to measure what a GPU keeps
 
     def __init__(self, assembly: Assembly, dims: Dims, encoder: nn.Module | None = None) -> None:
         """`encoder`: the one that `dims` was worked out from, to save making it again."""
@@ -63,7 +64,8 @@ class Siamese(nn.Module):
     def forward(self, batch: Batch, progress: Progress, watch: bool = False) -> Outcome:
         """All losses of a micro-batch.  `watch`: also work out what is only logged.  Autocast, where the recipe asks for it, is in here."""
         low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.assembly.recipe.run.precision)
-        with torch.autocast(self.device.type, low, enabled=low is not None), _attention(low is not None and self.device.type == "cpu"):
+        plain_attention = low is not None and self.device.type == "cpu" and not self.fused_attention
+        with torch.autocast(self.device.type, low, enabled=low is not None), _attention(plain_attention):
             step = LazyStep(self, batch, progress, watch)
             total, terms = torch.zeros((), device=self.device), dict[str, Tensor]()
             for label in self.assembly.answers("loss"):

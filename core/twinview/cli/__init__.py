@@ -41,6 +41,13 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--ranks", metavar="N", type=int, default=1, help="processes on this machine (default: 1; launchers set their own)")
     train.add_argument("--dry-run", action="store_true", help="one real batch: memory, seconds a step, who answers what; writes nothing")
 
+    plan = command("plan", "plan.plan", "say what a recipe needs of each GPU and of the links between them, and the ZeRO stage to take")
+    recipe(plan)
+    plan.add_argument("--gpus", metavar="N", type=int, default=1, help="ranks (default: 1)")
+    plan.add_argument("--memory", metavar="GIB", type=float, default=0.0, help="of each GPU (default: of the GPU that is here)")
+    plan.add_argument("--bandwidth", metavar="GB/S", type=float, default=0.0, help="that a GPU sends: adds seconds of communication")
+    plan.add_argument("--json", action="store_true", help="everything in bytes, as JSON")
+
     recipe(command("check", "recipes.check", "print a recipe as resolved, and who answers each hook"))
     command("recipes", "recipes.recipes", "list the recipes that come with twinview")
     parts = command("parts", "recipes.parts", "list the parts of the installed methods, with their options")

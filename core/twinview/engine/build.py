@@ -85,10 +85,15 @@ def _recompute_blocks(model: Siamese) -> None:
 
     encoder: Any = model.online.encoder
     if not hasattr(encoder, "recomputable") or not encoder.recomputable():
-        use = model.assembly.recipe.encoder.use
-        raise RecipeError(f"[run] activation_checkpointing: [encoder] {use} names no blocks of this network. Leave it out, or choose another network.")
+        raise no_blocks(model.assembly.recipe)
     for block in model.online.recomputable():
         recompute(block)
+
+
+def no_blocks(recipe: Recipe) -> RecipeError:
+    """What to say where activation checkpointing has nothing to work on."""
+    what = f"[encoder] {recipe.encoder.use} names no blocks of this network"
+    return RecipeError(f"[run] activation_checkpointing: {what}. Leave it out, or choose another network.")
 
 
 def _check_batchnorm(model: Siamese, recipe: Recipe, world: int) -> None:
