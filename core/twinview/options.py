@@ -69,6 +69,7 @@ class Data:
     window: int = field(default=0, validator=ge(0))  # shards shuffled together; 0 = all of them
     frozen_draws: bool = False  # every epoch draws the views of the first
     augment_on: Literal["worker", "device"] = "worker"
+    decode: Literal["full", "scaled"] = "full"  # scaled: JPEGs at 1/2, 1/4 or 1/8 where every view is still made smaller; nearly the same pixels
     channels: int = _positive(3)  # of an image; with 3, grey ones become three equal channels
     white: int = field(default=0, validator=[ge(0), lt(1 << 16)])  # of 16-bit images: the value that is full scale (4095 of 12 bits); 0: refused
     mean: Numbers = field(factory=lambda: [0.485, 0.456, 0.406])  # of the channels, 0..1 of full scale; "shards": as their manifest says

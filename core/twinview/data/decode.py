@@ -4,7 +4,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from twinview.data.samples import Samples
 from twinview.errors import DataError
 from twinview.options import Data
 from twinview.values import Size
+
+T = TypeVar("T")
 
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "npy")
 MAP_FIELD = "seg.png"  # `png` too, where the image is another field
@@ -68,20 +70,26 @@ def bad_sample(shards: Samples, i: int, reason: str) -> BadSample:
 
 def read_image(shards: Samples, i: int, form: Form = RGB) -> Tensor:
     """The image of sample `i` as `image` gives it.  Raises BadSample."""
-    return _read(shards, i, lambda data: image(data, form))
+    return read(shards, i, lambda data: image(data, form))
 
 
 def read_values(shards: Samples, i: int) -> Tensor:
     """The image of sample `i` as it is: `values`.  Raises BadSample."""
-    return _read(shards, i, values)
+    return read(shards, i, values)
 
 
-def _read(shards: Samples, i: int, decoded: Callable[[bytes], Tensor]) -> Tensor:
+def read(shards: Samples, i: int, use: Callable[[bytes], T]) -> T:
+    """What `use` makes of the file that is sample `i`'s image.  Raises BadSample for its ValueError."""
     field = image_field(shards.names(i))
     if field is None:
         raise bad_sample(shards, i, f"has no image ({', '.join(IMAGE_FIELDS)}); it has {', '.join(shards.names(i))}")
+    return tried(shards, i, use, shards.read(i, (field,)).fields[field])
+
+
+def tried(shards: Samples, i: int, use: Callable[[bytes], T], data: bytes) -> T:
+    """`use(data)`, a file of sample `i`.  Raises BadSample for its ValueError."""
     try:
-        return decoded(shards.read(i, (field,)).fields[field])
+        return use(data)
     except ValueError as e:
         raise bad_sample(shards, i, str(e)) from None
 
@@ -139,10 +147,10 @@ def values(data: bytes) -> Tensor:
     """A file as it is: [C, H, W] uint8 or uint16, upright, transparency dropped.  Raises ValueError with the reason."""
     if arrays.holds(data):
         return arrays.read(data, 3 * MAX_PIXELS)
-    opened = _open_image(data)
+    opened = open_image(data)
     if opened.mode not in GREY_16:
         return _eight_bits(data, 1 if opened.mode in GREY else 3)
-    with _reasons("cannot be decoded"):
+    with reasons("cannot be decoded"):
         return torch.from_numpy(np.array(ImageOps.exif_transpose(opened)).astype(np.uint16))[None]
 
 
@@ -163,17 +171,17 @@ def _eight_bits(data: bytes, channels: int) -> Tensor:
 
 def picture(data: bytes) -> Image.Image:
     """An image that PIL reads, upright and of mode L or RGB.  Raises ValueError with the reason, also for one of more than 8 bits."""
-    opened = _open_image(data)
+    opened = open_image(data)
     if opened.mode in GREY_16:
         raise ValueError("has 16 bits a channel")
-    with _reasons("cannot be decoded"):
+    with reasons("cannot be decoded"):
         return ImageOps.exif_transpose(opened).convert("L" if opened.mode in GREY else "RGB")
 
 
 def label_map(data: bytes) -> Tensor:
     """A picture of class numbers (grey of 8 or 16 bits, or palette: the palette's places) -> [H, W] int64.  Raises ValueError."""
     opened = _open_map(data)
-    with _reasons("cannot be decoded"):
+    with reasons("cannot be decoded"):
         return torch.from_numpy(np.array(opened).astype(np.int64))
 
 
@@ -181,8 +189,8 @@ def image_header(data: bytes) -> Header:
     """Height and width as EXIF turns them, channels and bits, from the header alone.  Raises ValueError where `values` would for the header."""
     if arrays.holds(data):
         return arrays.header(data)
-    opened = _open_image(data)
-    with _reasons("cannot be opened"):
+    opened = open_image(data)
+    with reasons("cannot be opened"):
         turned = opened.getexif().get(0x0112, 1) >= 5
     size = (opened.width, opened.height) if turned else (opened.height, opened.width)
     deep = opened.mode in GREY_16
@@ -218,7 +226,8 @@ def _is_png_16(data: bytes) -> bool:
     return data.startswith(PNG) and data[24:25] == b"\x10"
 
 
-def _open_image(data: bytes) -> Image.Image:
+def open_image(data: bytes) -> Image.Image:
+    """Its header read by PIL, and no pixels yet.  Raises ValueError for what `values` refuses by the header."""
     opened = _open(data)
     if opened.mode not in GREY_16 and (opened.mode.startswith(DEEP) or _is_png_16(data)):
         what = f"PIL mode {opened.mode}" if opened.mode.startswith(DEEP) else "a PNG in colour or with transparency"
@@ -239,7 +248,7 @@ def _open(data: bytes) -> Image.Image:
     if size := _stated_size(data):
         _check(size)  # before PIL warns of it
     try:
-        with _reasons("cannot be opened"):
+        with reasons("cannot be opened"):
             opened = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
         raise ValueError(f"is no image; it begins with {data[:12]!r}") from None
@@ -266,7 +275,7 @@ def _stated_size(data: bytes) -> Size | None:
 
 
 @contextmanager
-def _reasons(what: str) -> Iterator[None]:
+def reasons(what: str) -> Iterator[None]:
     """Whatever PIL raises becomes a ValueError of one line; of damaged files that may be nearly any exception."""
     try:
         yield

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from twinview.assembly import Assembly, assemble
-from twinview.data import decode, draws
+from twinview.data import decode, draws, reduced
 from twinview.data.decode import BadSample, Form
 from twinview.data.order import Place
 from twinview.data.samples import Samples
 from twinview.errors import DataError, PluginError
 from twinview.recipe import Recipe
-from twinview.values import Batch, Dims, Geometry
+from twinview.values import Batch, Dims, Geometry, Size
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,12 @@ class Parts:
     def __init__(self, assembly: Assembly) -> None:
         self.calls, self.rng = assembly.calls, draws.Rekeyed()
         self.augment, self.masks = assembly.has("draw_augment"), assembly.has("make_masks")
+
+
+class _Image(NamedTuple):
+    size: Size
+    scalable: bool
+    pixels: Callable[[int], Tensor]  # of a unit (`reduced.unit`), 1 unless it is scalable
 
 
 class Views:
@@ -93,6 +99,15 @@ class Views:
             first = draws.rng(self.recipe.run.seed, epoch, self.shards.key(index), draws.again("replacement", again)).integers(len(mates))
             yield from (mates[(int(first) + n) % len(mates)] for n in range(self.recipe.data.bad_samples))
 
+    def _image(self, index: int) -> _Image:
+        shards, form = self.shards, Form.of(self.recipe.data)
+        if self.recipe.data.decode == "scaled" and form == decode.RGB:
+            data, size = decode.read(shards, index, lambda data: (data, reduced.full_size(data)))
+            if size is not None:
+                return _Image(size, True, lambda unit: decode.tried(shards, index, lambda data: reduced.image(data, unit), data))
+        pixels = decode.read_image(shards, index, form)
+        return _Image((pixels.shape[1], pixels.shape[2]), False, lambda _: pixels)
+
     def _item(self, epoch: int, again: int, index: int) -> Item:
         parts, key = self._made(), self.shards.key(index)
         drawn = 0 if self.recipe.data.frozen_draws else epoch
@@ -100,14 +115,15 @@ class Views:
         def rng(purpose: str) -> np.random.Generator:
             return parts.rng(self.recipe.run.seed, drawn, key, draws.again(purpose, again))
 
-        pixels = decode.read_image(self.shards, index, Form.of(self.recipe.data))
-        height, width = pixels.shape[-2:]
-
+        image = self._image(index)
+        height, width = image.size
         geometry = parts.calls.sample_views(size=(height, width), rng=rng("views"))
         if geometry.sizes != self.dims.sizes or geometry.pairs != self.dims.pairs:
             raise PluginError(f"[views] {self.recipe.views.use}: gives other sizes or pairs for an image of {height}x{width} than for the first. "
                               "They are the same for every image.")
-        geometry, boxes = on_pixels(geometry, height, width)
+        unit = reduced.unit(geometry, image.size) if image.scalable else 1
+        geometry, boxes = on_pixels(geometry, height, width, unit)
+        pixels = image.pixels(unit)
         images = tuple(cut(pixels, box, size, bool(flip)) for box, size, flip in zip(boxes, geometry.sizes, geometry.flips))
 
         augment = masks = None
@@ -128,13 +144,17 @@ class Views:
         )
 
 
-def on_pixels(geometry: Geometry, height: int, width: int) -> tuple[Geometry, list[list[int]]]:
-    """Round boxes to whole pixels of the source, at least one: what is cut is what Geometry says.  Gives x0 y0 x1 y1 in pixels too."""
-    pixels = []
+def on_pixels(geometry: Geometry, height: int, width: int, unit: int = 1) -> tuple[Geometry, list[list[int]]]:
+    """Round boxes to whole pixels of the source, at least one: what is cut is what Geometry says.  Gives x0 y0 x1 y1 in pixels too.
+
+    Of a source decoded with `unit` x `unit` pixels in one, these are the pixels; what is left of a side at its end is not cut.
+    """
+    pixels, columns, rows = [], width // unit, height // unit
     for left, top, right, bottom in geometry.boxes.tolist():  # a few numbers: sooner done without arrays
-        x0, y0 = min(max(round(left * width), 0), width - 1), min(max(round(top * height), 0), height - 1)
-        pixels.append([x0, y0, min(max(round(right * width), x0 + 1), width), min(max(round(bottom * height), y0 + 1), height)])
-    boxes = np.array(pixels) / (width, height, width, height)
+        x0, y0 = min(max(round(left * width / unit), 0), columns - 1), min(max(round(top * height / unit), 0), rows - 1)
+        x1, y1 = min(max(round(right * width / unit), x0 + 1), columns), min(max(round(bottom * height / unit), y0 + 1), rows)
+        pixels.append([x0, y0, x1, y1])
+    boxes = np.array(pixels) * unit / (width, height, width, height)
     return geometry._replace(boxes=torch.from_numpy(boxes.astype(np.float32)), source=torch.tensor([height, width])), pixels
 
 
