@@ -372,3 +372,20 @@ def test_what_a_batch_wishes_for(tables: dict[str, Any], shards: list[str]) -> N
         assert all(now <= set(wish) for now, wish in zip(at, wished)), "what is in use"
         turn = next(i for i, now in enumerate(at) if now != at[0])
         assert at[turn] <= wished[0], "and what the next window holds"
+
+
+def test_a_run_on_a_url_is_the_run_on_the_files(server: Any, toy: dict[str, Any], shards: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    from twinview.api import train
+    from twinview.cli import main
+
+    table = {**toy, "run": {**toy["run"], "steps": 12, "batch_size": 8, "device": "cpu"}}
+    near = train(table, f"data.shards={server.folder}/{{a,b,c}}.tar", run=server.folder / "near")
+    for window in (0, 2):
+        far = train(table, f"data.shards={server.url}/{{a,b,c}}.tar", f"data.window={window}", run=server.folder / f"far{window}")
+        assert window or far.loss == near.loss
+    manifests = [json.loads((server.folder / run / "manifest.json").read_text())["data"] for run in ("near", "far0")]
+    assert manifests[0]["checksum"] == manifests[1]["checksum"] and manifests[1]["shards"][0] == f"{server.url}/a.tar"
+    assert main(["shards", "check", server.url + "/{a,b,c}.tar"]) == 0 and "61 images" in capsys.readouterr().out
+    assert main(["shards", "stat", server.url + "/b.tar"]) == 0 and "samples     33" in capsys.readouterr().out
+    assert main(["shards", "stat", server.url + "/d.tar"]) == 2
+    assert capsys.readouterr().err.strip().endswith("/d.tar: the server answers 404 Not Found.")

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +20,7 @@ from twinview.data.loader import training_batches
 from twinview.data.mixture import open_data
 from twinview.data.shards import open_shards
 from twinview.data.stream import Stream, tar_samples
-from twinview.data.stream_batches import shuffled
+from twinview.data.stream_batches import read_ahead, shuffled
 from twinview.engine.checkpoint import steps_in
 from twinview.errors import CheckpointError, DataError, RecipeError
 from twinview.recipe import read
@@ -155,9 +157,37 @@ def test_bad_samples_are_replaced_and_a_resume_has_the_same(streamed: dict[str, 
 def test_the_reservoir_holds_every_item_once() -> None:
     for size in (1, 7, 200):
         found = list(shuffled(range(100), size, np.random.Philox(3)))
-        assert sorted(found) == list(range(100)) and (found == list(range(100))) == (size == 1)
-        late = [i - place for place, i in enumerate(found)]
-        assert max(late) <= size, "an item comes at most the buffer early"
+        assert sorted(found) == list(range(100)) and found != list(range(100)) and found == list(shuffled(range(100), size, np.random.Philox(3)))
+        early = [i - place for place, i in enumerate(found)]
+        assert max(early) <= size, "an item comes at most the buffer early"
+    lazy = iter(range(100))
+    next(iter(shuffled(lazy, 50, np.random.Philox(3))))
+    assert next(lazy) <= 8, "the first comes before the buffer is full"
+
+
+def test_what_is_read_ahead_comes_in_order_with_its_faults_and_ends_with_its_reader() -> None:
+    closed = []
+
+    def items() -> Any:
+        try:
+            yield from range(30)
+            raise DataError("the end")
+        finally:
+            closed.append(True)
+
+    found = []
+    with pytest.raises(DataError, match="the end"):
+        for item in read_ahead(items(), 4):
+            found.append(item)
+    assert found == list(range(30)) and closed == [True]
+    assert list(read_ahead((n for n in range(9)), 4)) == list(range(9))
+    reader = read_ahead(items(), 4)
+    assert [next(reader) for _ in range(3)] == [0, 1, 2]
+    reader.close()  # type: ignore[attr-defined]
+    until = time.monotonic() + 5
+    while len(closed) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert closed == [True, True]
 
 
 def test_a_run_resumes_to_the_bit_and_refuses_other_readers(
@@ -169,8 +199,6 @@ def test_a_run_resumes_to_the_bit_and_refuses_other_readers(
     assert sum("the order depends on ranks and workers" in record.getMessage() for record in caplog.records) >= 1
     for step in steps_in(tmp_path / "whole" / "checkpoints"):
         assert step in (7, 14)
-    import shutil
-
     shutil.copytree(tmp_path / "whole", tmp_path / "half")
     shutil.rmtree(tmp_path / "half" / "checkpoints" / "step-000014")
     (tmp_path / "half" / "checkpoints" / "latest").write_text("step-000007")

@@ -5,10 +5,13 @@ and from the start again where an epoch wants more of it.  Every rank makes the 
 """
 from __future__ import annotations
 
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, suppress
 from itertools import count
-from typing import Any, NamedTuple, TypeVar
+from queue import Full, Queue
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
@@ -23,6 +26,7 @@ from twinview.values import Batch, Dims
 
 T = TypeVar("T")
 
+READ_AHEAD = 64  # samples
 SPARE = 16  # samples before a batch that may stand in for one of it
 
 
@@ -86,9 +90,9 @@ class StreamBatches:
         shards = permutation(seed_of(self.recipe.run.seed, "stream"), epoch, len(self.stream.paths))[consumer :: self.consumers]
         for again in count():
             bits = np.random.Philox(key=np.array([seed_of(self.recipe.run.seed, "reservoir", consumer, again), epoch], np.uint64))
-            yield from shuffled(self._pass(shards, again), self.recipe.data.buffer, bits)
+            yield from shuffled(read_ahead(self._pass(shards, again), READ_AHEAD), self.recipe.data.buffer, bits)
 
-    def _pass(self, shards: list[int], again: int) -> Iterator[Numbered]:
+    def _pass(self, shards: list[int], again: int) -> Generator[Numbered]:
         for shard in shards:
             first = int(self.stream.starts[shard]) + again * self._span
             for local, sample in enumerate(self.stream.read_shard(shard)):
@@ -103,14 +107,48 @@ def permutation(seed: int, epoch: int, n: int) -> list[int]:
 
 
 def shuffled(items: Iterable[T], size: int, bits: np.random.Philox) -> Iterator[T]:
-    """All items, each swapped for a random one of the `size` that are held."""
+    """All items, each a random one of those held: `size`, and to begin with a tenth, which grow by one for every two that come."""
     held: list[T] = []
-    for item in items:
-        if len(held) < size:
-            held.append(item)
-            continue
-        at = int(bits.random_raw()) % size
-        held[at], item = item, held[at]
-        yield item
+    for n, item in enumerate(items):
+        held.append(item)
+        if len(held) > size or (n % 2 and len(held) > size // 10):
+            at = int(bits.random_raw()) % len(held)
+            held[at], held[-1] = held[-1], held[at]
+            yield held.pop()
     for at in np.argsort(bits.random_raw(len(held)), kind="stable").tolist():
         yield held[at]
+
+
+def read_ahead(items: Generator[T], most: int) -> Iterator[T]:
+    """The same items, up to `most` of them read ahead by a thread while others are used.  What reading raises comes out here."""
+    waiting: Queue[tuple[T | None, BaseException | None]] = Queue(most)
+    ended = threading.Event()
+
+    def put(item: T | None, fault: BaseException | None = None) -> None:
+        while not ended.is_set():
+            with suppress(Full):
+                waiting.put((item, fault), timeout=0.1)
+                return
+
+    def read() -> None:
+        try:
+            with closing(items):
+                for item in items:
+                    put(item)
+                    if ended.is_set():
+                        return
+            put(None, StopIteration())
+        except BaseException as e:
+            put(None, e)
+
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        while True:
+            item, fault = waiting.get()
+            if isinstance(fault, StopIteration):
+                return
+            if fault is not None:
+                raise fault
+            yield cast(T, item)
+    finally:
+        ended.set()
