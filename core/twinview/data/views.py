@@ -124,7 +124,7 @@ class Views:
         unit = reduced.unit(geometry, image.size) if image.scalable else 1
         geometry, boxes = on_pixels(geometry, height, width, unit)
         pixels = image.pixels(unit)
-        images = tuple(cut(pixels, box, size, bool(flip)) for box, size, flip in zip(boxes, geometry.sizes, geometry.flips))
+        images = tuple(cut(pixels, box, size, flip) for box, size, flip in zip(boxes, geometry.sizes, geometry.flips.tolist()))
 
         augment = masks = None
         if parts.augment:

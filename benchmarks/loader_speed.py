@@ -1,0 +1,285 @@
+"""Two 224 px views with BYOL's photometry from JPEGs: images a second of one core, stage by stage, beside other libraries.
+
+    python benchmarks/loader_speed.py shards/camvid-train                        # twinview, torchvision
+    pip install lightly lightly-train && python benchmarks/loader_speed.py shards/camvid-train --rounds 9
+
+Contestants take turns within one run, on the same JPEGs in memory (twinview's worker reads its own from the shards), one thread, process CPU time,
+median of the rounds.  `twinview_stages_us` comes from a run of its own.  An image counts once, for both views.
+
+  decode_jpeg     torchvision's decoder alone: the limit of whatever decodes whole images
+  twinview        what a data worker does: read, decode, draw, cut, photometry, the batch
+  crops           the same without [augment]
+  scaled          the same as twinview with `data.decode = "scaled"`
+  torchvision     transforms.v2 on uint8 tensors: RandomResizedCrop, ColorJitter, grey, GaussianBlur(23), solarize with BYOL's settings
+  torchvision_15  the same with a 15 px kernel, which reaches as far as ours
+  lightly         lightly.transforms.BYOLTransform as it comes, on PIL images that PIL decodes; float views
+  lightly_train   LightlyTrain's transform for SimCLR as it comes (albumentations, OpenCV), on arrays that torchvision decodes; float views
+
+lightly's and LightlyTrain's are what they ship: normalised float views; LightlyTrain's blurs half of the views, and jitters more.
+What is not installed is left out with a line.  The result goes to benchmarks/results/loader_speed.json, or to --out.
+"""
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import platform
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms import v2
+
+from twinview.assembly import assemble
+from twinview.data import decode
+from twinview.data import views as views_module
+from twinview.data.shards import open_shards
+from twinview.data.views import Views
+from twinview.recipe import read
+from twinview_byol.photometry import Photometry
+
+OUT = Path(__file__).parent / "results" / "loader_speed.json"
+SIDE, BATCH = 224, 32
+Make = Callable[[Sequence[int]], Any]
+
+
+def recipe(shards: str, **tables: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "views": {"use": "byol.crops", "size": SIDE},
+        "encoder": {"use": "torchvision.resnet", "name": "resnet18"},
+        "loss": [{"use": "byol.image"}],
+        "data": {"shards": shards, "workers": 0, **tables.get("data", {})},
+        "optimizer": {"use": "sgd", "lr": 0.1},
+        "run": {"steps": 1, "batch_size": BATCH, "device": "cpu"},
+        **{name: table for name, table in tables.items() if name != "data"},
+    }
+
+
+def worker(table: dict[str, Any]) -> Views:
+    made = read(table)
+    assembly, shards = assemble(made), open_shards(made.data.shards)
+    return Views(made, assembly.dims(assembly.encoder(), len(shards), shards.classes), shards)
+
+
+def twinview_batches(table: dict[str, Any]) -> Make:
+    views, epoch = worker(table), Counter[str]()
+
+    def make(places: Sequence[int]) -> Any:
+        epoch["now"] += 1  # fresh draws in every round
+        return views.collate([(epoch["now"], i) for i in places])
+
+    return make
+
+
+def torchvision_batches(files: list[bytes], kernel: int) -> Make:
+    def view(blur: float, solarize: float) -> Callable[[Tensor], Tensor]:
+        made: Callable[[Tensor], Tensor] = v2.Compose([
+            v2.RandomResizedCrop(SIDE, scale=(0.08, 1.0), antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], 0.8),
+            v2.RandomGrayscale(0.2),
+            v2.RandomApply([v2.GaussianBlur(kernel, (0.1, 2.0))], blur),
+            v2.RandomSolarize(128, solarize),
+        ])
+        return made
+
+    both = view(1.0, 0.0), view(0.1, 0.2)
+
+    def make(places: Sequence[int]) -> Any:
+        decoded = [jpeg(files[i]) for i in places]
+        return [torch.stack([transform(image) for image in decoded]) for transform in both]
+
+    return make
+
+
+def lightly_batches(files: list[bytes]) -> Make:
+    transform = import_module("lightly.transforms").BYOLTransform()
+
+    def make(places: Sequence[int]) -> Any:
+        made = [transform(Image.open(io.BytesIO(files[i])).convert("RGB")) for i in places]
+        return [torch.stack([pair[v] for pair in made]) for v in range(2)]
+
+    return make
+
+
+def lightly_train_batches(files: list[bytes]) -> Make:
+    simclr = import_module("lightly_train._methods.simclr.simclr_transform")
+    args = simclr.SimCLRTransformArgs()
+    args.resolve_auto()
+    args.resolve_incompatible()
+    transform = simclr.SimCLRTransform(args)
+
+    def make(places: Sequence[int]) -> Any:
+        made = [transform({"image": jpeg(files[i]).permute(1, 2, 0).numpy()}) for i in places]
+        return [torch.stack([pair[v]["image"] for pair in made]) for v in range(2)]
+
+    return make
+
+
+def jpeg(data: bytes) -> Tensor:
+    decoded: Tensor = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    return decoded
+
+
+def contestants(shards: str, files: list[bytes]) -> dict[str, Make]:
+    byol: dict[str, Any] = {"augment": {"use": "byol.photometry"}}
+    made: dict[str, Make] = {
+        "decode_jpeg": lambda places: [jpeg(files[i]) for i in places],
+        "twinview": twinview_batches(recipe(shards, **byol)),
+        "crops": twinview_batches(recipe(shards)),
+        "scaled": twinview_batches(recipe(shards, data={"decode": "scaled"}, **byol)),
+        "torchvision": torchvision_batches(files, 23),
+        "torchvision_15": torchvision_batches(files, 15),
+    }
+    for name, build in (("lightly", lightly_batches), ("lightly_train", lightly_train_batches)):
+        try:
+            made[name] = build(files)
+        except ImportError as e:
+            print(f"{name} is left out: {e}")
+    return made
+
+
+def race(made: dict[str, Make], images: int, per_round: dict[str, int], rounds: int) -> dict[str, list[float]]:
+    """Microseconds an image of each contestant in each round; a first round warms up."""
+    taken: dict[str, list[float]] = {name: [] for name in made}
+    for r in range(rounds + 1):
+        for name, make in made.items():
+            n = per_round.get(name, 2 * BATCH)
+            places = [(r * 2 * BATCH + 5 * i) % images for i in range(n)]
+            start = time.process_time()
+            for at in range(0, n, BATCH):
+                make(places[at : at + BATCH])
+            taken[name].append((time.process_time() - start) / n * 1e6)
+    return {name: times[1:] for name, times in taken.items()}
+
+
+def stages(shards: str, images: int, rounds: int) -> dict[str, float]:
+    """Where the time of `twinview` goes, microseconds an image: the functions of a worker, timed as it calls them."""
+    views, spent = worker(recipe(shards, augment={"use": "byol.photometry"})), Counter[str]()
+    views.collate([(0, 0)])
+
+    def timed(where: Any, name: str, label: str) -> None:
+        inner = getattr(where, name)
+
+        def outer(*args: Any, **kwargs: Any) -> Any:
+            start = time.process_time_ns()
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                spent[label] += time.process_time_ns() - start
+
+        setattr(where, name, outer)
+
+    decoders = decode.DECODERS
+    for kind in decoders:
+        timed_decode = Timed(decoders[kind], spent)
+        decoders[kind] = timed_decode
+    timed(decode, "read_image", "read and decode")
+    timed(views_module, "cut", "cut two views")
+    timed(views_module, "collate", "stack the batch")
+    timed(views._made().calls, "apply_augment", "photometry")
+    timed(views._made().calls, "draw_augment", "draw photometry")
+    timed(views._made().calls, "sample_views", "draw views")
+    start, n = time.process_time_ns(), 0
+    for r in range(rounds):
+        places = [(r + 1, (r * 64 + 5 * i) % images) for i in range(2 * BATCH)]
+        for at in range(0, len(places), BATCH):
+            views.collate(places[at : at + BATCH])
+            n += BATCH
+    whole = time.process_time_ns() - start
+    spent["read, header"] = spent.pop("read and decode") - spent["decode"]
+    spent["other"] = whole - sum(spent.values())
+    return {name: round(ns / n / 1e3, 1) for name, ns in [*sorted(spent.items()), ("whole", whole)]}
+
+
+class Timed:
+    """A decoder that counts its time."""
+
+    def __init__(self, inner: Callable[..., Tensor], spent: Counter[str]) -> None:
+        self.inner, self.spent = inner, spent
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        start = time.process_time_ns()
+        try:
+            return self.inner(*args, **kwargs)
+        finally:
+            self.spent["decode"] += time.process_time_ns() - start
+
+
+def device_photometry(batch: int = 256) -> dict[str, float]:
+    """Images a second (two views) of `data.augment_on = "device"`, where there is one."""
+    part, rng = Photometry(), np.random.default_rng(0)
+    views = [torch.randint(0, 256, (batch, 3, SIDE, SIDE), dtype=torch.uint8, device="cuda") for _ in range(2)]
+    drawn = []
+    for v in range(2):
+        many = [part.draw_augment(v, (SIDE, SIDE), rng) for _ in range(batch)]
+        drawn.append({name: torch.stack([d[name] for d in many]) for name in many[0]})
+    times = []
+    for _ in range(12):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for pixels, params in zip(views, drawn):
+            part.apply_augment(pixels, params)
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return {"batch": batch, "images_per_second": round(batch / statistics.median(times[2:]), 1)}
+
+
+def processor() -> str:
+    info = Path("/proc/cpuinfo")
+    named = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return named[0] if named else platform.processor()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shards", help="a folder of shards of JPEGs")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--name", default="", help="what to call the images in the result")
+    parser.add_argument("--only", nargs="*", default=[], help="contestants; all that are installed")
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    load = os.getloadavg()[0]
+    opened = open_shards(args.shards)
+    files = [opened.read(i, ("jpg",)).fields["jpg"] for i in range(len(opened))]
+    made = {name: make for name, make in contestants(args.shards, files).items() if not args.only or name in args.only}
+    taken = race(made, len(files), {"torchvision": 4, "torchvision_15": 8, "lightly": BATCH}, args.rounds)
+    height, width = jpeg(files[0]).shape[1:]
+    median = {name: statistics.median(times) for name, times in taken.items()}
+    kib = sum(map(len, files)) / len(files) / 1024
+    others = {name: us for name, us in median.items() if name != "twinview"}
+    result: dict[str, Any] = {
+        "images": {"name": args.name or Path(args.shards).name, "count": len(files), "first": f"{width}x{height}", "mean_kib": round(kib, 1)},
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "load": [round(load, 1), round(os.getloadavg()[0], 1)]},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__, **versions(made)},
+        "images_per_second_per_core": {name: round(1e6 / us, 1) for name, us in median.items()},
+        "spread_us": {name: [round(min(times)), round(max(times))] for name, times in taken.items()},
+        "twinview_over": {name: round(us / median["twinview"], 2) for name, us in others.items()} if "twinview" in median else {},
+        "twinview_stages_us": stages(args.shards, len(files), args.rounds),
+    }
+    if torch.cuda.is_available():
+        result["device_photometry"] = {"device": torch.cuda.get_device_name(), **device_photometry()}
+    args.out.parent.mkdir(exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+def versions(made: dict[str, Make]) -> dict[str, str]:
+    return {name: version(name.replace("_", "-")) for name in ("lightly", "lightly_train") if name in made}
+
+
+if __name__ == "__main__":
+    main()
