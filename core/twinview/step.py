@@ -50,6 +50,7 @@ class Siamese(nn.Module):
         if assembly.recipe.target.momentum > 0:
             copies = {key: _copy(head.module) for key, head in heads.items() if head.kind == "averaged"}
             self.target = Branch(_copy(self.online.encoder), copies, labels, state)
+        self.followed = False  # the target has followed these very weights of the online branch: the step that came then was left out
         self.together = _together(assembly, dims) if assembly.recipe.run.views_together else _NONE_TOGETHER
         self.branches = Branches(self.online, self.target or self.online, lambda: assembly.encoder(random=True))
         mean, std = (torch.tensor(numbers).view(1, -1, 1, 1) * 255 for numbers in assembly.recipe.data.colours())

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from twinview.engine import compiled
+from twinview.engine.config import check_recipe
 from twinview.engine.metrics import read_metrics
 from twinview.engine.train import train
 from twinview.errors import RecipeError
@@ -42,6 +43,8 @@ def test_what_cannot_be_compiled_is_refused(tiny: Table, tmp_path: Path, monkeyp
     tiny = {**tiny, "run": {**tiny["run"], "compile": True}}
     with pytest.raises(RecipeError, match=r"\[run\] compile: ZeRO stage 3 .* Write stage = 2"):
         train(from_table({**tiny, "deepspeed": {"zero_optimization": {"stage": 3}}}), tmp_path / "run")
+    with pytest.raises(RecipeError, match=r"\[run\] compile: .* activation_checkpointing .* Write one of the two\.$"):
+        check_recipe(from_table({**tiny, "run": {**tiny["run"], "activation_checkpointing": True}}))
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(RecipeError, match=r"\[run\] compile: .* there is no no-such-compiler"):
         train(from_table(tiny), tmp_path / "run")

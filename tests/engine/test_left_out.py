@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -90,6 +91,26 @@ def test_a_bad_step_is_left_out_whole(sick: Callable[..., Table], tmp_path: Path
     assert [row.get("bad_steps") for row in logged] == [None, None, 1.0, 1.0, 1.0, 1.0]
     weights = torch.load(run / "checkpoints/step-000006/model.pt", weights_only=True)
     assert all(bool(v.isfinite().all()) for v in weights.values())
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_target_that_follows_before_the_forward_pass_follows_once(sick: Callable[..., Table], tmp_path: Path, stage: int) -> None:
+    """Step 3 is left out after the target followed; step 4 moves the weights without, in a run that goes on after step 3 too."""
+    run, target = tmp_path / "run", {"momentum": 0.9, "schedule": "constant", "update": "before_forward"}
+    table = {**sick([3], stage), "target": target}
+    train(from_table(table), run)
+    assert same(run, 2, 3, but="target.") and not same(run, 3, 4, but="target.")
+    weights = [torch.load(run / f"checkpoints/step-{step:06d}/model.pt", weights_only=True) for step in range(2, 6)]
+    name = next(n for n in weights[0] if n.startswith("target.") and n.endswith("body.4.weight"))
+    two, three, four, five = (w[name] for w in weights)
+    assert torch.equal(three, torch.lerp(two, weights[0][name.replace("target.", "online.")], 1 - 0.9)) and not torch.equal(two, three)
+    assert torch.equal(four, three) and not torch.equal(five, four)
+    before = rows(run)
+    for step in (4, 5, 6):
+        shutil.rmtree(run / f"checkpoints/step-{step:06d}")
+    (run / "checkpoints/latest").write_text("step-000003")
+    train(from_table(table), run, resume=True)
+    assert [row["loss"] for row in rows(run)] == [row["loss"] for row in before]
 
 
 def test_a_bad_step_is_told_with_its_images_and_one_too_many_ends_the_run(

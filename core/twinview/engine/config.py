@@ -48,6 +48,8 @@ def check_recipe(recipe: Recipe) -> None:
         raise RecipeError("[run] keep_best: the recipe scores nothing. Add an [[evaluate]] table, or leave keep_best out.")
     if recipe.run.compile and stage(recipe) == 3:
         raise RecipeError("[run] compile: ZeRO stage 3 gathers parameters layer by layer, inside what would be compiled. Write stage = 2.")
+    if recipe.run.compile and recipe.run.activation_checkpointing:
+        raise RecipeError("[run] compile: torch.compile does not follow activation_checkpointing into its second pass. Write one of the two.")
     for key in ("warmup_steps", "warmup_epochs"):
         if recipe.run.hours is not None and getattr(recipe.schedule, key) is not None:
             raise RecipeError(f"[schedule] {key}: a run of run.hours does not know its steps. Write warmup_share.")

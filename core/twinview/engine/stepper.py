@@ -34,7 +34,8 @@ def take_step(built: Built, engine: Any, batches: Iterator[Batch], progress: Pro
     """Move the online branch by one optimizer step and let the target follow.
 
     `watch`: also work out what is only logged.  Where loss or gradient are not finite nothing moves, on no rank: not the online branch, not the
-    target; under [run] bad_steps what the forward passes wrote (BatchNorm statistics, queues) is undone as well.
+    target (one that follows before the forward pass has, and does not again at the next step); under [run] bad_steps what the forward passes wrote
+    (BatchNorm statistics, queues) is undone as well.
     """
     recipe, model = built.recipe, built.model
     began, source = time.perf_counter(), _Timed(batches)
@@ -42,7 +43,7 @@ def take_step(built: Built, engine: Any, batches: Iterator[Batch], progress: Pro
     lr = recipe.optimizer.peak(recipe.run.batch_size)
     set_rates(built.optimizer, lr, factor)
     momentum = momentum_at(recipe.target, progress.share) if model.target is not None else 0.0
-    if recipe.target.update == "before_forward":
+    if recipe.target.update == "before_forward" and not model.followed:
         model.follow(momentum)
     before = _written(model) if recipe.run.bad_steps else {}
     values: dict[str, Tensor | float] = {}
@@ -53,6 +54,7 @@ def take_step(built: Built, engine: Any, batches: Iterator[Batch], progress: Pro
     norm, moved = measured(engine)
     scale = scale_of(engine)
     values |= {"lr": lr * factor, "momentum": momentum, "grad_norm": norm, **({"loss_scale": scale.cur_scale} if scale.fp16 else {})}
+    model.followed = not moved and recipe.target.update == "before_forward"
     if not moved:
         _undo(model, before)
         return Taken(values, time.perf_counter() - began, source.seconds, leave_out(progress, (*micros, micro), scale))

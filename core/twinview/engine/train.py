@@ -113,6 +113,7 @@ def _restore(built: Built, engine: Any, start: Checkpoint) -> None:
     if start.meta["ranks"] == built.ranks.world:
         set_random_states(start.load(f"rank-{built.ranks.rank}.pt")["random"], built.ranks.device)
     scale_of(engine).load(start.meta.get("loss_scale", {}))
+    built.model.followed = start.meta.get("followed", False)
 
 
 class _Loop:
@@ -297,7 +298,7 @@ class _Loop:
         """A checkpoint of all that the next step depends on; `row`, what is still to be written of this step."""
         if self.metrics:
             self.metrics.sync()
-        kept = {"loss_scale": scale_of(self.engine).state(), "left_out": self.left_out.state()}
+        kept = {"loss_scale": scale_of(self.engine).state(), "left_out": self.left_out.state(), "followed": self.built.model.followed}
         meta = {"step": self.step, "epoch": self.step // self.built.epoch, "elapsed": self.elapsed(), "row": row, **kept, **self.meta}
         state = whole_optimizer_state(self.engine, self.built.optimizer, self.built.moved)
         self.saved = self.step
