@@ -83,13 +83,13 @@ def read(shards: Samples, i: int, use: Callable[[bytes], T]) -> T:
     field = image_field(shards.names(i))
     if field is None:
         raise bad_sample(shards, i, f"has no image ({', '.join(IMAGE_FIELDS)}); it has {', '.join(shards.names(i))}")
-    return tried(shards, i, use, shards.read(i, (field,)).fields[field])
+    return tried(shards, i, lambda: use(shards.read(i, (field,)).fields[field]))
 
 
-def tried(shards: Samples, i: int, use: Callable[[bytes], T], data: bytes) -> T:
-    """`use(data)`, a file of sample `i`.  Raises BadSample for its ValueError."""
+def tried(shards: Samples, i: int, work: Callable[[], T]) -> T:
+    """What is made of sample `i`.  Raises BadSample for its ValueError."""
     try:
-        return use(data)
+        return work()
     except ValueError as e:
         raise bad_sample(shards, i, str(e)) from None
 

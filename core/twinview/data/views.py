@@ -104,7 +104,7 @@ class Views:
         if self.recipe.data.decode == "scaled" and form == decode.RGB:
             data, size = decode.read(shards, index, lambda data: (data, reduced.full_size(data)))
             if size is not None:
-                return _Image(size, True, lambda unit: decode.tried(shards, index, lambda data: reduced.image(data, unit), data))
+                return _Image(size, True, lambda unit: decode.tried(shards, index, lambda: reduced.image(data, unit)))
         pixels = decode.read_image(shards, index, form)
         return _Image((pixels.shape[1], pixels.shape[2]), False, lambda _: pixels)
 
