@@ -175,10 +175,15 @@ def main() -> None:
             Image.fromarray(rng.integers(0, 256, (160, 200, 3), dtype=np.uint8)).save(f"{folder}/images/{i:02}.jpg")
         shards = pack_images(Path(folder) / "images", Path(folder) / "shards").out
         rows = [row for case in tqdm(args.cases) for ranks in args.ranks for row in compare(case, Path(shards), ranks)]
+    write(rows, f"python benchmarks/plan.py --cases {' '.join(args.cases)} --ranks {' '.join(map(str, args.ranks))}")
+
+
+def write(rows: list[dict[str, Any]], command: str) -> None:
+    gpu = torch.cuda.is_available()
     errors = {stage: [abs(row["error"]) for row in rows if row["stage"] == stage] for stage in (0, 1, 2, 3)}
     result = {
         "what": f"predicted and measured peak bytes of a rank, {STEPS} steps, reduce_bucket_size {BUCKET}",
-        "command": "python benchmarks/plan.py" + f" --cases {' '.join(args.cases)} --ranks {' '.join(map(str, args.ranks))}",
+        "command": command,
         "machine": {"device": torch.cuda.get_device_name() if gpu else platform.machine(), "threads": torch.get_num_threads()},
         "versions": {p: version(p) for p in ("torch", "deepspeed", "twinview")},
         "largest_error_by_stage": {stage: max(found) for stage, found in errors.items()},

@@ -17,7 +17,7 @@ from twinview.engine.config import check_recipe, micro_batch, stage
 from twinview.engine.footprint import ASSUMED_CLASSES, ASSUMED_IMAGES, Footprint, Working, measure
 from twinview.engine.process import pick_device
 from twinview.errors import TwinviewError
-from twinview.options import LARS
+from twinview.options import LARS, AdamW
 from twinview.recipe import Recipe
 
 MARGIN = 0.1  # of a GPU's memory: context, kernels' workspace, what the allocator cannot use
@@ -149,7 +149,7 @@ def memory_of(recipe: Recipe, found: Footprint, machine: Machine, at: int, image
     bucket = 4 * zero["reduce_bucket_size"] * (2 if at in (1, 2) and zero["overlap_comm"] else 1) if at else 0
     working = working_of(recipe, found)
     moments = [_backward(recipe, found, at, phase.peak.at(images), phase.gradients, bucket, n) for phase in working.phases]
-    moments.append(_update(found, machine, at, working.held.at(images), bucket))
+    moments += [{"activations": working.held.at(images), **moment} for moment in _update(recipe, found, machine, at, bucket)]
     most = max(moments, key=lambda moment: sum(moment.values()))
     return {item: size for item, size in (resident | most).items() if size}
 
@@ -173,15 +173,20 @@ def _backward(recipe: Recipe, found: Footprint, at: int, activations: int, arriv
     return {"activations": activations, "gradients": gradients, "gradient buckets": bucket + reducing}
 
 
-def _update(found: Footprint, machine: Machine, at: int, held: int, bucket: int) -> dict[str, int]:
-    """The optimizer's moment: gradients laid end to end, its own intermediates, and what the step still holds."""
+def _update(recipe: Recipe, found: Footprint, machine: Machine, at: int, bucket: int) -> list[dict[str, int]]:
+    """The moments of the update: gradients are laid end to end, then the optimizer works, with intermediates of its own."""
     n, gradients = machine.gpus, found.gradients
     if at == 0:
         flat = min(gradients, 4 * ALL_REDUCED) if n > 1 else 0
         own = gradients if machine.gpu else 8 * max(found.trained, default=0)  # all parameters at once, or one at a time
-        return {"activations": held, "gradients": gradients + max(flat, own)}
+        return [{"gradients": gradients + max(flat, own)}]
     whole = gradients if at == 1 else gradients // n
-    return {"activations": held, "gradients": whole + 2 * gradients // n, "gradient buckets": bucket if n > 1 or at == 3 else 0}
+    own = 3 if isinstance(recipe.optimizer, AdamW) and not machine.gpu else 2  # on a CPU one intermediate more
+    kept = bucket if at == 3 else 0
+    return [
+        {"gradients": whole + 2 * gradients // n, "gradient buckets": bucket if n > 1 else kept},
+        {"gradients": (1 + own) * gradients // n, "gradient buckets": kept},
+    ]
 
 
 def _gathered(found: Footprint, zero: Mapping[str, int], n: int) -> int:
