@@ -3,6 +3,8 @@
     python benchmarks/loader_speed.py shards/camvid-train                        # twinview, torchvision
     pip install lightly lightly-train && python benchmarks/loader_speed.py shards/camvid-train --rounds 9
 
+    python benchmarks/loader_speed.py shards/tiled-1920 --rounds 3 --out benchmarks/results/loader_speed_tiled.json
+
 Contestants take turns within one run, on the same JPEGs in memory (twinview's worker reads its own from the shards), one thread, process CPU time,
 median of the rounds.  `twinview_stages_us` comes from a run of its own.  An image counts once, for both views.
 

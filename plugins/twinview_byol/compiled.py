@@ -1,7 +1,7 @@
 """The photometry of one 8-bit image on a CPU, compiled by numba: the arithmetic of `colour` and `blur`, a row of pixels at a time.
 
 Torch's operations one by one take four times as long: each goes through memory anew, and starting some hundred of them costs as much as they do.
-Nothing is reordered or contracted (numba's `fastmath` stays off), so that every processor gives the same picture.
+Nothing is reordered or contracted (numba's `fastmath` stays off), so that the width of a processor's vectors changes nothing.
 """
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ NEARLY = np.float32((256 - 1e-3) / 255)  # of `colour.hue`
 
 
 def compiled(function: F) -> F:
-    """Machine code, made at the first call and kept on disk."""
-    return cast(F, numba.njit(cache=True)(function))
+    """Machine code, made at the first call and kept on disk, where a folder for it can be written."""
+    try:
+        return cast(F, numba.njit(cache=True)(function))
+    except RuntimeError:  # neither beside this file, nor in the user's cache
+        return cast(F, numba.njit(function))
 
 
 @compiled

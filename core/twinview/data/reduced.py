@@ -44,4 +44,4 @@ def image(data: bytes, unit: int) -> Tensor:
         opened.draft("RGB", (max(opened.width // unit, 1), max(opened.height // unit, 1)))
         if opened.size != asked:
             raise ValueError(f"is decoded as {opened.size}, not {asked}")
-        return torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1)
+        return torch.from_numpy(np.array(opened if opened.mode == "RGB" else opened.convert("RGB"))).permute(2, 0, 1)  # convert would copy an RGB
