@@ -79,12 +79,14 @@ class Data:
     buffer: int = _positive(BUFFER)  # streaming: samples that a worker shuffles among
     samples: int = field(default=0, validator=ge(0))  # streaming: of all shards, where no manifest.json says it
     cache: str = ""  # folder where shards that lie elsewhere are kept; "": shards in $TWINVIEW_CACHE, or in ~/.cache/twinview
-    cache_gb: float = field(default=0.0, validator=ge(0))  # of them, the longest unused go beyond this; 0 = unlimited
+    cache_gb: float = field(default=0.0, validator=[ge(0), lt(1e9)])  # of them, the longest unused go beyond this; 0 = unlimited
     allow_pipes: list[str] = field(factory=list)  # programs that pipe:COMMAND may run, for example ["aws"]
 
     def __attrs_post_init__(self) -> None:
         if self.streaming and (self.source or self.held_out or self.window):
             raise ValueError("streaming goes with none of source, held_out and window. Leave one of them out")
+        if self.decode == "scaled" and (self.channels != 3 or self.white):
+            raise ValueError('decode = "scaled" is of 8-bit colour images: it goes with neither channels nor white. Leave it out')
         if not self.streaming and (self.samples or self.buffer != BUFFER):
             raise ValueError("samples and buffer are of streaming. Write streaming = true, or leave them out")
 

@@ -324,7 +324,9 @@ def _check_colours(data: Data) -> None:
         if not isinstance(numbers, str) and len(numbers) != data.channels:
             wants = "a number for each channel" if data.channels > 1 else "one number, as there is one channel"
             raise RecipeError(f'[data] {key}: wants {wants} ([data] channels = {data.channels}), not {numbers}. Write them, or {key} = "{MEASURED}".')
-    if not isinstance(data.std, str) and min(data.std) <= 0:
+    if not isinstance(data.mean, str) and not all(map(math.isfinite, data.mean)):
+        raise RecipeError(f"[data] mean: wants finite numbers, not {data.mean}.")
+    if not isinstance(data.std, str) and not all(0 < x < math.inf for x in data.std):
         raise RecipeError(f"[data] std: wants numbers above 0, not {data.std}.")
 
 

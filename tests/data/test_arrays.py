@@ -125,6 +125,7 @@ def png_16_colour() -> bytes:
 
 
 HUGE = arrays.NPY + b"\x01\x00v\x00" + b"{'descr': '<u2', 'fortran_order': False, 'shape': (100000, 100000), }".ljust(117) + b"\n"
+STRANGE = arrays.NPY + b"\x01\x00v\x00" + b"{'descr': '|u1', 'fortran_order': False, 'shape': (True, 16), }".ljust(117) + b"\n" + bytes(16)
 REFUSED: dict[str, tuple[bytes, Form, str]] = {
     "deep, by default": (tiff(DEEP[0]), Form(), "has 16 bits a channel; [data] white = 65535, or the value that is full scale, has such images read"),
     "deep, one channel": (encoded(DEEP[0], "PNG"), Form(1), "has 16 bits a channel; [data] white = 65535"),
@@ -143,6 +144,7 @@ REFUSED: dict[str, tuple[bytes, Form, str]] = {
     "no pixels": (npy(LAST[:0]), Form(5, 9), "is of shape (0, 30, 5)"),
     "a cut npy": (npy(LAST)[:-1], Form(5, 9), "is no whole .npy file: 5999 bytes follow its header, which says 6000"),
     "an npy that states a size": (HUGE, Form(1, 9), "is no whole .npy file: 0 bytes follow its header, which says 20000000000"),
+    "an npy of a shape that is no numbers": (STRANGE, Form(1, 9), "cannot be decoded: "),
     "an npy without a header": (arrays.NPY, Form(1, 9), "is no whole .npy file: "),
     "a cut TIFF": (tiff(DEEP[0])[:-100], Form(1, 9), "cannot be "),
     "a cut compressed TIFF": (tiff(DEEP[0], compression="lzw")[:500], Form(1, 9), "cannot be "),

@@ -153,6 +153,27 @@ def test_manifests_that_do_not_agree(packed: Make, toy: dict[str, Any]) -> None:
         assert np.allclose([float(x) for x in text.split(",")], expected, atol=2e-4)
 
 
+@pytest.mark.parametrize(("key", "value"), [("mean", "abc"), ("mean", [0.1, 0.2]), ("std", [0.1, None, 0.2]), ("shards", [{"kinds": {}}])])
+def test_a_manifest_that_somebody_else_wrote(packed: Make, toy: dict[str, Any], key: str, value: Any) -> None:
+    folder = packed("rgb", "png", 3, 255)
+    opened = open_shards(str(folder))
+    (folder / "manifest.json").write_text(json.dumps(manifest(folder) | {key: value}))
+    with pytest.raises(DataError, match=r"manifest\.json is not there, or not of `twinview shards pack`"):
+        with_measured(read({**toy, "data": {"shards": str(folder), "mean": "shards", "std": "shards"}}), opened)
+    for kinds in ({"colour": 1}, {"3x8": "many"}, {"3x8x1": 1}, None, [1]):
+        shards = [{**shard, "kinds": kinds} for shard in manifest(folder)["shards"]] if key != "shards" else value
+        (folder / "manifest.json").write_text(json.dumps(manifest(folder) | {"shards": shards}))
+        recipe = read({**toy, "data": {"shards": str(folder)}})
+        assert with_measured(recipe, opened) is recipe
+
+
+def test_a_channel_that_never_changes_is_refused(packed: Make, toy: dict[str, Any]) -> None:
+    folder = packed("rgb", "png", 3, 255)
+    (folder / "manifest.json").write_text(json.dumps(manifest(folder) | {"std": [0.2, 0.0, 0.2]}))
+    with pytest.raises(DataError, match=r'std = "shards": is \[0\.2, 0\.0, 0\.2\]; a channel of 0 is the same everywhere'):
+        resolved(toy, folder)
+
+
 def test_a_manifest_that_lies_elsewhere(packed: Make, toy: dict[str, Any], server: Any) -> None:
     folder = packed("rgb", "png", 3, 255)
     shutil.copytree(folder, server.folder / "far")

@@ -149,6 +149,8 @@ def test_faults_of_servers_are_one_line(server: Any, shards: list[str], tmp_path
     fault(server.url + "/a.tar", r"/a\.tar: the server answers 503 Service Unavailable \(5 tries\)\.$")
     fault(server.url + "/photos", r"/photos: is no \.tar, and there is no manifest\.json in it\. Write the shards with \{000\.\.063\}\.$")
     fault(server.url + "/*.tar", r"http lists nothing: write the shards with \{000\.\.063\}\.$")
+    fault(server.url + "/a b.tar", r"/a b\.tar: is no URL: .*Write other characters as %20, and hosts in ASCII\.$")
+    fault("http://[::1/a.tar", r"^http://\[::1/a\.tar: Invalid IPv6 URL\.$")
     fault("http://me:secret@host/a.tar", r"^http://…@host: a password in a URL ends up in logs\. Write it into ~/\.netrc\.$")
     server.slow = 10.0
     transport.SILENCE = 0.05
@@ -253,6 +255,22 @@ def test_the_longest_unused_make_room_and_none_that_is_read(server: Any, shards:
     assert len(cached(server)) <= 1
 
 
+def test_whoever_stops_waits_for_no_fetch_under_way(server: Any, shards: list[str]) -> None:
+    server.slow, server.answers["a.tar"] = 5.0, [403]
+    started = time.monotonic()
+    with pytest.raises(DataError, match="403 Forbidden"):
+        open_shards(server.url + "/{a,b,c}.tar")
+    reader = multiprocessing.get_context("fork").Process(target=_reads, args=(server.url + "/{b,c}.tar?2", range(1)))
+    reader.start()
+    while server.got("c.tar") < 2:
+        time.sleep(0.01)
+    assert reader.pid is not None
+    os.kill(reader.pid, signal.SIGINT)
+    reader.join(4)
+    assert reader.exitcode and time.monotonic() - started < 4, "Ctrl-C ends it"
+    assert not cached(server)
+
+
 def test_a_full_disk_is_one_line(server: Any, shards: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
@@ -262,8 +280,11 @@ def test_a_full_disk_is_one_line(server: Any, shards: list[str], monkeypatch: py
         open_shards(server.url + "/a.tar")
     assert not cached(server) and not cached(server, ".part")
     (server.folder / "file").write_text("")
-    with pytest.raises(DataError, match=r"file: cannot be used: "):
-        open_shards(server.url + "/a.tar", Access(Cache.at(str(server.folder / "file"))))
+    near = open_shards(shards)
+    for name in "ab":  # a's index is fetched first, and b's shard, which has none there
+        sidecar(near.paths[1]).unlink(missing_ok=True)  # type: ignore[arg-type]
+        with pytest.raises(DataError, match=r"file: cannot be used: "):
+            open_shards(f"{server.url}/{name}.tar", Access(Cache.at(str(server.folder / "file"))))
 
 
 def test_a_pipe_runs_only_what_the_recipe_allows_and_without_a_shell(server: Any, shards: list[str]) -> None:

@@ -10,6 +10,7 @@ from scipy import stats
 from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
+from twinview_byol.compiled import compiled
 from twinview_byol.photometry import Photometry, _batched
 
 SIDE = 24
@@ -135,6 +136,18 @@ def test_compiled_on_odd_shapes(shape: tuple[int, int]) -> None:
     d = draw(30, 0)
     difference = (_batched(x, d, True).int() - Photometry().apply_augment(x, d).int()).abs()
     assert difference.max() <= 1 and float((difference > 0).float().mean()) < 2e-3
+
+
+def test_where_no_cache_can_be_written_it_is_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("read-only file system")
+
+    monkeypatch.setattr("numba.core.caching.tempfile.TemporaryFile", refuse)
+
+    def twice(n: int) -> int:
+        return 2 * n
+
+    assert compiled(twice)(4) == 8
 
 
 def test_neutral_draws_change_nothing() -> None:

@@ -51,7 +51,8 @@ def read(data: bytes, most: int) -> Tensor:
     """
     if data.startswith(NPY):
         _limit(_npy(data), most)
-        found: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
+        with _reasons("cannot be decoded"):
+            found: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
         found = np.moveaxis(np.atleast_3d(found), 2, 0)
     else:
         with _opened(data) as tiff:

@@ -42,14 +42,21 @@ class Cache:
         """As a recipe's `cache` and `cache_gb` say."""
         return cls(Path(folder).expanduser() if folder else home() / "shards", round(gigabytes * 1e9))
 
+    def make(self) -> None:
+        """Make the folder where there is none.  Raises DataError."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise self._fault(e) from None
+
     def fetch(self, name: str, size: int | None, write: Callable[[IO[bytes]], None], *, wait: bool = True) -> bool:
         """Have the shard `name` in the folder, where need be from `write`, which fills and checks its file; False where another process is at it.
 
         With `wait` that process is waited for.  Raises DataError.
         """
+        self.make()
         final = self.folder / name
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             while not final.exists():
                 with _shared(self.folder / (name + PART)) as file:
                     try:

@@ -55,9 +55,16 @@ def _manifest(place: str, asked: bool) -> Manifest:
         data = Path(place).read_bytes() if Path(place).is_file() else None
     try:
         found = json.loads(data or b"")
-        return {"bits": 8, **found, "by_name": {shard["name"]: shard.get("kinds", {}) for shard in found["shards"]}}  # older ones say no bits
-    except (ValueError, KeyError, TypeError):
+        by_name = {shard["name"]: {_kind(kind): int(count) for kind, count in shard.get("kinds", {}).items()} for shard in found["shards"]}
+        measured = {key: [float(x) for x in found.get(key) or ()] for key in ("mean", "std")}
+        return {"bits": 8, **found, **measured, "by_name": by_name}  # older ones say no bits
+    except (ValueError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def _kind(text: str) -> tuple[int, int]:
+    channels, bits = map(int, text.split("x"))
+    return channels, bits
 
 
 def _kinds(paths: Iterable[Path | Remote], found: Mapping[str, Manifest]) -> Counter[tuple[int, int]]:
@@ -65,9 +72,7 @@ def _kinds(paths: Iterable[Path | Remote], found: Mapping[str, Manifest]) -> Cou
     kinds = Counter[tuple[int, int]]()
     for path in paths:
         name = path.url.partition("?")[0].rpartition("/")[2] if isinstance(path, Remote) else path.name
-        for kind, count in found[_beside(path)].get("by_name", {}).get(name, {}).items():
-            channels, bits = map(int, kind.split("x"))
-            kinds[channels, bits] += count
+        kinds.update(found[_beside(path)].get("by_name", {}).get(name, {}))
     return kinds
 
 
@@ -91,8 +96,9 @@ def _check_kinds(data: Data, kinds: Mapping[tuple[int, int], int], found: Mappin
 def _numbers(data: Data, found: Mapping[str, Manifest]) -> tuple[list[float], list[float]]:
     """Mean and deviation on the scale of the recipe.  Raises DataError."""
     for place, one in found.items():
-        if not one.get("mean"):
-            why = "measured none: it mixes kinds of images" if one.get("kinds") else "is not there, or not of `twinview shards pack`"
+        if len(one.get("mean", ())) not in (1, data.channels) or len(one["std"]) != len(one["mean"]):
+            mixes = one.get("kinds") and not one["mean"]
+            why = "measured none: it mixes kinds of images" if mixes else "is not there, or not of `twinview shards pack`"
             measure = "`twinview shards stat` measures them"
             raise DataError(f'[data] mean, std = "{MEASURED}": {shown(place) if is_remote(place) else place} {why}. Write numbers; {measure}.')
     each = [(_scaled(data, one, "mean"), _scaled(data, one, "std"), one["images"]) for one in found.values()]
@@ -100,6 +106,9 @@ def _numbers(data: Data, found: Mapping[str, Manifest]) -> tuple[list[float], li
         mean, std = _pooled(each)
         said = f'[data] mean, std = "{MEASURED}": {len(each)} manifests do not agree'
         raise DataError(f"{said}. Write mean = {mean}, std = {std} (of all their images).")
+    if not all(x > 0 for x in each[0][1]):
+        said = f'[data] std = "{MEASURED}": is {each[0][1]}'
+        raise DataError(f"{said}; a channel of 0 is the same everywhere, and cannot be normalised. Write numbers.")
     return each[0][:2]
 
 

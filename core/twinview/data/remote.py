@@ -5,8 +5,10 @@ import hashlib
 import io
 import json
 import re
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -127,7 +129,7 @@ class Remote:
             return None
         if found is None or found.stamp.size != self.known.size:
             return None
-        self.cache.folder.mkdir(parents=True, exist_ok=True)
+        self.cache.make()
         return _keep(self, found)
 
 
@@ -169,6 +171,10 @@ def _named(url: str, access: Access) -> list[Remote]:
     if url.startswith(PIPE):
         _check_program(url, access.programs)
         return [Remote(url=url, known=Info(None, ""), cache=access.cache)]
+    try:
+        urlsplit(url)
+    except ValueError as e:
+        raise DataError(f"{shown(url)}: {e}.") from None
     if urlsplit(url).password is not None:
         raise DataError(f"{urlsplit(url).scheme}://…@{urlsplit(url).hostname}: a password in a URL ends up in logs. Write it into ~/.netrc.")
     if "*" in url:
@@ -223,14 +229,28 @@ def _asked(shard: Remote) -> Remote:
 
 # ---- many at once
 def in_threads(work: Callable[[A], B], items: Sequence[A], what: str) -> list[B]:
-    """`work` of each, several at once.  Raises what the first that fails raises, and begins no others then."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        futures = [pool.submit(work, item) for item in items]
-        try:
-            return [future.result() for future in progress(futures, len(futures), what, "shards")]
-        finally:
-            for future in futures:
-                future.cancel()
+    """`work` of each, several at once.  Raises what the first that fails raises, and begins no others then.
+
+    Nor does it wait for those under way, maybe for minutes: its threads end with the process, and `Cache.sweep` removes what they leave of a file.
+    """
+    futures = [Future[B]() for _ in items]
+    todo = deque(zip(futures, items))
+
+    def run() -> None:
+        while todo:
+            with suppress(IndexError):  # another thread took the last
+                future, item = todo.popleft()
+                try:
+                    future.set_result(work(item))
+                except BaseException as e:  # comes out below
+                    future.set_exception(e)
+
+    for _ in range(min(THREADS, len(items))):
+        threading.Thread(target=run, daemon=True).start()
+    try:
+        return [future.result() for future in progress(futures, len(futures), what, "shards")]
+    finally:
+        todo.clear()
 
 
 def fetch_all(shards: Iterable[object]) -> None:

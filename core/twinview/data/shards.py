@@ -207,13 +207,13 @@ def shard_paths(spec: str, access: Access | None = None) -> Iterator[Path | Remo
         return
     if spec.startswith("images:"):
         for text in expand(spec.removeprefix("images:")):
-            yield image_folder(Path(text).expanduser(), "of images")
+            yield image_folder(Path(os.path.expanduser(text)), "of images")
         return
     if is_remote(spec):
         yield from remote_shards(spec, list(expand(spec)), access or Access())
         return
     for text in expand(spec):
-        path = Path(text).expanduser()
+        path = Path(os.path.expanduser(text))  # Path's own raises where there is no such user
         if path.is_dir():
             yield from _folder(path)
         elif path.is_file():

@@ -196,6 +196,8 @@ def _reasons() -> Iterator[None]:
         raise _Missing("there is no such file", False) from None
     except PermissionError as e:
         raise Unreachable(f"may not be read ({_line(e)})", False) from None
+    except (http.client.InvalidURL, UnicodeError) as e:
+        raise Unreachable(f"is no URL: {_line(e)}. Write other characters as %20, and hosts in ASCII", False) from None
     except Exception as e:  # clients of object stores have exceptions of their own
         reason = e.reason if isinstance(e, urllib.error.URLError) else e
         what = f"no byte in {SILENCE:.0f} s" if isinstance(reason, TimeoutError) else _line(reason)

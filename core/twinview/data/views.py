@@ -101,7 +101,7 @@ class Views:
 
     def _image(self, index: int) -> _Image:
         shards, form = self.shards, Form.of(self.recipe.data)
-        if self.recipe.data.decode == "scaled" and form == decode.RGB:
+        if self.recipe.data.decode == "scaled":
             data, size = decode.read(shards, index, lambda data: (data, reduced.full_size(data)))
             if size is not None:
                 return _Image(size, True, lambda unit: decode.tried(shards, index, lambda: reduced.image(data, unit)))
