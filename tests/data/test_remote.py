@@ -255,22 +255,6 @@ def test_the_longest_unused_make_room_and_none_that_is_read(server: Any, shards:
     assert len(cached(server)) <= 1
 
 
-def test_whoever_stops_waits_for_no_fetch_under_way(server: Any, shards: list[str]) -> None:
-    server.slow, server.answers["a.tar"] = 5.0, [403]
-    started = time.monotonic()
-    with pytest.raises(DataError, match="403 Forbidden"):
-        open_shards(server.url + "/{a,b,c}.tar")
-    reader = multiprocessing.get_context("fork").Process(target=_reads, args=(server.url + "/{b,c}.tar?2", range(1)))
-    reader.start()
-    while server.got("c.tar") < 2:
-        time.sleep(0.01)
-    assert reader.pid is not None
-    os.kill(reader.pid, signal.SIGINT)
-    reader.join(4)
-    assert reader.exitcode and time.monotonic() - started < 4, "Ctrl-C ends it"
-    assert not cached(server)
-
-
 def test_a_full_disk_is_one_line(server: Any, shards: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
@@ -285,6 +269,8 @@ def test_a_full_disk_is_one_line(server: Any, shards: list[str], monkeypatch: py
         sidecar(near.paths[1]).unlink(missing_ok=True)  # type: ignore[arg-type]
         with pytest.raises(DataError, match=r"file: cannot be used: "):
             open_shards(f"{server.url}/{name}.tar", Access(Cache.at(str(server.folder / "file"))))
+    with pytest.raises(DataError, match=r"cache: ~nobody-has-this-name/x: there is no such user"):
+        Cache.at("~nobody-has-this-name/x")
 
 
 def test_a_pipe_runs_only_what_the_recipe_allows_and_without_a_shell(server: Any, shards: list[str]) -> None:

@@ -39,8 +39,11 @@ class Cache:
 
     @classmethod
     def at(cls, folder: str = "", gigabytes: float = 0.0) -> Cache:
-        """As a recipe's `cache` and `cache_gb` say."""
-        return cls(Path(folder).expanduser() if folder else home() / "shards", round(gigabytes * 1e9))
+        """As a recipe's `cache` and `cache_gb` say.  Raises DataError."""
+        try:
+            return cls(Path(folder).expanduser() if folder else home() / "shards", round(gigabytes * 1e9))
+        except RuntimeError:
+            raise DataError(f"[data] cache: {folder}: there is no such user. Write the whole path.") from None
 
     def make(self) -> None:
         """Make the folder where there is none.  Raises DataError."""
