@@ -116,7 +116,7 @@ def test_a_killed_rank_takes_the_run_down_and_the_next_start_goes_on(start: Call
     os.kill(rank_of(tmp_path, 1), signal.SIGKILL)
     seconds, said = end(run)
     assert run.returncode not in (0, None) and seconds < PROMISED and left(tmp_path) == {} and zombies() == []
-    assert "twinview: rank 0: another rank is gone, and its own error says why." in said and "Signal 9 (SIGKILL)" in said
+    assert "Signal 9 (SIGKILL)" in said  # torchrun's; it may stop the other rank before that has noticed
     made = steps(tmp_path)
 
     def enough(row: dict[str, Any]) -> None:
