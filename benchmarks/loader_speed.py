@@ -44,6 +44,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
+from machine import processor
 from twinview.assembly import assemble
 from twinview.data import decode
 from twinview.data import views as views_module
@@ -237,12 +238,6 @@ def device_photometry(batch: int = 256) -> dict[str, float]:
         torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return {"batch": batch, "images_per_second": round(batch / statistics.median(times[2:]), 1)}
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    named = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return named[0] if named else platform.processor()
 
 
 def main() -> None:

@@ -15,7 +15,6 @@ import copy
 import functools
 import json
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -36,6 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchvision.models import resnet18
 
 from children import in_child
+from machine import processor
 from twinview.assembly import assemble
 from twinview.data.loader import training_batches
 from twinview.data.pack import pack_images
@@ -150,6 +150,16 @@ def recipe(case: Case, shards: Path) -> Recipe:
     })
 
 
+def noise(folder: Path) -> Path:
+    """Shards of images of noise, made in `folder`: enough for a batch of every case."""
+    rng = np.random.default_rng(0)
+    (folder / "images").mkdir()
+    for i in range(max(case.batch_size for case in CASES.values())):
+        Image.fromarray(rng.integers(0, 256, (160, 240, 3), dtype=np.uint8)).save(folder / f"images/{i:04d}.jpg")
+    pack_images(folder / "images", folder / "shards")
+    return folder / "shards"
+
+
 def timed(work: Callable[[int], float], step: int) -> tuple[float, float, float]:
     """Loss, wall seconds, CPU seconds of all threads."""
     wall, cpu = time.perf_counter(), time.process_time()
@@ -208,12 +218,6 @@ def summary(rows: list[tuple[float, float, float]]) -> dict[str, Any]:
     return {"wall_median_s": median(wall), "wall_quartiles_s": [low, high], "cpu_median_s": median(cpu)}
 
 
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--case", action="append", choices=CASES, help="again for several (default: all)")
@@ -221,16 +225,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of all ranks together")
     args = parser.parse_args()
     quiet_deepspeed("cpu")
-    rng, rows, load = np.random.default_rng(0), [], round(os.getloadavg()[0], 1)
+    rows, load = [], round(os.getloadavg()[0], 1)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "images").mkdir()
-        for i in range(max(case.batch_size for case in CASES.values())):
-            Image.fromarray(rng.integers(0, 256, (160, 240, 3), dtype=np.uint8)).save(folder / f"images/{i:04d}.jpg")
-        pack_images(folder / "images", folder / "shards")
+        shards = noise(Path(name))
         for title in args.case or CASES:
             case = CASES[title]
-            made = recipe(case, folder / "shards")
+            made = recipe(case, shards)
             assemble(made)  # imports the methods
             threads = max(1, args.threads // case.ranks)
             found = in_child(case.ranks, functools.partial(measure, case, made, args.steps, threads))

@@ -27,6 +27,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as reference
 
+from machine import processor
 from twinview.data.scenes import draw_scene
 from twinview_byol.photometry import Photometry
 
@@ -158,12 +159,6 @@ def equality(folder: Path | None, n: int) -> dict[str, Any]:
         "share_of_values_off_by_more_than_one": beyond_one / values,
         "largest_difference": most,
     }
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    named = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return named[0] if named else platform.processor()
 
 
 def main() -> None:

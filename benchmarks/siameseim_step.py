@@ -14,7 +14,6 @@ import contextlib
 import json
 import math
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -31,6 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from machine import processor
 from twinview.assembly import assemble
 from twinview.data.views import Item, collate
 from twinview.engine.optimizer import make_optimizer
@@ -206,12 +206,6 @@ def compiled(args: argparse.Namespace, precision: str) -> dict[str, Any]:
 def reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' | '.join(lines[:4])}"[:600]
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main() -> None:

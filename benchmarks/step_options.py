@@ -19,15 +19,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
 from children import in_child
-from overhead import CASES, WARM_UP, processor, recipe, run
+from machine import processor
+from overhead import CASES, WARM_UP, noise, recipe, run
 from twinview.assembly import assemble
 from twinview.data.loader import training_batches
-from twinview.data.pack import pack_images
 from twinview.engine.build import build, wrap
 from twinview.engine.process import quiet_deepspeed
 from twinview.engine.stepper import take_step
@@ -83,15 +81,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     args = parser.parse_args()
     quiet_deepspeed("cpu")
-    rng, rows, load = np.random.default_rng(0), [], round(os.getloadavg()[0], 1)
+    rows, load = [], round(os.getloadavg()[0], 1)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "images").mkdir()
-        for i in range(max(case.batch_size for case in CASES.values())):
-            Image.fromarray(rng.integers(0, 256, (160, 240, 3), dtype=np.uint8)).save(folder / f"images/{i:04d}.jpg")
-        pack_images(folder / "images", folder / "shards")
+        shards = noise(Path(name))
         for title in args.case or ("resnet18", "vit"):
-            table = recipe(CASES[title], folder / "shards").table()
+            table = recipe(CASES[title], shards).table()
             recipes = {"none": {}, **{option: OPTIONS[option] for option in args.option or OPTIONS}}
             made = {option: from_table({**table, "run": {**table["run"], **keys}}) for option, keys in recipes.items()}
             assemble(made["none"])  # imports the methods

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 NPY = b"\x93NUMPY"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: of more than 4 GiB
 ALPHA = (1, 2)  # TIFF's extra samples that are transparency
+FULL = {8: 255, 16: 65535}  # full scale, by bits
 PLAIN = (1, 2, 6)  # TIFF's photometric interpretations that are read: grey from black, RGB, YCbCr (which decodes to RGB)
 
 
@@ -51,14 +52,14 @@ def read(data: bytes, most: int) -> Tensor:
     """
     if data.startswith(NPY):
         _limit(_npy(data), most)
-        with _reasons("cannot be decoded"):
+        with reasons("cannot be decoded"):
             found: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
         found = np.moveaxis(np.atleast_3d(found), 2, 0)
     else:
         with _opened(data) as tiff:
             said = _tiff(tiff)
             _limit(said, most)
-            with _reasons("cannot be decoded"):
+            with reasons("cannot be decoded"):
                 planes = [_planes(one, said.size) for one in tiff.series]
             found = (planes[0] if len(planes) == 1 else np.concatenate(planes))[: said.channels]
     return torch.from_numpy(np.ascontiguousarray(found, dtype=found.dtype.newbyteorder("=")))
@@ -80,7 +81,7 @@ def _checked(shape: tuple[int, ...], dtype: np.dtype[Any] | None) -> None:
 def _npy(data: bytes) -> Header:
     """Raises ValueError where it is no image, or its values are not all there."""
     file = io.BytesIO(data)
-    with _reasons("is no whole .npy file"):
+    with reasons("is no whole .npy file"):
         version = np.lib.format.read_magic(file)
         shape, _, dtype = (np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0)(file)
     _checked(shape, dtype)
@@ -97,7 +98,7 @@ def _opened(data: bytes) -> Iterator[TiffFile]:
     except ImportError:
         raise ValueError("is a TIFF. `pip install 'twinview[tiff]'` installs what reads it") from None
     logger().setLevel("CRITICAL")  # what it finds wrong with a file comes out as the reason, or does not matter to the pixels
-    with _reasons("cannot be read as a TIFF"):
+    with reasons("cannot be read as a TIFF"):
         tiff = TiffFile(io.BytesIO(data), _multifile=False)  # whatever its description says, no other file is opened
     with tiff:
         yield tiff
@@ -105,7 +106,7 @@ def _opened(data: bytes) -> Iterator[TiffFile]:
 
 def _tiff(tiff: TiffFile) -> Header:
     """Raises ValueError where there is more than one axis beside height and width."""
-    with _reasons("cannot be read as a TIFF"):
+    with reasons("cannot be read as a TIFF"):
         page, kinds = tiff.series[0].keyframe, {(s.shape, s.axes, s.dtype) for s in tiff.series}
         photometric, turned = int(page.photometric), getattr(page.tags.get("Orientation"), "value", 1)
     if len(kinds) > 1:
@@ -131,9 +132,11 @@ def _planes(series: Any, size: Size) -> NDArray[Any]:
 
 
 @contextmanager
-def _reasons(what: str) -> Iterator[None]:
-    """Whatever a reader raises becomes a ValueError of one line; of damaged files that may be nearly any exception."""
+def reasons(what: str, apart: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Whatever a reader raises, but for `apart`, becomes a ValueError of one line; of damaged files that may be nearly any exception."""
     try:
         yield
+    except apart:
+        raise
     except Exception as e:
         raise ValueError(f"{what}: {' '.join(str(e).split()) or type(e).__name__}") from None

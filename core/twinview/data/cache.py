@@ -16,13 +16,13 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedRandom
 from pathlib import Path
-from typing import IO
 
 import attrs
 
 from twinview.data.embedded import cache as home
-from twinview.data.transport import BLOCK
+from twinview.data.transport import base_name
 from twinview.errors import DataError
 
 TIME = 10**18  # ns: every cached shard's time of change, so that one that is fetched again equals the one before
@@ -52,7 +52,7 @@ class Cache:
         except OSError as e:
             raise self._fault(e) from None
 
-    def fetch(self, name: str, size: int | None, write: Callable[[IO[bytes]], None], *, wait: bool = True) -> bool:
+    def fetch(self, name: str, size: int | None, write: Callable[[BufferedRandom], None], *, wait: bool = True) -> bool:
         """Have the shard `name` in the folder, where need be from `write`, which fills and checks its file; False where another process is at it.
 
         With `wait` that process is waited for.  Raises DataError.
@@ -77,7 +77,7 @@ class Cache:
             raise self._fault(e) from None
         return True
 
-    def _fill(self, file: IO[bytes], final: Path, size: int | None, write: Callable[[IO[bytes]], None]) -> None:
+    def _fill(self, file: BufferedRandom, final: Path, size: int | None, write: Callable[[BufferedRandom], None]) -> None:
         """Make the shard of its partial file; nothing where whoever held the lock before has done so, or given up and taken the file away."""
         part = Path(file.name)
         if not _is(part, file):
@@ -165,27 +165,16 @@ class Cache:
 def entry(url: str, version: str, size: int | None) -> str:
     """The name of a shard in the folder: other URLs, and other versions of one, have other names."""
     place = hashlib.blake2b(f"{url}\0{version}\0{size}".encode(), digest_size=12).hexdigest()
-    base = url.partition("?")[0].rpartition("/")[2]
-    kept = "".join(c if c.isalnum() or c in "-_." else "_" for c in base.removesuffix(".tar"))[-80:]
+    kept = "".join(c if c.isalnum() or c in "-_." else "_" for c in base_name(url).removesuffix(".tar"))[-80:]
     return f"{place}-{kept}.tar"
 
 
-def sha256(file: IO[bytes]) -> str:
-    """Of the whole file."""
-    digest = hashlib.sha256()
-    at = 0
-    while block := os.pread(file.fileno(), BLOCK, at):
-        digest.update(block)
-        at += len(block)
-    return digest.hexdigest()
-
-
-def _shared(path: Path) -> IO[bytes]:
+def _shared(path: Path) -> BufferedRandom:
     """A file to read and write, made where there is none, and left as it is where there is: another process may be at it."""
     return open(path, "r+b", opener=lambda name, flags: os.open(name, flags | os.O_CREAT, 0o666))
 
 
-def _is(path: Path, file: IO[bytes]) -> bool:
+def _is(path: Path, file: BufferedRandom) -> bool:
     """Whether `path` is still the file that was opened under this name."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))

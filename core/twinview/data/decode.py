@@ -2,8 +2,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from twinview.data import arrays
-from twinview.data.arrays import Header
+from twinview.data.arrays import Header, reasons
 from twinview.data.samples import Samples
 from twinview.errors import DataError
 from twinview.options import Data
@@ -248,7 +248,7 @@ def _open(data: bytes) -> Image.Image:
     if size := _stated_size(data):
         _check(size)  # before PIL warns of it
     try:
-        with reasons("cannot be opened"):
+        with reasons("cannot be opened", (UnidentifiedImageError,)):
             opened = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
         raise ValueError(f"is no image; it begins with {data[:12]!r}") from None
@@ -272,14 +272,3 @@ def _stated_size(data: bytes) -> Size | None:
             return int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
         at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None
-
-
-@contextmanager
-def reasons(what: str) -> Iterator[None]:
-    """Whatever PIL raises becomes a ValueError of one line; of damaged files that may be nearly any exception."""
-    try:
-        yield
-    except UnidentifiedImageError:
-        raise
-    except Exception as e:
-        raise ValueError(f"{what}: {' '.join(str(e).split()) or type(e).__name__}") from None

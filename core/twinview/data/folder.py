@@ -18,7 +18,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from twinview.data.draws import key_hash
+from twinview.data.draws import key_hash, twins
 from twinview.data.embedded import cache
 from twinview.data.index import save
 from twinview.data.progress import progress
@@ -128,9 +128,7 @@ def _index(root: Path, found: Listing) -> Folder:
         sizes=stats[:, 0].copy(),
         times=stats[:, 1].copy(),
     )
-    order = np.argsort(folder.hashes, kind="stable")
-    for twin in np.flatnonzero(np.diff(folder.hashes[order]) == 0):
-        one, other = int(order[twin]), int(order[twin + 1])
+    for one, other in twins(folder.hashes):
         if folder.key(one) == folder.key(other):
             raise DataError(f"{folder.path(other)}: its key {folder.key(one)!r} is that of {folder.path(one)} too. Rename one of the two.")
     return folder

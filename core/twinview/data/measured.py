@@ -10,14 +10,14 @@ from typing import Any
 import attrs
 import numpy as np
 
+from twinview.data.arrays import FULL
 from twinview.data.remote import Remote, is_remote
 from twinview.data.samples import Samples
-from twinview.data.transport import PIPE, shown, small
+from twinview.data.transport import PIPE, base_name, on_path, shown, small
 from twinview.errors import DataError
 from twinview.options import MEASURED, Data
 from twinview.recipe import Recipe
 
-FULL = {8: 255, 16: 65535}  # what mean and std of a manifest are shares of, by bits
 DIGITS = 7
 Manifest = Mapping[str, Any]
 
@@ -42,8 +42,7 @@ def with_measured(recipe: Recipe, shards: Samples) -> Recipe:
 def _beside(path: Path | Remote) -> str:
     """Where the manifest of a shard, or of a folder of images, would lie: a path or a URL."""
     if isinstance(path, Remote):
-        place, mark, query = path.url.partition("?")
-        return f"{place.rpartition('/')[0]}/manifest.json{mark}{query}"
+        return on_path(path.url, lambda place: f"{place.rpartition('/')[0]}/manifest.json")
     return str((path if path.is_dir() else path.parent) / "manifest.json")
 
 
@@ -71,7 +70,7 @@ def _kinds(paths: Iterable[Path | Remote], found: Mapping[str, Manifest]) -> Cou
     """Images by (channels, bits), of the shards that a manifest tells of."""
     kinds = Counter[tuple[int, int]]()
     for path in paths:
-        name = path.url.partition("?")[0].rpartition("/")[2] if isinstance(path, Remote) else path.name
+        name = base_name(path.url) if isinstance(path, Remote) else path.name
         kinds.update(found[_beside(path)].get("by_name", {}).get(name, {}))
     return kinds
 

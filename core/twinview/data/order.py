@@ -30,6 +30,11 @@ def epoch_order(seed: int, epoch: int, starts: NDArray[np.int64], window: int = 
     return np.lexsort((raw, np.repeat(rank // window, sizes)))
 
 
+def permutation(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
+    """0 to n - 1, shuffled; a pure function."""
+    return epoch_order(seed, epoch, np.array([0, n]))
+
+
 def steps_per_epoch(samples: int, global_batch: int) -> int:
     """Whole global batches in an epoch; what remains is dropped, another part in each epoch.  Raises DataError where there is none."""
     if samples < global_batch:
@@ -98,8 +103,7 @@ class Mixed:
         """Exactly `count` numbers: the sources take their turns in a shuffled order, and each goes on in its own."""
         counts = shares(self.weights, count)
         turns = np.repeat(np.arange(len(counts)), counts)
-        bits = np.random.Philox(key=np.array([seed_of(self.seed, "sources"), epoch], np.uint64))
-        turns = turns[np.argsort(bits.random_raw(count), kind="stable")]
+        turns = turns[permutation(seed_of(self.seed, "sources"), epoch, count)]
         order, first = np.empty(count, np.int64), 0
         for source, (starts, n) in enumerate(zip(self.starts, counts)):
             local, again = self._passes(source, epoch * n, (epoch + 1) * n)

@@ -15,13 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from twinview.data import arrays, decode
-from twinview.data.arrays import Header
+from twinview.data.arrays import FULL, Header
 from twinview.data.shards import Sample
 from twinview.data.sources import Content, Relabelled
 from twinview.values import Size
 
 QUALITY = 90  # of an image that is shrunk
-TOP = {8: 255, 16: 65535}  # full scale, by bits
 
 
 class BadEntry(Exception):
@@ -130,7 +129,7 @@ def _encoded(data: bytes, said: Header, size: Size, recode: Recode) -> tuple[str
     if recode.quality is not None:
         raise ValueError(f"has {said.channels} x {said.bits} bits a pixel, which no JPEG holds: pack it without --quality")
     values = decode.values(data)
-    resized = F.interpolate(values.float()[None], size, mode="bicubic", antialias=True)[0].round().clamp(0, TOP[said.bits])
+    resized = F.interpolate(values.float()[None], size, mode="bicubic", antialias=True)[0].round().clamp(0, FULL[said.bits])
     found = resized.numpy().astype(values.numpy().dtype)
     file = io.BytesIO()
     if said.channels == 1:
@@ -151,7 +150,7 @@ def _jpeg(data: bytes, size: Size, recode: Recode) -> bytes:
 
 def moments(pixels: Tensor) -> Moments:
     """Of an image [C, H, W] uint8 or uint16, counted in whole numbers."""
-    top, size = TOP[8 * pixels.element_size()], pixels[0].numel()
+    top, size = FULL[8 * pixels.element_size()], pixels[0].numel()
     levels = np.arange(top + 1)
     counts = [np.bincount(channel.numpy().ravel(), minlength=top + 1) for channel in pixels]
     return Moments(

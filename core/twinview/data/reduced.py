@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from twinview.data import decode
+from twinview.data.arrays import reasons
 from twinview.values import Geometry, Size
 
 UNITS = (8, 4, 2)  # pixels of the file's side that become one
@@ -19,7 +20,7 @@ def full_size(data: bytes) -> Size | None:
     if not data.startswith(decode.JPEG):
         return None
     opened = decode.open_image(data)
-    with decode.reasons("cannot be opened"):
+    with reasons("cannot be opened"):
         upright = opened.getexif().get(0x0112, 1) == 1
     return (opened.height, opened.width) if upright and opened.mode in ("L", "RGB") else None
 
@@ -40,7 +41,7 @@ def image(data: bytes, unit: int) -> Tensor:
         return decode.image(data)
     opened = decode.open_image(data)
     asked = (-(-opened.width // unit), -(-opened.height // unit))
-    with decode.reasons("cannot be decoded"):
+    with reasons("cannot be decoded"):
         opened.draft("RGB", (max(opened.width // unit, 1), max(opened.height // unit, 1)))
         if opened.size != asked:
             raise ValueError(f"is decoded as {opened.size}, not {asked}")

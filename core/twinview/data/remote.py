@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import attrs
 
 from twinview.data import index
-from twinview.data.cache import TIME, Cache, entry, sha256
+from twinview.data.cache import TIME, Cache, entry
 from twinview.data.progress import progress
-from twinview.data.transport import BLOCK, PIPE, Info, Reading, info, listing, program, shown, small
+from twinview.data.transport import BLOCK, PIPE, Info, Reading, info, listing, on_path, program, shown, small
 from twinview.errors import DataError, closest
 from twinview.options import Data
 
@@ -79,13 +79,14 @@ class Remote:
             with suppress(FileNotFoundError):  # evicted since
                 return self.cache.open(self.name)
 
-    def _write(self, file: IO[bytes]) -> None:
+    def _write(self, file: io.BufferedRandom) -> None:
         """Fetch it into `file`, check its bytes and its index, and leave the index beside it."""
         with closing(Reading(self.url, self.known)) as reading:
             while data := reading.read(BLOCK):
                 file.write(data)
         file.flush()
-        if self.sha256 and sha256(file) != self.sha256:
+        file.seek(0)
+        if self.sha256 and hashlib.file_digest(file, "sha256").hexdigest() != self.sha256:
             raise DataError(f"{self}: has another sha256 than manifest.json says. Upload the folder anew.")
         found = index.scan(Path(file.name), str(self))
         if self.content and checksum(found) != self.content:
@@ -121,9 +122,8 @@ class Remote:
         """The index that lies beside the shard, kept if it is one of a shard of this size; each fetch checks that it is this shard's."""
         if self.url.startswith(PIPE) or self.known.size is None:
             return None
-        place, mark, query = self.url.partition("?")
         try:
-            data = small(f"{place}{index.SUFFIX}{mark}{query}")
+            data = small(on_path(self.url, lambda path: path + index.SUFFIX))
             found = index.parse(io.BytesIO(data)) if data else None
         except Exception:  # refused, or no index: the shard itself will say what is wrong
             return None
@@ -189,16 +189,17 @@ def _named(url: str, access: Access) -> list[Remote]:
 
 
 def _folder(url: str, access: Access) -> list[Remote]:
-    place, mark, query = url.partition("?")
-    beside = place.rstrip("/")
-    data = small(f"{beside}/manifest.json{mark}{query}")
+    def within(name: str) -> str:
+        return on_path(url, lambda path: f"{path.rstrip('/')}/{name}")
+
+    data = small(within("manifest.json"))
     if data is None:
         raise DataError(f"{shown(url)}: is no .tar, and there is no manifest.json in it. Write the shards with {{000..063}}.")
     try:
         manifest: list[dict[str, Any]] = json.loads(data)["shards"]
         return [
             Remote(
-                url=f"{beside}/{shard['name']}{mark}{query}", known=Info(int(shard["bytes"]), ""), cache=access.cache,
+                url=within(shard["name"]), known=Info(int(shard["bytes"]), ""), cache=access.cache,
                 samples=int(shard["images"]), sha256=str(shard["sha256"]),
             )
             for shard in manifest

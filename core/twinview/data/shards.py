@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from twinview.data import folder as images
 from twinview.data import index
+from twinview.data.draws import twins
 from twinview.data.embedded import scenes
 from twinview.data.folder import Folder
 from twinview.data.order import Order, Shuffled
@@ -169,10 +170,9 @@ def refuse_twins(sources: Sequence[Shards], instead: str) -> None:
     """Raises DataError where two samples have one key; `instead` says what to do."""
     hashes = np.concatenate([found.hashes for shards in sources for found in shards.indexes])
     starts = np.cumsum([0, *map(len, sources)])
-    order = np.argsort(hashes, kind="stable")
-    for twin in np.flatnonzero(np.diff(hashes[order]) == 0):
+    for pair in twins(hashes):
         found = []
-        for number in (order[twin], order[twin + 1]):
+        for number in pair:
             source = int(np.searchsorted(starts, number, side="right")) - 1
             found.append((sources[source], int(number - starts[source])))
         keys, paths = [shards.key(i) for shards, i in found], [shards.path(i) for shards, i in found]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import numpy as np
 
 from twinview.data.decode import BadSample
-from twinview.data.order import micro_batch, steps_per_epoch
+from twinview.data.order import micro_batch, permutation, steps_per_epoch
 from twinview.data.stream import Hand, Held, Stream
 from twinview.data.views import Views
 from twinview.errors import DataError
@@ -87,7 +87,7 @@ class StreamBatches:
 
     def _epoch(self, epoch: int, consumer: int) -> Iterator[Numbered]:
         """The samples of a consumer, pass after pass."""
-        shards = permutation(seed_of(self.recipe.run.seed, "stream"), epoch, len(self.stream.paths))[consumer :: self.consumers]
+        shards = permutation(seed_of(self.recipe.run.seed, "stream"), epoch, len(self.stream.paths)).tolist()[consumer :: self.consumers]
         for again in count():
             bits = np.random.Philox(key=np.array([seed_of(self.recipe.run.seed, "reservoir", consumer, again), epoch], np.uint64))
             yield from shuffled(read_ahead(self._pass(shards, again), READ_AHEAD), self.recipe.data.buffer, bits)
@@ -97,13 +97,6 @@ class StreamBatches:
             first = int(self.stream.starts[shard]) + again * self._span
             for local, sample in enumerate(self.stream.read_shard(shard)):
                 yield Numbered(first + local, Held(sample, self.stream.paths[shard]))
-
-
-def permutation(seed: int, epoch: int, n: int) -> list[int]:
-    """0 to n - 1, shuffled; a pure function."""
-    bits = np.random.Philox(key=np.array([seed, epoch], np.uint64))
-    found: list[int] = np.argsort(bits.random_raw(n), kind="stable").tolist()
-    return found
 
 
 def shuffled(items: Iterable[T], size: int, bits: np.random.Philox) -> Iterator[T]:

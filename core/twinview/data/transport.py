@@ -67,6 +67,17 @@ def shown(url: str) -> str:
     return url if url.startswith(PIPE) else url.partition("?")[0]
 
 
+def on_path(url: str, change: Callable[[str], str]) -> str:
+    """The URL with another path; its query stays."""
+    path, mark, query = url.partition("?")
+    return f"{change(path)}{mark}{query}"
+
+
+def base_name(url: str) -> str:
+    """The last part of a URL's path."""
+    return url.partition("?")[0].rpartition("/")[2]
+
+
 def info(url: str) -> Info:
     """Size and version of a file.  Raises DataError."""
     return _tried(url, lambda: _http_info(url) if _is_http(url) else _fsspec_info(url))
