@@ -3,7 +3,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import os
+import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -211,6 +213,23 @@ def toy(install: Install) -> dict[str, Any]:
         "optimizer": {"use": "sgd", "lr": 0.1},
         "run": {"steps": 4, "batch_size": 4, "precision": "fp32", "log_every": 1},
     }
+
+
+@pytest.fixture(scope="session")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[int], Any]], list[Any]]:
+    """`two_ranks(function)`: what `function(rank)`, at the top of a test file, gives on each of two gloo ranks: tensors and plain containers."""
+
+    def run(function: Callable[[int], Any]) -> list[Any]:
+        import torch
+
+        folder = tmp_path_factory.mktemp("two_ranks")
+        driver = Path(__file__).with_name("on_ranks.py")
+        command = [sys.executable, str(driver), inspect.getfile(function), function.__name__, str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+    return run
 
 
 @pytest.fixture

@@ -57,3 +57,11 @@ def test_commands_in_the_docs_parse() -> None:
     assert len(found) > 8
     for words in found:
         parser().parse_known_args([w.strip("'") for w in words])
+
+
+def test_every_name_that_methods_share_is_in_the_table() -> None:
+    from twinview import ops
+
+    text = (DOCS / "plugins.md").read_text()
+    assert not [name for name in ops.__all__ if f"`{name}`" not in text]
+    assert not [name for name in ops.__all__ if not getattr(ops, name).__doc__]

@@ -3,30 +3,51 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any, Literal
 
 from torch import nn
 
+LastNorm = bool | Literal["gain"]
 
-def mlp(channels: int, hidden: int, out: int, *, layers: int = 2, last_norm: bool = False) -> nn.Sequential:
+
+def mlp(
+    channels: int, hidden: int, out: int, *, layers: int = 2, norm: bool = True, last_norm: LastNorm = False, last_bias: bool | None = None
+) -> nn.Sequential:
     """Linear-BN-ReLU blocks and a last linear layer, on vectors [B, channels] -> [B, out].
 
-    `layers` linear layers in all; `last_norm` puts a BatchNorm without affine parameters behind the last (SimSiam, MoCo v3).
-    A layer that a BatchNorm follows has no bias of its own: the norm would take it away again.
+    `layers`: linear layers in all; one is the last alone.  `norm`: a BatchNorm behind each but the last (MoCo v2 has none).  `last_norm`: one
+    behind the last too, without affine parameters (SimSiam, MoCo v3), or "gain": with a gain and no offset (SimCLR).
+    A layer that a BatchNorm follows has no bias of its own: the norm would take it away again.  Any other has one; `last_bias = False` leaves
+    the last without (BYOL's and MoCo v3's releases).
     """
-    return _stack([channels] + [hidden] * (layers - 1) + [out], last_norm, lambda i, o, bias: nn.Linear(i, o, bias=bias), nn.BatchNorm1d)
+    return _stack([channels] + [hidden] * (layers - 1) + [out], norm, last_norm, last_bias, nn.Linear, nn.BatchNorm1d)
 
 
-def conv_mlp(channels: int, hidden: int, out: int, *, layers: int = 2, last_norm: bool = False) -> nn.Sequential:
+def conv_mlp(
+    channels: int, hidden: int, out: int, *, layers: int = 2, norm: bool = True, last_norm: LastNorm = False, last_bias: bool | None = None
+) -> nn.Sequential:
     """`mlp` as 1x1 convolutions on maps [B, channels, h, w] -> [B, out, h, w] (PixPro's `MLP2d`)."""
-    return _stack([channels] + [hidden] * (layers - 1) + [out], last_norm, lambda i, o, bias: nn.Conv2d(i, o, 1, bias=bias), nn.BatchNorm2d)
+
+    def convolution(channels: int, out: int, *, bias: bool) -> nn.Module:
+        return nn.Conv2d(channels, out, 1, bias=bias)
+
+    return _stack([channels] + [hidden] * (layers - 1) + [out], norm, last_norm, last_bias, convolution, nn.BatchNorm2d)
 
 
-def _stack(widths: list[int], last_norm: bool, linear: Callable[[int, int, bool], nn.Module], norm: Callable[..., nn.Module]) -> nn.Sequential:
+def _stack(
+    widths: list[int], norm: bool, last_norm: LastNorm, last_bias: bool | None, linear: Callable[..., nn.Module], batch_norm: Callable[..., Any]
+) -> nn.Sequential:
     *inner, last = itertools.pairwise(widths)
     found: list[nn.Module] = []
     for i, o in inner:
-        found += [linear(i, o, False), norm(o), nn.ReLU(inplace=True)]
-    found.append(linear(*last, not last_norm))
+        found.append(linear(i, o, bias=not norm))
+        if norm:
+            found.append(batch_norm(o))
+        found.append(nn.ReLU(inplace=True))
+    found.append(linear(*last, bias=not last_norm if last_bias is None else last_bias))
     if last_norm:
-        found.append(norm(last[1], affine=False))
+        behind = batch_norm(last[1], affine=last_norm == "gain")
+        if last_norm == "gain":
+            behind.bias.requires_grad_(False)  # stays at its start, 0
+        found.append(behind)
     return nn.Sequential(*found)
