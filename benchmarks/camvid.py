@@ -4,7 +4,8 @@
     twinview shards pack images CAMVID/images/val shards/camvid-val --labels CAMVID/labels/val
     python benchmarks/camvid.py --shards shards --runs runs/camvid
 
-Resumable: a run that is there is not repeated, one that was stopped goes on. A JSON line per run in benchmarks/results/camvid.jsonl.
+Trains anew: only rows that this very code made (same files of core/ and plugins/, same overrides) are kept, and a run that was stopped goes on.
+A JSON line per run in benchmarks/results/camvid.jsonl, with its commit; `--print` shows the rows there, whatever made them, and trains nothing.
 """
 from __future__ import annotations
 
@@ -19,6 +20,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from proof.data import require_shards
+from proof.rows import Row, Rows, table_hash
+
 RECIPES = ("multisiam/camvid", "byol/camvid")
 RESULTS = Path(__file__).parent / "results" / "camvid.jsonl"
 
@@ -28,23 +32,29 @@ def main() -> None:
     ask = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     ask.add_argument("--shards", type=Path, default=Path("shards"))
     ask.add_argument("--runs", type=Path, default=Path("runs/camvid"))
-    ask.add_argument("--seeds", type=int, default=3)
+    ask.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     ask.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, each with its share of the cores")
+    ask.add_argument("--print", action="store_true", help="the table of the rows that are there, by commit; trains nothing")
     ask.add_argument("overrides", nargs="*", help="for every run; results then go beside the runs")
     args = ask.parse_args()
-    results = args.runs / "results.jsonl" if args.overrides else RESULTS
-    results.parent.mkdir(parents=True, exist_ok=True)
-    rows = [json.loads(line) for line in results.read_text().splitlines()] if results.is_file() else []
-    done = {(row["recipe"], row["seed"]) for row in rows}
-    left = [(recipe, seed) for seed in range(args.seeds) for recipe in RECIPES if (recipe, seed) not in done]
+    rows = Rows(args.runs / "results.jsonl" if args.overrides else RESULTS, ("recipe", "seed"))
+    if args.print:
+        for made in dict.fromkeys(row.get("commit", "unknown") for row in rows.others + rows.mine):
+            print("\n".join([f"commit {made}", *table([row for row in rows.others + rows.mine if row.get("commit", "unknown") == made])]))
+        return
+    require_shards(args.shards, "camvid-train", "camvid-val")
+    rows.warn()
+    version = table_hash({"overrides": args.overrides})
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     with ThreadPoolExecutor(args.jobs) as pool:
-        runs = [pool.submit(one, r, s, args.shards.resolve(), args.runs / f"{r.replace('/', '-')}-{s}", threads, args.overrides) for r, s in left]
-        for run in as_completed(runs):
-            rows.append(run.result())
-            rows.sort(key=lambda row: (row["seed"], row["recipe"]))
-            results.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    print("\n".join(table(rows)))
+        runs = []
+        for seed in args.seeds:
+            for recipe in (r for r in RECIPES if not rows.find(recipe=r, seed=seed, recipe_hash=version)):
+                run = args.runs / f"{recipe.replace('/', '-')}-{seed}-{rows.code}-{version}"
+                runs.append(pool.submit(one, recipe, seed, args.shards.resolve(), run, threads, args.overrides))
+        for done in as_completed(runs):
+            rows.add({**done.result(), "recipe_hash": version})
+    print("\n".join(table([row for row in rows.mine if row["recipe_hash"] == version])))
 
 
 def one(recipe: str, seed: int, shards: Path, run: Path, threads: int, overrides: list[str]) -> dict[str, Any]:
@@ -63,7 +73,7 @@ def one(recipe: str, seed: int, shards: Path, run: Path, threads: int, overrides
     return {"recipe": recipe, "seed": seed, **scores, **said, "seconds": round(seconds, 1)}
 
 
-def table(rows: list[dict[str, Any]]) -> list[str]:
+def table(rows: list[Row]) -> list[str]:
     """Mean and standard deviation over seeds, and how far each is above the random start in pooled deviations."""
     scores = {recipe: [row["miou"] for row in rows if row["recipe"] == recipe] for recipe in RECIPES}
     scores["random start"] = [row["random/miou"] for row in rows if row["recipe"] == RECIPES[0]]

@@ -5,8 +5,9 @@
     python benchmarks/densesiam.py --shards shards --runs runs/densesiam
 
 Every run starts at random, uses no label, and has one thread and at most six minutes of it. Beside them stands k-means (as many clusters as classes)
-on c3 to c5 of a random start and of MultiSiam trained for about as long. Resumable: a run that is there is not repeated, one that was stopped goes
-on. A JSON line per run in benchmarks/results/densesiam.jsonl.
+on c3 to c5 of a random start and of MultiSiam trained for about as long. Trains anew: only rows that this very code made (same files of core/ and
+plugins/) are kept, and a run that was stopped goes on. A JSON line per run in benchmarks/results/densesiam.jsonl, with its commit; `--print` shows
+the rows there, whatever made them, and trains nothing.
 """
 from __future__ import annotations
 
@@ -20,6 +21,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
+
+from proof.data import require_shards
+from proof.rows import Row, Rows
 
 RESULTS = Path(__file__).parent / "results" / "densesiam.jsonl"
 DATA = {"camvid": "densesiam/camvid_r18", "scenes": "densesiam/quickstart"}
@@ -42,25 +46,36 @@ def main() -> None:
     ask = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     ask.add_argument("--shards", type=Path, default=Path("shards"))
     ask.add_argument("--runs", type=Path, default=Path("runs/densesiam"))
-    ask.add_argument("--seeds", type=int, default=3)
+    ask.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    ask.add_argument("--data", nargs="+", choices=list(DATA), default=list(DATA))
     ask.add_argument("--steps", type=int, default=100, help="of each DenseSiam run")
     ask.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, one thread each")
+    ask.add_argument("--print", action="store_true", help="the table of the rows that are there, by commit; trains nothing")
     args = ask.parse_args()
-    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.is_file() else []
-    done = {(row["data"], row["variant"], row["seed"]) for row in rows}
-    wanted = [(data, variant, seed) for seed in range(args.seeds) for data in DATA for variant in WANTED[data]]
+    rows = Rows(RESULTS, ("data", "variant", "seed", "steps"))
+    if args.print:
+        for made in dict.fromkeys(row.get("commit", "unknown") for row in rows.others + rows.mine):
+            print("\n".join([f"commit {made}", *table([row for row in rows.others + rows.mine if row.get("commit", "unknown") == made])]))
+        return
+    if "camvid" in args.data:
+        require_shards(args.shards, "camvid-train", "camvid-val")
+    rows.warn()
+    wanted = [(data, variant, seed) for seed in args.seeds for data in args.data for variant in WANTED[data]]
     with ThreadPoolExecutor(args.jobs) as pool:
-        runs = [pool.submit(one, *what, args.shards.resolve(), args.runs.resolve(), args.steps) for what in wanted if what not in done]
-        for run in as_completed(runs):
-            rows.append(run.result())
-            rows.sort(key=lambda row: (row["data"], row["seed"], row["variant"]))
-            RESULTS.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    print("\n".join(table(rows)))
+        runs = []
+        for data, variant, seed in wanted:
+            steps = MULTISIAM[data][1] if variant == KMEANS else args.steps
+            if not rows.find(data=data, variant=variant, seed=seed, steps=steps):
+                folder = args.runs.resolve() / rows.code
+                runs.append(pool.submit(one, data, variant, seed, args.shards.resolve(), folder, args.steps))
+        for done in as_completed(runs):
+            rows.add(done.result())
+    print("\n".join(table(rows.mine)))
 
 
 def one(data: str, variant: str, seed: int, shards: Path, runs: Path, steps: int) -> dict[str, Any]:
     """One run in a process of its own: its scores, or with `k-means` those of MultiSiam's features and of their random start."""
-    run = runs / f"{data}-{variant.replace(' ', '').replace('+', '')}-{seed}"
+    run = runs / f"{data}-{variant.replace(' ', '').replace('+', '')}-{seed}-{steps}"
     run.parent.mkdir(parents=True, exist_ok=True)
     local = data == "camvid"
     train, val = (str(shards / "camvid-train"), str(shards / "camvid-val")) if local else ("scenes:train", "scenes:val")
@@ -96,7 +111,7 @@ def time_of_children() -> float:
     return spent.children_user + spent.children_system
 
 
-def table(rows: list[dict[str, Any]]) -> list[str]:
+def table(rows: list[Row]) -> list[str]:
     """Mean and deviation over seeds for each data set; runs that collapsed are counted."""
     lines = [f"{'':<26} " + " ".join(f"{d + ' mIoU':>16} {'accuracy':>9} {'entropy':>8} {'collapsed':>9}" for d in DATA)]
     named = [(v, v, "") for v in VARIANTS] + [("k-means, MultiSiam", KMEANS, ""), ("k-means, random start", KMEANS, "random/")]

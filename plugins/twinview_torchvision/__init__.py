@@ -37,6 +37,7 @@ class ResNet:
     cells: Literal["c2", "c3", "c4", "c5", "p2", "p3", "p4", "p5", "d2"] = "c5"  # the level that is `cells`
     stride: int = 0  # pixels a cell of c5; 0: the network's own, 32 (small stem: 8). Smaller ones put dilation for stride in the last stages
     stem: Literal["imagenet", "small"] = "imagenet"  # small: 3x3 convolution of stride 1 and no max-pool, for images of some 32 pixels
+    width: int = field(default=64, validator=gt(0))  # channels of the stem and of c2 (before a block's expansion), doubled at c3, c4 and c5
     fpn: bool = False  # feature pyramid (Lin et al. 2017) over c2 to c5
     fpn_channels: int = field(default=256, validator=gt(0))  # of each of p2 to p5
     decoder: int = field(default=0, validator=ge(0))  # channels of d2, all levels added up top-down at the finest stride (PiCIE, DenseSiam); 0: none

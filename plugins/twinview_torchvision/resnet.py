@@ -9,7 +9,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import ResNet as ResNetTrunk
-from torchvision.models.resnet import BasicBlock
+from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FeaturePyramidNetwork
 
 from twinview.ops.maps import hide_cells, hide_pixels
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from twinview_torchvision import ResNet
 
 STAGES = ("c2", "c3", "c4", "c5")
+WIDTH = 64  # of torchvision's networks
 
 
 class ResNetEncoder(nn.Module):
@@ -40,7 +41,7 @@ class ResNetEncoder(nn.Module):
         self.conv1, self.bn1, self.relu, self.maxpool = trunk.conv1, trunk.bn1, trunk.relu, trunk.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4
         if small_stem or in_channels != 3:
-            self.conv1 = nn.Conv2d(in_channels, 64, *((3, 1, 1) if small_stem else (7, 2, 3)), bias=False)
+            self.conv1 = nn.Conv2d(in_channels, trunk.bn1.num_features, *((3, 1, 1) if small_stem else (7, 2, 3)), bias=False)
             nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         if small_stem:
             self.maxpool = nn.Identity()
@@ -115,6 +116,20 @@ class Decoder(nn.Module):
         return found
 
 
+def set_width(trunk: ResNetTrunk, width: int, *, zero_init_residual: bool) -> None:
+    """Make stem and stages anew, of `width`, 2, 4 and 8 times `width` channels (times a block's expansion), started as torchvision starts them."""
+    block, counts = type(trunk.layer1[0]), [len(stage) for stage in (trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4)]
+    trunk.inplanes = width
+    trunk.conv1, trunk.bn1 = nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width)
+    for i, count in enumerate(counts):
+        setattr(trunk, f"layer{i + 1}", trunk._make_layer(block, width << i, count, stride=1 if i == 0 else 2))
+    for module in trunk.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif zero_init_residual and isinstance(module, BasicBlock | Bottleneck):
+            nn.init.zeros_(module.bn2.weight if isinstance(module, BasicBlock) else module.bn3.weight)
+
+
 def dilate(layer: nn.Module, dilation: int) -> int:
     """Take the stride of 2 out of a stage (Chen et al. 2018, atrous convolution) and give the dilation of what comes after it.
 
@@ -139,8 +154,11 @@ def _width(stage: nn.Module) -> int:
 
 def make(options: ResNet, channels: int) -> ResNetEncoder:
     """The encoder that a recipe's table describes, for images of `channels`, at random (torch's global generator) or with its weights."""
+    trunk = torchvision.models.get_model(options.name, weights=None, zero_init_residual=options.zero_init_residual)
+    if options.width != WIDTH:
+        set_width(trunk, options.width, zero_init_residual=options.zero_init_residual)
     encoder = ResNetEncoder(
-        torchvision.models.get_model(options.name, weights=None, zero_init_residual=options.zero_init_residual),
+        trunk,
         cells=options.cells,
         stride=options.stride,
         small_stem=options.stem == "small",
@@ -148,7 +166,7 @@ def make(options: ResNet, channels: int) -> ResNetEncoder:
         decoder_channels=options.decoder,
         in_channels=channels,
     )
-    if options.stem == "imagenet":
+    if options.stem == "imagenet" and options.width == WIDTH:
         dilated = [stride > options.stride for stride in (8, 16, 32)]  # of the last three stages
         plain = not any(dilated)
         if plain or not isinstance(encoder.layer1[0], BasicBlock):  # torchvision dilates no basic blocks

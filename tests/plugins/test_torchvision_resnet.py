@@ -31,6 +31,8 @@ def encode(size: tuple[int, int] = (64, 64), *, batch: int = 2, seed: int = 0, *
         {"name": "resnet50", "stride": 8},
         {"cells": "c3", "stem": "small"},
         {"stem": "small", "stride": 2},
+        {"stem": "small", "width": 16},
+        {"name": "resnet50", "width": 24, "stride": 8},
         {"fpn": True, "cells": "p3", "fpn_channels": 24},
         {"fpn": True, "cells": "p2", "stride": 16, "fpn_channels": 8},
     ],
@@ -155,8 +157,23 @@ def test_what_is_published_loads_into_torchvision(options: dict[str, Any], load:
 
 
 def test_what_torchvision_builds_not_is_not_published() -> None:
-    for encoder in (encode(stem="small")[0], encode(stride=16)[0]):
+    for encoder in (encode(stem="small")[0], encode(stride=16)[0], encode(width=32)[0]):
         assert encoder.published((64, 64)) is None
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_narrow_network_is_torchvisions_with_fewer_channels_and_starts_alike(name: str) -> None:
+    torch.manual_seed(0)
+    official = torchvision.models.get_model(name, weights=None).state_dict()
+    narrow = ResNet(name=name, width=32, zero_init_residual=True).make_encoder(channels=3).state_dict()
+    assert list(narrow) == [key for key in official if not key.startswith("fc.")]
+    for key, value in narrow.items():
+        wanted = [n // 2 if n > 3 and i < 2 and n != 7 else n for i, n in enumerate(official[key].shape)]
+        assert list(value.shape) == wanted, key
+        if value.ndim == 4:  # He's start by fan-out: half the channels, twice the variance
+            assert value.std() / official[key].std() == pytest.approx(2**0.5, rel=0.1), key
+    last = "bn2" if name == "resnet18" else "bn3"
+    assert not narrow[f"layer3.1.{last}.weight"].any() and narrow["layer3.1.bn1.weight"].all()
 
 
 @pytest.mark.parametrize(
