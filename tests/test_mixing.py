@@ -25,7 +25,10 @@ def reason(combination: Combination) -> list[str]:
     found = []
     for what, why in rules():
         slot, _, losses = what.partition(" with ")
-        right = align != NONE if slot.startswith("`[align]`") else align == NONE if slot.startswith("no ") else f"`{align}`" in slot
+        if slot.startswith("no "):
+            right = combination[slot.partition("`[")[2].partition("]")[0]] == NONE
+        else:
+            right = align != NONE if slot.startswith("`[align]`") else f"`{align}`" in slot
         if right and loss in losses:
             found.append(why)
     return found

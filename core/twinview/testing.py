@@ -44,6 +44,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {  # parts that are several thi
         " (resnet)": {"name": "test_resnet"},
     },
     "siameseim.relative": {"": {"depth": 1}},
+    "mae.pixels": {"": {"width": 16, "depth": 1}},
 }
 
 Combination = Mapping[str, str]  # slot -> a name of `choices`

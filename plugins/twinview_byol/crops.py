@@ -16,7 +16,7 @@ class Crops:
     """Random resized crops drawn independently, mirrored independently, every view predicting every other (BYOL, appendix B)."""
 
     size: int = field(default=224, validator=gt(0))  # pixels of each view's side
-    views: int = field(default=2, validator=ge(2))
+    views: int = field(default=2, validator=ge(1))  # 1: no pairs, for losses that look at one view
     scale: tuple[float, float] = field(default=(0.08, 1.0), validator=area_span)  # a crop's share of the image's area
     ratio: tuple[float, float] = field(default=(3 / 4, 4 / 3), validator=span)  # a crop's width : height
     flip: float = field(default=0.5, validator=share)  # chance that a view is mirrored

@@ -15,8 +15,9 @@ from twinview.branch import Branch
 from twinview.errors import PluginError
 from twinview.hooks import hookimpl, part
 from twinview.ops.maps import resize_map
+from twinview.ops.transformer import to_map
 from twinview.values import Alignment, Dims, Head, Size, Step, Traits
-from twinview_siameseim.network import Decoder, Norm, to_map
+from twinview_siameseim.network import Decoder, Norm
 from twinview_siameseim.positions import Relation, relate
 
 

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from twinview.hooks import hookimpl, part
 from twinview.ops.means import weighted_mean, wide
 from twinview.ops.ranks import summed
+from twinview.ops.transformer import to_map
 from twinview.values import Alignment, Dims, Head, Role, Step, Traits
-from twinview_siameseim.network import Norm, Projector, to_map
+from twinview_siameseim.network import Norm, Projector
 
 
 @part

@@ -8,74 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twinview.ops.sines import sine_table
+from twinview.ops.transformer import Block, TokenNorm, initialize, to_map
 from twinview.values import Size
 from twinview_siameseim.positions import Relation, relative_sines
 
 Norm = Literal["batch", "layer"]
-
-
-class TokenNorm(nn.Module):
-    """BatchNorm over batch x tokens of [B, T, C], in float32 whatever the autocast."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.bn = nn.BatchNorm1d(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, C] -> the same shape, float32."""
-        with torch.autocast(x.device.type, enabled=False):
-            y: Tensor = self.bn(x.float().flatten(0, 1))
-            return y.view(x.shape)
-
-
 NORMS: dict[Norm, type[nn.Module]] = {"batch": TokenNorm, "layer": nn.LayerNorm}
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention over all tokens."""
-
-    def __init__(self, channels: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = nn.Linear(channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, C] -> [B, T, C]."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        y: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        return y
-
-
-class MLP(nn.Module):
-    """Two layers with GELU between them."""
-
-    def __init__(self, channels: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(channels, hidden)
-        self.fc2 = nn.Linear(hidden, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, C] -> [B, T, C]."""
-        y: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return y
-
-
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
-
-    def __init__(self, channels: int, heads: int, mlp_ratio: float, norm: Norm) -> None:
-        super().__init__()
-        self.norm1 = NORMS[norm](channels)
-        self.attn = Attention(channels, heads)
-        self.norm2 = NORMS[norm](channels)
-        self.mlp = MLP(channels, round(mlp_ratio * channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, C] -> [B, T, C]."""
-        x = x + self.attn(self.norm1(x))
-        y: Tensor = x + self.mlp(self.norm2(x))
-        return y
 
 
 class Projector(nn.Module):
@@ -84,8 +22,8 @@ class Projector(nn.Module):
     def __init__(self, channels: int, width: int, depth: int, heads: int, mlp_ratio: float, norm: Norm) -> None:
         super().__init__()
         self.embed = nn.Linear(channels, width)
-        self.blocks = nn.Sequential(*(Block(width, heads, mlp_ratio, norm) for _ in range(depth)))
-        initialise(self)
+        self.blocks = nn.Sequential(*(Block(width, heads, mlp_ratio, NORMS[norm]) for _ in range(depth)))
+        initialize(self)
 
     def recomputable(self) -> list[nn.Module]:
         """The transformer's blocks."""
@@ -110,9 +48,9 @@ class Decoder(nn.Module):
         self.embed = nn.Linear(channels, width) if width != channels else nn.Identity()
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
         self.place = nn.Linear(2 * width, width)  # W_p
-        self.blocks = nn.Sequential(*(Block(width, heads, mlp_ratio, norm) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(Block(width, heads, mlp_ratio, NORMS[norm]) for _ in range(depth)))
         self.out = nn.Linear(width, channels)
-        initialise(self)
+        initialize(self)
         nn.init.normal_(self.mask_token, std=0.02)
 
     def recomputable(self) -> list[nn.Module]:
@@ -140,20 +78,3 @@ class Decoder(nn.Module):
             rho, gamma, zh, zw = (F.linear(e, w) for e, w in blocks)
             places: Tensor = rho + gamma + (zh + zw + self.place.bias)
         return places.flatten(1, 2)
-
-
-def initialise(module: nn.Module) -> None:
-    """Linear layers: Xavier uniform (query, key and value as one matrix), biases 0."""
-    for m in module.modules():
-        if isinstance(m, nn.Linear):
-            nn.init.xavier_uniform_(m.weight)
-            nn.init.zeros_(m.bias)
-
-
-def to_map(tokens: Tensor, grid: Size, prefix: int = 0, kept: Tensor | None = None) -> Tensor:
-    """Tokens [B, prefix + V, C] of the cells `kept` [B, V] (None: all) -> a map [B, C, h, w], 0 where no token stands for a cell."""
-    cells = tokens[:, prefix:]
-    if kept is not None:
-        blank = cells.new_zeros(len(cells), grid[0] * grid[1], cells.shape[2])
-        cells = blank.scatter(1, kept[..., None].expand_as(cells), cells)
-    return cells.mT.reshape(*cells.mT.shape[:2], *grid)

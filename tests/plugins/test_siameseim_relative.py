@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from twinview.ops.sines import sine_table, sines
+from twinview.ops.transformer import TokenNorm, to_map
 from twinview.values import Geometry
 from twinview_siameseim.align import Relative
-from twinview_siameseim.network import Decoder, Projector, TokenNorm, to_map
+from twinview_siameseim.network import Decoder, Projector
 from twinview_siameseim.positions import Relation, relate, relative_sines
 
 WIDTH = 32

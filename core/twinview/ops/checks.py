@@ -33,10 +33,13 @@ def pixels(_: Any, attribute: Any, value: tuple[int, int]) -> None:
 
 
 def masked_views(views: Iterable[int], dims: Dims, place: str) -> None:
-    """Views whose cells are hidden from the online branch: raises RecipeError for one that there is not, or that no pair has as online."""
+    """Views whose cells are hidden from the online branch: raises RecipeError for one that there is not, or that no pair has as online.
+
+    Without pairs every view is online.
+    """
     online = sorted({view for view, _ in dims.pairs})
     for view in views:
         if view >= len(dims.grids):
             raise RecipeError(f"{place}: views names view {view}; views are counted from 0, and there are {len(dims.grids)}.")
-        if view not in online:
+        if online and view not in online:
             raise RecipeError(f"{place}: views names view {view}, which is online in no pair of these views. Write views = {online}.")

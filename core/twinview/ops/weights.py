@@ -23,21 +23,24 @@ def load_weights(
     source: str,
     *,
     named: Mapping[str, Callable[[], State]] | None = None,
+    renamed: Mapping[str, str] | None = None,
     ignore: Sequence[str] = (),
     optional: Sequence[str] = (),
     channels: int = 3,
     place: str = "[encoder] weights",
+    what: str = "encoder",
 ) -> None:
     """Load `source` into `module`, every tensor or none.
 
     `source`: a file (.safetensors, or a state dict that torch reads with `weights_only`, bare or within a checkpoint), the folder of a run or
     of one of its checkpoints, `timm:NAME`, or a key of `named`.
+    `renamed`: start of a name in the file -> start of the module's; where the file holds such names, all others of it are left out.
     What stands before the module's own names in a file (`online.encoder.`, `backbone.`, `module.`) is found and taken off.
     Names in the file that start with one of `ignore` are left out (a classifier); names of the module that start with one of `optional` may
     be missing from the file, all together, and stay as they are.  Kernels that see the images' `channels` are made of a file's that see three.
     Raises RecipeError for a source that nobody knows, CheckpointError for one that cannot be read or does not fit.
     """
-    state = _read(source, named or {}, place)
+    state = _renamed(_read(source, named or {}, place), renamed or {})
     own = module.state_dict()
     found = _strip(state, own, f"{place} = {source!r}")
     found = {k: _of_channels(v, channels) if k in own and _sees_images(v, own[k], channels) else v for k, v in found.items()}
@@ -46,9 +49,9 @@ def load_weights(
     missing = [k for k in own if k not in fitting and not k.endswith("num_batches_tracked") and not k.startswith(spared)]
     unexpected = [k for k in fitting if k not in own]
     shapes = [f"{k} {tuple(v.shape)}, not {tuple(own[k].shape)}" for k, v in fitting.items() if k in own and v.shape != own[k].shape]
-    for what, names in (("it lacks", missing), ("the encoder has no", unexpected), ("it has", shapes)):
+    for fault, names in (("it lacks", missing), (f"the {what} has no", unexpected), ("it has", shapes)):
         if names:
-            raise CheckpointError(f"{place} = {source!r}: does not fit the encoder: {what} {_some(names)}. Name weights of the same architecture.")
+            raise CheckpointError(f"{place} = {source!r}: does not fit the {what}: {fault} {_some(names)}. Name weights of the same architecture.")
     module.load_state_dict(fitting, strict=False)
 
 
@@ -63,6 +66,12 @@ def _read(source: str, named: Mapping[str, Callable[[], State]], place: str) -> 
             raise CheckpointError(f"{place} = {source!r}: there is no such file. Write a run's folder, or a file that ends in {', '.join(FILES)}.")
         raise RecipeError(f"{place}: no weights have the name {source!r}.{closest(source, named)} Or write a file, a run's folder, or timm:NAME.")
     return _file(path, f"{place} = {source!r}")
+
+
+def _renamed(state: State, starts: Mapping[str, str]) -> State:
+    """The tensors whose names have one of the `starts`, by the module's names; all of them as they are where none has."""
+    found = {ours + name.removeprefix(start): value for name, value in state.items() for start, ours in starts.items() if name.startswith(start)}
+    return found or state
 
 
 def _of_a_run(path: Path) -> Path:
