@@ -78,12 +78,12 @@ class Region:
         operators = {online: alignment.online, target: alignment.target}
         symmetric = len(directions) == 2 or not self.stop_gradient  # `target` goes through the online branch too
         weight = _seen_twice(step, alignment, target) if symmetric else alignment.weight
-        meets = (weight.flatten(1).sum(1) > 0).float()
+        meet = (weight.flatten(1).sum(1) > 0).nonzero()[:, 0]  # the other images have no regions
         made: dict[tuple[int, Role], Tensor] = {}
 
         def projected(view: int, role: Role) -> Tensor:
             if (view, role) not in made:
-                made[view, role] = self._project(step, view, role, operators[view], weight)
+                made[view, role] = self._project(step, view, role, operators[view], weight, meet)
             return made[view, role]
 
         terms = []
@@ -91,15 +91,19 @@ class Region:
             regions = projected(start, "online")
             goal = self._stopped(step, end, projected) if self.stop_gradient else projected(end, "online")
             predicted = step.branches.online.of(self, "predictor")(regions.flatten(0, 1)).view(*regions.shape)
-            terms.append(weighted_mean(info_nce(predicted, goal, self.temperature), meets))
+            found = info_nce(predicted, goal, self.temperature)
+            terms.append(weighted_mean(found, torch.ones_like(found)))  # 0 where no image's views meet
         return terms
 
-    def _project(self, step: Step, view: int, role: Role, operator: Callable[[Tensor], Tensor], weight: Tensor) -> Tensor:
-        """q [B, K, C] of a view; BatchNorm sees the B * K rows of one view at a time."""
+    def _project(self, step: Step, view: int, role: Role, operator: Callable[[Tensor], Tensor], weight: Tensor, meet: Tensor) -> Tensor:
+        """q [N, K, C] of a view's N images `meet` whose views meet; BatchNorm sees the N * K rows of one view at a time.
+
+        The sums of images whose views do not meet are 0: with them in its statistics they would move the others' loss.
+        """
         masks = step.apply(step.head(self.head, "projector") if self.head else step.head(self, "masks"), view, role)
         cells = (step.online if role == "online" else step.target)[view].at("cells")
         branch = step.branches.online if role == "online" else step.branches.target
-        sums = region_sums(operator(cells), operator(masks), weight)
+        sums = region_sums(operator(cells), operator(masks), weight)[meet]
         projected: Tensor = branch.of(self, "projector")(sums.flatten(0, 1))
         return projected.view(*sums.shape)
 

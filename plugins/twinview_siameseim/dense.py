@@ -7,14 +7,14 @@ from typing import NamedTuple
 import torch
 from attrs import field
 from attrs.validators import ge, gt
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twinview.hooks import hookimpl, part
 from twinview.ops.means import weighted_mean, wide
 from twinview.ops.ranks import summed
 from twinview.ops.transformer import to_map
-from twinview.values import Alignment, Dims, Head, Role, Step, Traits
+from twinview.values import Alignment, Dims, Head, ParamRule, Role, Step, Traits
 from twinview_siameseim.network import Norm, Projector
 
 
@@ -33,6 +33,7 @@ class Dense:
     mlp_ratio: float = field(default=4.0, validator=gt(0))  # width of a block's hidden layer : D
     norm: Norm = "batch"  # of the projector; batch: over batch x tokens; or layer
     negative_weight: float = field(default=0.02, validator=ge(0))  # lambda
+    online_ln: bool = False  # predictions are layer-normalised too, with gain and bias that stay at 1 and 0 (the released switch of this name)
 
     def __attrs_post_init__(self) -> None:
         if self.channels % self.attention_heads:
@@ -50,9 +51,11 @@ class Dense:
 
     @hookimpl
     def heads(self, dims: Dims) -> Mapping[str, Head]:
-        """The projector, averaged in the target."""
+        """The projector, averaged in the target; with `online_ln` the frozen norm of predictions, `norm`."""
         width = dims.width("cells")
-        return {"projector": Head(Projector(width, self.channels, self.projector_depth, self.attention_heads, self.mlp_ratio, self.norm))}
+        projector = Head(Projector(width, self.channels, self.projector_depth, self.attention_heads, self.mlp_ratio, self.norm))
+        norm = {"norm": Head(nn.LayerNorm(self.channels, eps=1e-5), "online_only", ParamRule(frozen=True))} if self.online_ln else {}
+        return {"projector": projector} | norm
 
     @hookimpl
     def loss(self, step: Step) -> dict[str, Tensor]:
@@ -60,12 +63,21 @@ class Dense:
         found = []
         for online, target in step.pairs:
             alignment = step.alignment(online, target, self.align)
-            q = alignment.online(self._project(step, online, "online", alignment))
+            q = self._normalised(step, alignment.online(self._project(step, online, "online", alignment)))
             t = alignment.target(self._project(step, target, "target", alignment))
             found.append(dense_loss(q, t, alignment.weight, self.negative_weight))
         for name in ("pos", "neg", "directions"):
             step.note(f"dense/{name}", torch.stack([getattr(terms, name) for terms in found]).mean())
         return {"dense": torch.stack([terms.loss for terms in found]).mean()}
+
+    def _normalised(self, step: Step, q: Tensor) -> Tensor:
+        """Predictions [B, D, h, w] behind the norm of `online_ln`, in float32 or wider whatever the autocast."""
+        if not self.online_ln:
+            return q
+        norm = step.branches.online.of(self, "norm")
+        with torch.autocast(q.device.type, enabled=False):
+            found: Tensor = norm(wide(q).movedim(1, -1)).movedim(-1, 1)
+            return found
 
     def _project(self, step: Step, view: int, role: Role, alignment: Alignment) -> Tensor:
         """A view's projected tokens, or as a map where the encoder has no tokens or the alignment wants none."""

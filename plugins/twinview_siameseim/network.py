@@ -1,6 +1,8 @@
 """The transformer of projector and predictor: pre-norm blocks whose norm is BatchNorm over all tokens of the batch."""
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,7 +15,7 @@ from twinview.values import Size
 from twinview_siameseim.positions import Relation, relative_sines
 
 Norm = Literal["batch", "layer"]
-NORMS: dict[Norm, type[nn.Module]] = {"batch": TokenNorm, "layer": nn.LayerNorm}
+NORMS: dict[Norm, Callable[[int], nn.Module]] = {"batch": TokenNorm, "layer": partial(nn.LayerNorm, eps=1e-6)}  # 1e-6 as released
 
 
 class Projector(nn.Module):

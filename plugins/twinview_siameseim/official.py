@@ -19,6 +19,7 @@ PLACES = {  # of a branch: start of the official name -> ours
     "decoder_pos_mlp.": "heads.{decoder}.place.",
     "predictor_decoder_blocks.": "heads.{decoder}.blocks.",
     "decoder_pred.": "heads.{decoder}.out.",
+    "student_norm.": "heads.{norm}.",
 }
 UNUSED = ("pos_embed", "decoder_pos_embed", "mm_mask_token")  # fixed tables, which are computed here, and a copy that the target never looks at
 
@@ -38,5 +39,6 @@ def our_name(official: str, projector: str, decoder: str) -> str:
     branch, name = ("target", official.removeprefix("mm_")) if official.startswith("mm_") else ("online", official)
     for start, ours in PLACES.items():
         if name.startswith(start):
-            return f"{branch}.{ours.format(projector=projector, decoder=decoder)}{name.removeprefix(start)}"
+            norm = f"{projector.rpartition('/')[0]}/norm"  # of the same part
+            return f"{branch}.{ours.format(projector=projector, decoder=decoder, norm=norm)}{name.removeprefix(start)}"
     raise KeyError(f"an official SiameseIM checkpoint holds no {official!r}")

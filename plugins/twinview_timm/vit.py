@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 TOKENS = ("cls_token", "reg_token")  # timm's names of what stands before the patches, in its order
 CLASSIFIERS = ("head.", "fc_norm.", "attn_pool.")
-BESIDE = ("decoder_", "mm_", "projector_decoder_", "predictor_decoder_", "mask_token")  # beside the encoder in MAE's and SiameseIM's checkpoints
+BESIDE = ("decoder_", "mm_", "projector_decoder_", "predictor_decoder_", "student_norm.", "mask_token")  # in checkpoints of MAE and SiameseIM
 
 
 class VisionTransformer(nn.Module):

@@ -5,6 +5,7 @@ norm.pt holds BatchNorm over both ranks beside BatchNorm over the whole batch in
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -48,23 +49,25 @@ def through(norm: nn.Module, x: Tensor, rows: slice) -> dict[str, Tensor]:
     x = x[rows].clone().requires_grad_()
     norm(x.detach() * 0.9)
     y = norm(x)
-    whole = torch.arange(7 * y[0].numel(), dtype=torch.float32).view(7, *y.shape[1:])
+    whole = torch.arange(7 * math.prod(y.shape[1:]), dtype=torch.float32).view(7, *y.shape[1:])
     (y.float() * whole.sin()[rows]).sum().backward()
     found = {"y": y.detach(), "x": x.grad, **{k: p.grad for k, p in norm.named_parameters()}, **dict(norm.named_buffers())}
     return {k: v.clone() for k, v in found.items() if v is not None}
 
 
 def over_ranks() -> dict[str, Any]:
-    """Rank 0 holds four images, rank 1 three: the pieces of what one process would have."""
+    """Rank 0 holds four images, rank 1 three, or all seven and none: the pieces of what one process would have."""
     out: dict[str, Any] = {}
-    for name, norm in norms().items():
-        norm = synchronise_batchnorm(nn.Sequential(norm))[0]  # type: ignore[index]
+    cases = {name: (name, slice(0, 4), slice(4, 7)) for name in norms()} | {"all on one rank": ("vector", slice(0, 7), slice(7, 7))}
+    for case, (name, *shares) in cases.items():
+        norm = synchronise_batchnorm(nn.Sequential(norms()[name]))[0]  # type: ignore[index]
         assert isinstance(norm, SyncBatchNorm)
-        rows = slice(0, 4) if dist.get_rank() == 0 else slice(4, 7)
-        one, other = gathered(through(norm, batch(name), rows))
+        one, other = gathered(through(norm, batch(name), shares[dist.get_rank()]))
         joined = {k: torch.cat([one[k], other[k]]) if k in ("y", "x") else one[k] + other[k] for k in one if k in ("y", "x", "weight", "bias")}
-        out[name] = {**joined, **{k: v for k, v in one.items() if k not in joined}}
+        out[case] = {**joined, **{k: v for k, v in one.items() if k not in joined}}
         assert all(torch.equal(one[k], other[k]) for k in one if "running" in k)
+        kept = {k: v.clone() for k, v in norm.named_buffers()}
+        assert norm(batch(name)[:0]).shape == batch(name)[:0].shape and all(torch.equal(v, kept[k]) for k, v in norm.named_buffers()), "no cell anywhere"
         x = batch(name)
         assert torch.equal(norm.eval()(x), nn.functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias))
     return out
@@ -74,7 +77,7 @@ def main() -> None:
     """Both, each in two ranks."""
     folder = Path(sys.argv[1])
     alone = {name: through(norm, batch(name), slice(0, 7)) for name, norm in norms().items()}
-    torch.save({"ranks": launch(2, over_ranks), "alone": alone}, folder / "norm.pt")
+    torch.save({"ranks": launch(2, over_ranks), "alone": alone | {"all on one rank": alone["vector"]}}, folder / "norm.pt")
     recipe = from_table(json.loads((folder / "recipe.json").read_text()))
     print(launch(2, lambda: train(recipe, folder / "two")))
 

@@ -266,3 +266,27 @@ def test_options_that_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError) as caught:
         check(recipe(**change))
     assert message in str(caught.value)
+
+
+def test_images_whose_views_do_not_meet_move_no_other_images_region_loss() -> None:
+    """Their empty regions do not enter the BatchNorms of the region's heads; all others are in eval mode here."""
+    siamese, given = model(recipe(loss=[{"use": "densesiam.region", "head": "clusters"}])), batch()
+    siamese.eval()
+    for name in ("projector", "predictor"):
+        siamese.online.heads[f"densesiam/region/{name}"].train()
+
+    def with_apart(n: int) -> Batch:
+        boxes = torch.tensor([[[0.0, 0.0, 0.4, 0.4], [0.5, 0.5, 1.0, 1.0]]]).expand(n, 2, 4)
+        added = given.geometry._replace(
+            boxes=torch.cat([given.geometry.boxes, boxes]), flips=torch.cat([given.geometry.flips, torch.zeros(n, 2, dtype=torch.bool)]),
+            source=torch.full((N + n, 2), 64.0),
+        )
+        images = tuple(torch.cat([x, x[:1].flip(3).expand(n, -1, -1, -1)]) for x in given.images)
+        return Batch(tuple("abcdefg"[: N + n]), torch.arange(N + n), torch.arange(N + n), 0, images, added, (None, None))
+
+    found = [siamese(with_apart(n), Progress(0, 10, 0, 1.0)).terms["region"] for n in (0, 2)]
+    torch.testing.assert_close(found[1], found[0])
+    alone = given._replace(geometry=given.geometry._replace(boxes=with_apart(N).geometry.boxes[N:]))
+    nothing = siamese(alone, Progress(0, 10, 0, 1.0))
+    nothing.loss.backward()
+    assert float(nothing.terms["region"]) == 0 and all(p.grad is not None for p in siamese.online.heads["densesiam/region/projector"].parameters())

@@ -2,13 +2,20 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from twinview.engine.build import build
+from twinview.ops.weights import load_weights
+from twinview.recipe import read
 from twinview_siameseim.dense import Dense, correlation, dense_loss
+from twinview_siameseim.official import our_name
+from twinview_timm.vit import BESIDE
 
 LAMBDA = 0.02
 
@@ -110,3 +117,48 @@ def test_the_correlation_is_not_centred_and_has_the_width_as_its_trace() -> None
 def test_heads_divide_the_width() -> None:
     with pytest.raises(ValueError, match="16 does not divide 100"):
         Dense(channels=100)
+
+
+def small(photo_shards: str, **loss: Any) -> Any:
+    return build(read({
+        "views": {"use": "siameseim.crops", "size": 32},
+        "encoder": {"use": "timm.encoder", "name": "vit_tiny_patch16_224", "width": 48, "depth": 1, "heads": 3, "positions": "sine_row", "final_norm": False},
+        "align": {"use": "siameseim.relative", "attention_heads": 4, "depth": 1, "norm": "layer"},
+        "loss": [{"use": "siameseim.dense", "channels": 32, "attention_heads": 4, "projector_depth": 1, "norm": "layer", **loss}],
+        "data": {"shards": photo_shards, "workers": 0},
+        "optimizer": {"use": "adamw", "lr": 1e-3},
+        "run": {"steps": 2, "batch_size": 4, "device": "cpu"},
+    }))
+
+
+def test_layer_norms_have_the_eps_of_the_released_code(photo_shards: str) -> None:
+    heads = small(photo_shards, online_ln=True).model.online.heads
+    found = {name: m.eps for name, m in heads.named_modules() if isinstance(m, nn.LayerNorm)}
+    inner = {name: eps for name, eps in found.items() if ".blocks." in name}
+    assert len(inner) == 4 and set(inner.values()) == {1e-6}
+    assert found == inner | {"siameseim/dense/norm": 1e-5}
+
+
+def test_online_ln_normalises_predictions_and_never_moves(photo_shards: str) -> None:
+    made = small(photo_shards, online_ln=True)
+    model = made.model
+    assert [name for name, _ in model.named_parameters() if "dense/norm" in name] == [f"online.heads.siameseim/dense/norm.{w}" for w in ("weight", "bias")]
+    assert not any(p.requires_grad for name, p in model.named_parameters() if "dense/norm" in name), "frozen by its rule"
+    q = maps(0, channels=32).float()
+    part = next(p for p in made.assembly.parts.values() if isinstance(p, Dense))
+
+    class Given:
+        branches = model.branches
+
+    found = part._normalised(cast(Any, Given()), q)
+    torch.testing.assert_close(rows(found), F.layer_norm(rows(q), (32,), eps=1e-5))
+    assert Dense()._normalised(cast(Any, Given()), q) is q, "off by default"
+
+
+def test_a_checkpoint_with_online_ln_finds_its_place(photo_shards: str, tmp_path: Path) -> None:
+    assert our_name("student_norm.bias", "siameseim/dense/projector", "d") == "online.heads.siameseim/dense/norm.bias"
+    made = small(photo_shards, online_ln=True)
+    assert "online.heads.siameseim/dense/norm.bias" in made.model.state_dict()
+    encoder = {k: v for k, v in made.model.online.encoder.state_dict().items()}
+    torch.save({"model": encoder | {"student_norm.weight": torch.ones(32), "student_norm.bias": torch.zeros(32)}}, tmp_path / "sim.pth")
+    load_weights(made.model.online.encoder, str(tmp_path / "sim.pth"), ignore=BESIDE)

@@ -10,18 +10,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class _Normalise(torch.autograd.Function):
-    """x [B, C, ...] -> (x - mean) / sqrt(var + eps) with the statistics of all ranks' cells; also mean, var (biased), count."""
+    """x [B, C, ...] -> (x - mean) / sqrt(var + eps) with the statistics of all ranks' cells; also mean, var (biased), count.
+
+    A rank may bring no cell (B = 0): it takes part in what the ranks say to each other, and counts for nothing.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         dims = [d for d in range(x.ndim) if d != 1]
         wide = x.float()
         count = wide.new_tensor([x.numel() / x.shape[1]])
-        var, mean = torch.var_mean(wide, dims, correction=0)
+        var, mean = torch.var_mean(wide, dims, correction=0) if wide.numel() else wide.new_zeros(2, x.shape[1])
         every = [torch.empty_like(torch.cat([mean, var, count])) for _ in range(dist.get_world_size())]
         dist.all_gather(every, torch.cat([mean, var, count]))
         means, variances, counts = torch.split(torch.stack(every), [len(mean), len(var), 1], 1)
-        total = counts.sum()
+        total = counts.sum().clamp(min=1)
         share = counts / total
         mean = (share * means).sum(0)
         var = (share * (variances + (means - mean).square())).sum(0)  # within ranks and between them: no difference of large squares
@@ -29,8 +32,9 @@ class _Normalise(torch.autograd.Function):
         shape = [1, -1] + [1] * (x.ndim - 2)
         normal = (wide - mean.view(shape)) * scale.view(shape)
         ctx.save_for_backward(normal, scale, total)
-        ctx.mark_non_differentiable(mean, var, total)
-        return normal.to(x.dtype), mean, var, total
+        count = counts.sum()
+        ctx.mark_non_differentiable(mean, var, count)
+        return normal.to(x.dtype), mean, var, count
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -70,10 +74,11 @@ class SyncBatchNorm(_BatchNorm):
         normal, mean, var, count = cast(tuple[Tensor, Tensor, Tensor, Tensor], _Normalise.apply(input, self.eps))
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             with torch.no_grad():
-                self.num_batches_tracked += 1
-                step = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
-                self.running_mean.lerp_(mean, step)
-                self.running_var.lerp_(var * (count / (count - 1)), step)
+                some = (count > 0).to(self.num_batches_tracked.dtype)  # none on any rank: the statistics stay as they are
+                self.num_batches_tracked += some
+                step = some * (self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.clamp(min=1))
+                self.running_mean.lerp_(mean, step.to(mean.dtype))
+                self.running_var.lerp_(var * (count / (count - 1).clamp(min=1)), step.to(var.dtype))
         if not self.affine:
             return normal
         shape = [1, -1] + [1] * (input.ndim - 2)
