@@ -10,6 +10,7 @@ from attrs.validators import ge, lt, optional
 
 from twinview.errors import RecipeError, closest
 from twinview.hooks import hookimpl, part
+from twinview.ops.checks import of_weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from twinview.values import Traits
 
 PLAIN = ("vision_transformer", "deit")  # timm's modules of plain vision transformers
-OF_ANY = ("name", "weights", "img_size", "drop_path")  # options that every network takes
+OF_ANY = ("name", "weights", "weights_key", "img_size", "drop_path")  # options that every network takes
 OF_MAPS = ("cells",)  # of networks that are no plain vision transformer; all others are of these
 
 
@@ -45,6 +46,7 @@ class Encoder:
 
     name: str = field(default="vit_small_patch16_224", validator=_known)  # of timm's
     weights: str = ""  # a file, a run's folder, or timm:NAME; "": random
+    weights_key: str = field(default="", validator=of_weights)  # of several encoders in a file: a word before its names (teacher, encoder_q, ...)
     img_size: int = field(default=0, validator=ge(0))  # pixels of a side that the network is built for (a grid of learned positions); 0: timm's own
     drop_path: float = field(default=0.0, validator=[ge(0), lt(1)])  # stochastic depth, from 0 at the first block to this; online branch only
     cells: str = ""  # other networks: the level that is `cells`, c2 to c5; "": the last

@@ -114,7 +114,8 @@ def make(options: Encoder, channels: int) -> Maps:
     if options.weights:
         classifiers = net.pretrained_cfg.get("classifier") or ()
         left_out = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
-        load_weights(encoder, options.weights, ignore=(*(f"{c}." for c in left_out), *(whole - encoder.state_dict().keys())), channels=channels)
+        ignore = (*(f"{c}." for c in left_out), *(whole - encoder.state_dict().keys()))
+        load_weights(encoder, options.weights, ignore=ignore, channels=channels, key=options.weights_key)
     return encoder
 
 

@@ -1,6 +1,9 @@
 """Plain vision transformers of timm (Dosovitskiy et al. 2021), which see the patches that are not hidden."""
 from __future__ import annotations
 
+import logging
+import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +18,8 @@ from twinview_timm.create import call_arguments, create
 
 if TYPE_CHECKING:
     from twinview_timm import Encoder
+
+log = logging.getLogger(__name__)
 
 TOKENS = ("cls_token", "reg_token")  # timm's names of what stands before the patches, in its order
 CLASSIFIERS = ("head.", "fc_norm.", "attn_pool.")
@@ -116,6 +121,19 @@ def start_as_mae(encoder: VisionTransformer) -> None:
             nn.init.normal_(getattr(encoder, name), std=0.02)
 
 
+def resized_positions(encoder: VisionTransformer, name: str, table: Tensor, own: Tensor) -> Tensor | None:
+    """A file's `pos_embed` [1, prefix + n * n, C] for the encoder's grid, bicubic as timm resizes it, and said; None for what is no such table."""
+    prefix, grid = encoder.placed_prefix, encoder.patch_embed.grid_size
+    side = math.isqrt(max(table.shape[1] - prefix, 0)) if table.ndim == 3 else 0
+    if name != "pos_embed" or not side or side * side + prefix != table.shape[1] or table.shape[2] != own.shape[2]:
+        return None
+    patch = encoder.spec.cells.stride
+    keep = f"img_size = {side * patch} keeps it as it is"
+    log.warning("[encoder] weights: their table of positions is of %d x %d patches, and is resized to %d x %d; %s.", side, side, *grid, keep)
+    found: Tensor = resample_abs_pos_embed(table, new_size=list(grid), num_prefix_tokens=prefix)
+    return found
+
+
 def make(options: Encoder, channels: int) -> VisionTransformer:
     """The encoder that a recipe's table describes, for images of `channels`, at random (torch's global generator) or with its weights."""
     sine = options.positions != "learned"
@@ -146,5 +164,6 @@ def make(options: Encoder, channels: int) -> VisionTransformer:
         encoder.patch_embed.requires_grad_(False)
     if options.weights:
         left_out = (*CLASSIFIERS, *BESIDE, *(["pos_embed"] if sine else []), *([] if options.final_norm else ["norm."]))
-        load_weights(encoder, options.weights, ignore=left_out, optional=("mask_token",), channels=channels)
+        resize = partial(resized_positions, encoder)
+        load_weights(encoder, options.weights, ignore=left_out, optional=("mask_token",), channels=channels, key=options.weights_key, resize=resize)
     return encoder

@@ -8,6 +8,7 @@ from attrs.validators import ge, gt
 
 from twinview.errors import RecipeError, closest
 from twinview.hooks import hookimpl, part
+from twinview.ops.checks import of_weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,6 +44,7 @@ class ResNet:
     decoder: int = field(default=0, validator=ge(0))  # channels of d2, all levels added up top-down at the finest stride (PiCIE, DenseSiam); 0: none
     zero_init_residual: bool = False  # each residual branch starts at zero (Goyal et al. 2017)
     weights: str = ""  # a file, a run's folder, a name of torchvision's such as IMAGENET1K_V2, or timm:NAME; "": random
+    weights_key: str = field(default="", validator=of_weights)  # of several encoders in a file: a word before its names (teacher, encoder_q, ...)
 
     def __attrs_post_init__(self) -> None:
         allowed = STRIDES[self.stem]

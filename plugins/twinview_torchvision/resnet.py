@@ -176,5 +176,6 @@ def make(options: ResNet, channels: int) -> ResNetEncoder:
     if options.weights:
         published = torchvision.models.get_model_weights(options.name)
         named = {w.name: partial(w.get_state_dict, progress=False, check_hash=True) for w in published}
-        load_weights(encoder, options.weights, named=named, ignore=("fc.",), optional=("fpn.", "decoder."), channels=channels)
+        optional = ("fpn.", "decoder.")
+        load_weights(encoder, options.weights, named=named, ignore=("fc.",), optional=optional, channels=channels, key=options.weights_key)
     return encoder

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from timm.layers.drop import DropPath
+from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from twinview import recipe
@@ -191,8 +192,27 @@ def test_weights(tmp_path: Path) -> None:
     plain: Any = timm.create_model("vit_tiny_patch16_224", img_size=64, embed_dim=48, depth=2, num_heads=3)  # with its classifier
     torch.save(plain.state_dict(), tmp_path / "timm.pth")
     assert torch.equal(make(weights=str(tmp_path / "timm.pth")).pos_embed, plain.pos_embed)
-    with pytest.raises(CheckpointError, match=r"it has pos_embed \(1, 17, 48\), not \(1, 5, 48\)"):
-        make(img_size=32, weights=str(tmp_path / "timm.pth"))
+
+
+@pytest.mark.parametrize(("size", "tokens"), [(32, {}), (128, {}), (96, {"name": "vit_wee_patch16_reg1_gap_256"})])
+def test_positions_of_another_size_are_resized_as_timm_does_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture, size: int, tokens: dict[str, Any]) -> None:
+    sizes = {"embed_dim": 48, "depth": 2, "num_heads": 3, "fc_norm": False}
+    name = tokens.get("name", TINY["name"])
+    plain: Any = timm.create_model(name, img_size=64, **sizes)
+    torch.save(plain.state_dict(), tmp_path / "timm.pth")
+    found = make(img_size=size, weights=str(tmp_path / "timm.pth"), **tokens)
+    timms: Any = timm.create_model(name, img_size=size, num_classes=0, **sizes)
+    timms.load_state_dict(checkpoint_filter_fn(plain.state_dict(), timms), strict=False)
+    assert torch.equal(found.pos_embed, timms.pos_embed) and found.pos_embed.shape != plain.pos_embed.shape
+    side = size // 16
+    assert f"[encoder] weights: their table of positions is of 4 x 4 patches, and is resized to {side} x {side}; img_size = 64 keeps it as it is." in caplog.text
+
+
+def test_what_is_no_table_of_positions_of_another_size_is_refused(tmp_path: Path) -> None:
+    plain: Any = timm.create_model("vit_tiny_patch16_224", img_size=(64, 48), embed_dim=48, depth=2, num_heads=3)  # not square: no telling its sides
+    torch.save(plain.state_dict(), tmp_path / "timm.pth")
+    with pytest.raises(CheckpointError, match=r"it has pos_embed \(1, 13, 48\), not \(1, 17, 48\)"):
+        make(weights=str(tmp_path / "timm.pth"))
 
 
 @pytest.mark.parametrize(

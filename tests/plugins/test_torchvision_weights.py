@@ -55,10 +55,40 @@ def test_the_folder_of_a_run_or_of_a_checkpoint(tmp_path: Path, trained: dict[st
         start(2, weights=str(tmp_path))
 
 
-def test_several_encoders_are_not_guessed_at(tmp_path: Path, trained: dict[str, Tensor]) -> None:
-    torch.save({**put("student.", trained), **put("teacher.", trained)}, tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match=r"holds several encoders: student\., teacher\."):
-        start(2, weights=str(tmp_path / "a.pt"))
+LAYOUTS = {  # as published: the tables of the file, and the word that chooses each of its two encoders
+    "DINO": (lambda a, b: {"student": put("module.backbone.", a), "teacher": put("backbone.", b), "optimizer": {"state": {0: {}}}, "epoch": 7}, "student", "teacher"),
+    "MoCo": (lambda a, b: {"epoch": 3, "state_dict": {**put("module.encoder_q.", a), **put("module.encoder_k.", b), "module.queue": torch.zeros(2)}}, "encoder_q", "encoder_k"),
+    "MoCo v3": (lambda a, b: {"state_dict": {**put("module.base_encoder.", a), **put("module.momentum_encoder.", b)}}, "base_encoder", "momentum_encoder"),
+    "solo-learn": (lambda a, b: {"state_dict": {**put("backbone.", a), **put("momentum_backbone.", b)}, "hyper_parameters": {"lr": 0.1}}, "backbone", "momentum_backbone"),
+    "I-JEPA": (lambda a, b: {"encoder": put("module.", a), "target_encoder": put("module.", b), "predictor": {}}, "encoder", "target_encoder"),
+    "twinview": (lambda a, b: {"model": {**put("online.encoder.", a), **put("target.encoder.", b)}}, "online", "target"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_one_of_several_encoders_is_chosen_and_none_is_guessed_at(tmp_path: Path, trained: dict[str, Tensor], layout: str) -> None:
+    save, first, second = LAYOUTS[layout]
+    other = start(5).state_dict()
+    path = str(tmp_path / "a.pt")
+    torch.save(save(trained, other), path)
+    assert same(start(2, weights=path, weights_key=first), trained)
+    assert same(start(2, weights=path, weights_key=second), other)
+    with pytest.raises(CheckpointError, match=r"holds no encoder under 'ema'\. There is: "):
+        start(2, weights=path, weights_key="ema")
+    if layout != "twinview":  # whose online branch is what is meant
+        with pytest.raises(CheckpointError, match=f"holds several encoders: .*weights_key = '{first}' or weights_key = '{second}'"):
+            start(2, weights=path)
+
+
+def test_the_average_beside_a_model_is_left_aside_unless_chosen(tmp_path: Path, trained: dict[str, Tensor]) -> None:
+    other, path = start(5).state_dict(), str(tmp_path / "a.pt")
+    torch.save({"state_dict": trained, "state_dict_ema": other}, path)  # as timm's training script saves
+    assert same(start(2, weights=path), trained) and same(start(2, weights=path, weights_key="state_dict_ema"), other)
+
+
+def test_a_key_without_weights_is_refused() -> None:
+    with pytest.raises(ValueError, match="weights_key chooses one of several encoders in the file of weights"):
+        start(2, weights_key="teacher")
 
 
 def test_safetensors_and_dilation(tmp_path: Path, trained: dict[str, Tensor]) -> None:

@@ -32,6 +32,12 @@ def pixels(_: Any, attribute: Any, value: tuple[int, int]) -> None:
         raise ValueError(f"{attribute.name} wants a height and a width above 0, not {list(value)}")
 
 
+def of_weights(part: Any, attribute: Any, value: str) -> None:
+    """What chooses among the encoders of a file goes with the option `weights`."""
+    if value and not part.weights:
+        raise ValueError(f"{attribute.name} chooses one of several encoders in the file of weights. Write weights too, or leave it out")
+
+
 def masked_views(views: Iterable[int], dims: Dims, place: str) -> None:
     """Views whose cells are hidden from the online branch: raises RecipeError for one that there is not, or that no pair has as online.
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import difflib
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from twinview.errors import CheckpointError, RecipeError, closest
 State = Mapping[str, Tensor]
 FILES = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".safetensors")
 SAVED = (b"PK", b"\x80")  # how a file of torch.save begins: a zip, or before torch 1.6 a pickle
-WRAPPERS = ("state_dict", "model", "module", "model_state_dict")  # keys under which checkpoints keep their tensors
+WRAPPERS = ("state_dict", "model", "module", "model_state_dict")  # keys under which checkpoints keep their tensors; the first that is there
+DEPTH = 4  # of tables in tables that tensors are looked for in
+Resize = Callable[[str, Tensor, Tensor], Tensor | None]  # name, a file's tensor, the module's -> of the module's shape; None: leave it
 
 
 def load_weights(
@@ -27,6 +29,8 @@ def load_weights(
     ignore: Sequence[str] = (),
     optional: Sequence[str] = (),
     channels: int = 3,
+    key: str = "",
+    resize: Resize | None = None,
     place: str = "[encoder] weights",
     what: str = "encoder",
 ) -> None:
@@ -38,12 +42,15 @@ def load_weights(
     What stands before the module's own names in a file (`online.encoder.`, `backbone.`, `module.`) is found and taken off.
     Names in the file that start with one of `ignore` are left out (a classifier); names of the module that start with one of `optional` may
     be missing from the file, all together, and stay as they are.  Kernels that see the images' `channels` are made of a file's that see three.
+    `key`: a word before the encoder's names, to choose one of several (teacher, encoder_k); `resize` is asked about tensors of other shapes.
     Raises RecipeError for a source that nobody knows, CheckpointError for one that cannot be read or does not fit.
     """
     state = _renamed(_read(source, named or {}, place), renamed or {})
     own = module.state_dict()
-    found = _strip(state, own, f"{place} = {source!r}")
+    found = _strip(state, own, key, f"{place} = {source!r}")
     found = {k: _of_channels(v, channels) if k in own and _sees_images(v, own[k], channels) else v for k, v in found.items()}
+    if resize is not None:
+        found = {k: v if k not in own or v.shape == own[k].shape or (new := resize(k, v, own[k])) is None else new for k, v in found.items()}
     fitting = {k: v for k, v in found.items() if k in own or not k.startswith(tuple(ignore))}
     spared = tuple(p for p in optional if not any(k.startswith(p) for k in fitting))
     missing = [k for k in own if k not in fitting and not k.endswith("num_batches_tracked") and not k.startswith(spared)]
@@ -98,15 +105,19 @@ def _file(path: Path, place: str) -> State:
         raise CheckpointError(f"{place}: holds more than tensors and is not read, since it could run code. Save its state dict alone.") from None
     except Exception as e:  # safetensors, zipfile and torch each raise their own for a damaged file
         raise CheckpointError(f"{place}: cannot be read: {_line(e)}. Is it a whole {path.suffix} file?") from None
-    while isinstance(tree, Mapping) and not any(isinstance(v, Tensor) for v in tree.values()):
-        inner = [tree[k] for k in WRAPPERS if k in tree]
-        if not inner:
-            break
-        tree = inner[0]
-    state = {k: v for k, v in tree.items() if isinstance(v, Tensor)} if isinstance(tree, Mapping) else {}
+    state = dict(_flat(tree)) if isinstance(tree, Mapping) else {}
     if not state:
         raise CheckpointError(f"{place}: holds no tensors by name. Save the state dict of a module, bare or under one of {', '.join(WRAPPERS)}.")
     return state
+
+
+def _flat(tree: Mapping[Any, Any], prefix: str = "", depth: int = DEPTH) -> Iterator[tuple[str, Tensor]]:
+    """Tensors by dotted name: `teacher.backbone.cls_token` of tables in tables."""
+    for name, value in tree.items():
+        if isinstance(name, str) and isinstance(value, Tensor):
+            yield prefix + name, value
+        elif isinstance(name, str) and isinstance(value, Mapping) and depth:
+            yield from _flat(value, f"{prefix}{name}.", depth - 1)
 
 
 def _timm(name: str, place: str) -> State:
@@ -126,15 +137,26 @@ def _fetch(get: Callable[[], State], place: str) -> State:
         raise CheckpointError(f"{place}: cannot be fetched: {_line(e)}. Is there a network? A file on this machine works without.") from None
 
 
-def _strip(state: State, own: State, place: str) -> State:
-    """The tensors of one encoder in `state`, by the names of `own`."""
+def _strip(state: State, own: State, key: str, place: str) -> State:
+    """The tensors of one encoder in `state`, by the names of `own`: of several that which `key` chooses, or online before target."""
     anchor = next(iter(own))
     prefixes = [k.removesuffix(anchor) for k in state if k == anchor or k.endswith("." + anchor)]
     count = {p: sum(p + k in state for k in own) for p in prefixes}
     best = [p for p in prefixes if count[p] == max(count.values())]
-    best = [p for p in best if "online" in p.split(".")] or best
+    if key:
+        chosen = [p for p in best if f".{key}." in f".{p}"]
+        if not chosen:
+            there = ", ".join(p.rstrip(".") or "one without a name" for p in best) or "none"
+            raise CheckpointError(f"{place}: holds no encoder under {key!r}. There is: {there}.")
+        best = chosen
+    for wanted in ("online", *WRAPPERS):
+        best = [p for p in best if (p.partition(".")[0] == wanted if wanted in WRAPPERS else wanted in p.split("."))] or best
     if len(best) > 1:
-        raise CheckpointError(f"{place}: holds several encoders: {', '.join(best)}. Save the one that you mean alone.")
+        several = ", ".join(p.rstrip(".") or "one without a name" for p in best)
+        words = [p.split(".") for p in best]
+        apart = [next((w for w in mine if all(w not in other for other in words if other is not mine)), "") for mine in words]
+        choices = " or ".join(f"weights_key = {word!r}" for word in apart if word)
+        raise CheckpointError(f"{place}: holds several encoders: {several}. Choose one: {choices or 'save the one that you mean alone'}.")
     prefix = best[0] if best else ""
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
