@@ -196,7 +196,7 @@ def test_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("size", "tokens"), [(32, {}), (128, {}), (96, {"name": "vit_wee_patch16_reg1_gap_256"})])
 def test_positions_of_another_size_are_resized_as_timm_does_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture, size: int, tokens: dict[str, Any]) -> None:
-    sizes = {"embed_dim": 48, "depth": 2, "num_heads": 3, "fc_norm": False}
+    sizes: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 3, "fc_norm": False}
     name = tokens.get("name", TINY["name"])
     plain: Any = timm.create_model(name, img_size=64, **sizes)
     torch.save(plain.state_dict(), tmp_path / "timm.pth")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +57,8 @@ def test_the_folder_of_a_run_or_of_a_checkpoint(tmp_path: Path, trained: dict[st
         start(2, weights=str(tmp_path))
 
 
-LAYOUTS = {  # as published: the tables of the file, and the word that chooses each of its two encoders
+Save = Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Any]]
+LAYOUTS: dict[str, tuple[Save, str, str]] = {  # as published: the tables of the file, and the word that chooses each of its two encoders
     "DINO": (lambda a, b: {"student": put("module.backbone.", a), "teacher": put("backbone.", b), "optimizer": {"state": {0: {}}}, "epoch": 7}, "student", "teacher"),
     "MoCo": (lambda a, b: {"epoch": 3, "state_dict": {**put("module.encoder_q.", a), **put("module.encoder_k.", b), "module.queue": torch.zeros(2)}}, "encoder_q", "encoder_k"),
     "MoCo v3": (lambda a, b: {"state_dict": {**put("module.base_encoder.", a), **put("module.momentum_encoder.", b)}}, "base_encoder", "momentum_encoder"),
