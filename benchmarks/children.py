@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TypeVar
 
-from twinview.engine.launch import launch
+from twinview.engine.distributed.launch import launch
 
 T = TypeVar("T")
 

@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from twinview.assembly import assemble
+from twinview.model import Siamese
 from twinview.recipe import find, read
-from twinview.step import Siamese
 from twinview.values import Batch, Features, Geometry, Progress
 
 RESULTS = Path(__file__).parent / "results" / "densesiam_step.json"
@@ -74,7 +74,7 @@ def setting(images: int, side: int) -> tuple[Siamese, Batch, list[Tensor]]:
 
 def batched(model: Siamese, batch: Batch, cells: list[Tensor]) -> Tensor:
     """The losses as they are."""
-    from twinview.step import LazyStep
+    from twinview.model import LazyStep
 
     step = LazyStep(model, batch, Progress(0, 10, 0, SHARE), False)
     for view in (0, 1):

@@ -1,6 +1,6 @@
 """Opening a folder of many small images in place: time, memory, and what each worker process comes to hold.
 
-    python benchmarks/folder.py
+    python benchmarks/image_folder.py
 
 Beside it a Python list of (path, class), as torchvision's ImageFolder keeps.  CPU seconds of this process; memory is what a forked worker no longer
 shares with its parent after it has looked up every sample (Private_Dirty of /proc/self/smaps_rollup).
@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from twinview.data import folder
-from twinview.data.shards import open_shards
+from twinview.data.dataset.open import open_shards
+from twinview.data.store import image_folder
 from twinview.machine import cores
 
 RESULTS = Path(__file__).with_name("results") / "folder.json"
@@ -41,15 +41,15 @@ def main() -> None:
                 at.mkdir(parents=True)
             (at / f"frame_{i:08}.jpg").write_bytes(b"\xff\xd8" + bytes(200))
         os.environ["TWINVIEW_CACHE"] = str(Path(made) / "cache")
-        time.sleep(folder.SETTLED + 0.5)
+        time.sleep(image_folder.SETTLED + 0.5)
         spec = f"images:{root}"
         first, shards = timed(lambda: open_shards(spec))
         again, shards = timed(lambda: open_shards(spec))
         (kept,) = (Path(made) / "cache/folders").iterdir()
-        held = sum(getattr(shards.indexes[0], name).nbytes for name in folder.ARRAYS)
+        held = sum(getattr(shards.indexes[0], name).nbytes for name in image_folder.ARRAYS)
         listed, paths = timed(lambda: [(str(path), 0) for path in sorted(root.rglob("*.jpg"))])
         found: dict[str, Any] = {
-            "command": " ".join(["python benchmarks/folder.py", *sys.argv[1:]]),
+            "command": " ".join(["python benchmarks/image_folder.py", *sys.argv[1:]]),
             "machine": f"{platform.machine()}, {cores()} cores, load {os.getloadavg()[1]:.0f}, Python {platform.python_version()}",
             "images": args.images, "folders": args.folders,
             "first_opening": first, "later_opening": again, "bytes_of_the_index": held, "bytes_kept": kept.stat().st_size,

@@ -29,11 +29,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from twinview.data import decode, index
-from twinview.data.check import check_shards
-from twinview.data.decode import BadSample
-from twinview.data.scenes import draw_scene
-from twinview.data.shards import open_shards
+from twinview.data.dataset.open import open_shards
+from twinview.data.dataset.read import BadSample, read_class, read_image, read_map
+from twinview.data.prepare.check import check_shards
+from twinview.data.scenes.street import draw_scene
+from twinview.data.store import index
 from twinview.errors import TwinviewError
 
 OUT = Path(__file__).parent / "results" / "fuzz.json"
@@ -154,7 +154,7 @@ def read_all(path: Path) -> tuple[str, int]:
         return "refused", 0
     bad = 0
     for i in range(len(shards)):
-        for read in (decode.read_image, decode.read_map, decode.read_class):
+        for read in (read_image, read_map, read_class):
             try:
                 read(shards, i)
             except (BadSample, TwinviewError) as e:

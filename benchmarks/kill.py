@@ -29,11 +29,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from twinview.assembly import assemble
-from twinview.data.pack import pack_images
+from twinview.data.prepare.pack import pack_images
 from twinview.engine.checkpoint import find_checkpoint, steps_in
-from twinview.engine.launch import launch
+from twinview.engine.distributed.launch import launch
+from twinview.engine.distributed.process import quiet_deepspeed
 from twinview.engine.metrics import read_metrics
-from twinview.engine.process import quiet_deepspeed
 from twinview.engine.train import train
 from twinview.errors import CheckpointError
 from twinview.recipe import Recipe, from_table

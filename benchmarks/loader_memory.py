@@ -26,9 +26,10 @@ import webdataset
 from PIL import Image
 
 from twinview.assembly import assemble
-from twinview.data import index
-from twinview.data.loader import training_batches
-from twinview.data.shards import Shards, open_shards
+from twinview.data.dataset.open import open_shards
+from twinview.data.dataset.shards import Shards
+from twinview.data.loading.loader import training_batches
+from twinview.data.store import index
 from twinview.recipe import read
 
 OUT = Path(__file__).parent / "results" / "loader_memory.json"

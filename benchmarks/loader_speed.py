@@ -46,10 +46,10 @@ from torchvision.transforms import v2
 
 from machine import processor
 from twinview.assembly import assemble
-from twinview.data import decode
-from twinview.data import views as views_module
-from twinview.data.shards import open_shards
-from twinview.data.views import Views
+from twinview.data.dataset.open import open_shards
+from twinview.data.formats import decode
+from twinview.data.loading import views as views_module
+from twinview.data.loading.views import ViewDataset
 from twinview.recipe import read
 from twinview_byol.photometry import Photometry
 
@@ -70,10 +70,10 @@ def recipe(shards: str, **tables: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def worker(table: dict[str, Any]) -> Views:
+def worker(table: dict[str, Any]) -> ViewDataset:
     made = read(table)
     assembly, shards = assemble(made), open_shards(made.data.shards)
-    return Views(made, assembly.dims(assembly.encoder(), len(shards), shards.classes), shards)
+    return ViewDataset(made, assembly.dims(assembly.encoder(), len(shards), shards.classes), shards)
 
 
 def twinview_batches(table: dict[str, Any]) -> Make:

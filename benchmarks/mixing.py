@@ -33,7 +33,7 @@ def main() -> None:
         print(json.dumps(refusals(), indent=1))
         return
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in the processes
-    from twinview.data.shards import open_shards
+    from twinview.data.dataset.open import open_shards
     from twinview.testing import product
 
     open_shards(args.shards)  # drawn once, not by every process

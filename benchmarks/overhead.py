@@ -37,11 +37,11 @@ from torchvision.models import resnet18
 from children import in_child
 from machine import processor
 from twinview.assembly import assemble
-from twinview.data.loader import training_batches
-from twinview.data.pack import pack_images
-from twinview.engine.build import Built, build, wrap
-from twinview.engine.process import quiet_deepspeed
-from twinview.engine.stepper import take_step
+from twinview.data.loading.loader import training_batches
+from twinview.data.prepare.pack import pack_images
+from twinview.engine.distributed.process import quiet_deepspeed
+from twinview.engine.setup import TrainSetup, build, wrap
+from twinview.engine.step import take_step
 from twinview.recipe import Recipe, from_table
 from twinview.values import Batch, Progress
 
@@ -72,7 +72,7 @@ CASES = {
 class Bare:
     """BYOL written out: no hooks, no parts, no engine."""
 
-    def __init__(self, case: Case, built: Built) -> None:
+    def __init__(self, case: Case, built: TrainSetup) -> None:
         weights = {k.removeprefix("online."): v for k, v in built.model.state_dict().items() if k.startswith("online.")}
         trunk = self.trunk(case, built)
         projector, predictor = (self.head(weights, f"heads.byol/image/{name}.") for name in ("projector", "predictor"))
@@ -86,7 +86,7 @@ class Bare:
         self.mean, self.std = built.model.mean, built.model.std
 
     @staticmethod
-    def trunk(case: Case, built: Built) -> nn.Module:
+    def trunk(case: Case, built: TrainSetup) -> nn.Module:
         """The library's own network, with the weights that twinview's has."""
         trunk: nn.Module
         if case.network == "resnet18":

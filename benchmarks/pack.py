@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from twinview.data.pack import pack_images
-from twinview.data.pack_sample import Recode
+from twinview.data.prepare.pack import pack_images
+from twinview.data.writing.prepare_sample import Recode
 from twinview.machine import cores
 
 OUT = Path(__file__).parent / "results" / "pack.json"

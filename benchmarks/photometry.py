@@ -28,7 +28,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as reference
 
 from machine import processor
-from twinview.data.scenes import draw_scene
+from twinview.data.scenes.street import draw_scene
 from twinview_byol.photometry import Photometry
 
 PHOTOMETRY = Photometry()
@@ -114,8 +114,8 @@ class Totals:
         self.detail += float((around - 4 * inner).square().mean())
         (hue_0, saturation_0), (hue_1, saturation_1) = hue_and_saturation(before), hue_and_saturation(after)
         self.saturation += torch.histc(saturation_1, BINS, 0, 1)
-        coloured = (saturation_0 > 0.2) & (saturation_1 > 0.2)
-        self.shift += torch.histc(((hue_1 - hue_0 + 0.5) % 1)[coloured], BINS, 0, 1)
+        colored = (saturation_0 > 0.2) & (saturation_1 > 0.2)
+        self.shift += torch.histc(((hue_1 - hue_0 + 0.5) % 1)[colored], BINS, 0, 1)
 
     def deviation(self) -> Tensor:
         return (self.squares / self.n - (self.sums / self.n) ** 2).sqrt()

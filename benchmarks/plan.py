@@ -29,15 +29,15 @@ from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 from twinview.assembly import assemble
-from twinview.data.loader import training_batches
-from twinview.data.pack import pack_images
-from twinview.engine.build import build, wrap
-from twinview.engine.footprint import measure
-from twinview.engine.launch import launch
-from twinview.engine.plan import Machine, choose
-from twinview.engine.plan import plain as planned
-from twinview.engine.process import quiet_deepspeed
-from twinview.engine.stepper import take_step
+from twinview.data.loading.loader import training_batches
+from twinview.data.prepare.pack import pack_images
+from twinview.engine.distributed.launch import launch
+from twinview.engine.distributed.process import quiet_deepspeed
+from twinview.engine.setup import build, wrap
+from twinview.engine.step import take_step
+from twinview.planning.memory import measure
+from twinview.planning.plan import Machine, choose
+from twinview.planning.plan import plain as planned
 from twinview.recipe import Recipe, from_table
 from twinview.values import Progress
 

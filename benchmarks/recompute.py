@@ -27,10 +27,10 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from twinview.data.loader import training_batches
-from twinview.data.pack import pack_images
-from twinview.engine.build import build, wrap
-from twinview.engine.stepper import take_step
+from twinview.data.loading.loader import training_batches
+from twinview.data.prepare.pack import pack_images
+from twinview.engine.setup import build, wrap
+from twinview.engine.step import take_step
 from twinview.recipe import from_table
 from twinview.values import Progress
 

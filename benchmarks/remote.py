@@ -29,10 +29,10 @@ from unittest.mock import patch
 os.environ["no_proxy"] = "*"
 
 from twinview.assembly import assemble
-from twinview.data import loader
-from twinview.data.ahead import Wish, wishes
-from twinview.data.mixture import open_data
-from twinview.data.pack import pack_images
+from twinview.data.dataset.open import open_data
+from twinview.data.loading import loader
+from twinview.data.loading.prefetch import PrefetchBatch, prefetch_batches
+from twinview.data.prepare.pack import pack_images
 from twinview.machine import cores
 from twinview.recipe import read
 
@@ -77,9 +77,9 @@ def served(folder: Path, latency: float, rate: float) -> Iterator[str]:
         process.join()
 
 
-def without_prefetch(*args: Any) -> Iterator[Wish]:
-    for wish in wishes(*args):
-        yield Wish(wish.places, [])
+def without_prefetch(*args: Any) -> Iterator[PrefetchBatch]:
+    for wish in prefetch_batches(*args):
+        yield PrefetchBatch(wish.places, [])
 
 
 def epoch(table: dict[str, Any], data: dict[str, Any], number: int, prefetch: bool = True) -> dict[str, float]:
@@ -90,7 +90,7 @@ def epoch(table: dict[str, Any], data: dict[str, Any], number: int, prefetch: bo
     steps = len(found) // BATCH
     started = last = time.perf_counter()
     waits = []
-    with patch.object(loader, "wishes", wishes if prefetch else without_prefetch):
+    with patch.object(loader, "wishes", prefetch_batches if prefetch else without_prefetch):
         for _ in loader.training_batches(recipe, dims, found, rank=0, world=1, start=number * steps, steps=steps):
             waits.append(time.perf_counter() - last)
             last = time.perf_counter()

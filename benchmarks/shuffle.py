@@ -3,7 +3,7 @@
     python benchmarks/shuffle.py
 
 Statistics over many epochs, relative to true permutations (1 = as good): `distance`, the mean |position - place in the shards|; `same_shard`,
-pairs of one shard in a batch; `neighbours`, pairs that stand next to each other in a shard, in a batch.  `buffer`: shards shuffled and read one
+pairs of one shard in a batch; `neighbors`, pairs that stand next to each other in a shard, in a batch.  `buffer`: shards shuffled and read one
 after another through a buffer of that many samples, as streaming loaders do.  Cost: `fetches`, how often a cache that holds so many whole shards must
 fetch one, for each shard and epoch (1 = every shard once).  `reads` were counted on real shards by the kernel (/proc/self/io): bytes and calls for
 each sample that was read, whatever the order.
@@ -27,9 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from twinview.data.order import epoch_order
-from twinview.data.pack import Options, write_shards
-from twinview.data.shards import open_shards
+from twinview.data.dataset.open import open_shards
+from twinview.data.dataset.order import epoch_order
+from twinview.data.writing.writer import Options, write_shards
 from twinview.machine import cores
 
 RESULTS = Path(__file__).with_name("results") / "shuffle.json"

@@ -32,10 +32,10 @@ from tqdm import tqdm
 
 from machine import processor
 from twinview.assembly import assemble
-from twinview.data.views import Item, collate
+from twinview.data.loading.views import Item, collate
 from twinview.engine.optimizer import make_optimizer
+from twinview.model import Siamese
 from twinview.recipe import read
-from twinview.step import Siamese
 from twinview.values import Batch, Progress
 from twinview_siameseim import dense
 
@@ -122,7 +122,7 @@ class Stepper:
         self.call: Callable[..., Any] = self.model
         self.batch = batch_of(self.model, args)
         self.optimizer, moved = make_optimizer(self.model.assembly, self.model.online)
-        self.moved = list(moved.values())
+        self.trainable = list(moved.values())
         if name == "plain":
             for group in self.optimizer.param_groups:
                 group["fused"] = False
@@ -137,7 +137,7 @@ class Stepper:
             times.append(time.perf_counter())
             loss.backward()
             times.append(time.perf_counter())
-            torch.nn.utils.clip_grad_norm_(self.moved, 1.0)
+            torch.nn.utils.clip_grad_norm_(self.trainable, 1.0)
             self.optimizer.step()
             self.optimizer.zero_grad()
             times.append(time.perf_counter())

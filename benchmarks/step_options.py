@@ -25,10 +25,10 @@ from children import in_child
 from machine import processor
 from overhead import CASES, WARM_UP, noise, recipe, run
 from twinview.assembly import assemble
-from twinview.data.loader import training_batches
-from twinview.engine.build import build, wrap
-from twinview.engine.process import quiet_deepspeed
-from twinview.engine.stepper import take_step
+from twinview.data.loading.loader import training_batches
+from twinview.engine.distributed.process import quiet_deepspeed
+from twinview.engine.setup import build, wrap
+from twinview.engine.step import take_step
 from twinview.recipe import Recipe, from_table
 from twinview.values import Progress
 

@@ -25,7 +25,7 @@ import numpy as np
 import tomli_w
 from PIL import Image
 
-from twinview.data.pack import pack_images
+from twinview.data.prepare.pack import pack_images
 from twinview.engine.metrics import read_metrics
 
 RESULT = Path(__file__).parent / "results" / "two_nodes.log"

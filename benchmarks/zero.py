@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from children import in_child
 from twinview.assembly import assemble
-from twinview.engine.process import quiet_deepspeed
+from twinview.engine.distributed.process import quiet_deepspeed
 from twinview.recipe import Recipe, read
 
 RESULT = Path(__file__).parent / "results" / "zero.json"
@@ -88,10 +88,10 @@ def resolved(case: str, overrides: Sequence[str], shards: Path, steps: int, batc
 
 def trained(recipe: Recipe) -> tuple[list[float], dict[str, np.ndarray[Any, Any]]]:
     """Losses over all ranks and the weights at the end; every rank calls it, rank 0 has the weights."""
-    from twinview.data.loader import training_batches
-    from twinview.engine.build import build, wrap
-    from twinview.engine.process import averaged
-    from twinview.engine.stepper import take_step
+    from twinview.data.loading.loader import training_batches
+    from twinview.engine.distributed.process import averaged
+    from twinview.engine.setup import build, wrap
+    from twinview.engine.step import take_step
     from twinview.engine.zero import whole_state
     from twinview.values import Progress
 
@@ -109,10 +109,11 @@ def by_hand(recipe: Recipe) -> tuple[list[float], dict[str, np.ndarray[Any, Any]
     import torch
     import torch.distributed as dist
 
-    from twinview.data.loader import training_batches
-    from twinview.engine.build import build
-    from twinview.engine.optimizer import lr_factor, momentum_at, set_rates
-    from twinview.engine.process import averaged
+    from twinview.data.loading.loader import training_batches
+    from twinview.engine.distributed.process import averaged
+    from twinview.engine.optimizer import set_rates
+    from twinview.engine.schedule import lr_factor, momentum_at
+    from twinview.engine.setup import build
     from twinview.values import Progress
 
     built = build(recipe)
@@ -133,7 +134,7 @@ def by_hand(recipe: Recipe) -> tuple[list[float], dict[str, np.ndarray[Any, Any]
         loss = model(batch, progress).loss
         loss.backward()
         losses.append(averaged({"loss": loss.item()})["loss"])
-        for p in built.moved.values():
+        for p in built.trainable.values():
             if p.grad is not None and built.ranks.world > 1:
                 dist.all_reduce(p.grad)
                 p.grad.div_(built.ranks.world)
@@ -186,7 +187,7 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     quiet_deepspeed("cpu")
     importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")  # paid for once; every rank would ask for it under stages 1-3
-    from twinview.data.pack import pack_images
+    from twinview.data.prepare.pack import pack_images
 
     with tempfile.TemporaryDirectory() as name:
         root, rng = Path(name), np.random.default_rng(0)

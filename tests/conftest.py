@@ -78,7 +78,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def photo_shards(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The photographs as shards."""
-    from twinview.data.pack import pack_images
+    from twinview.data.prepare.pack import pack_images
 
     return str(pack_images(photographs, tmp_path_factory.mktemp("packed") / "photographs").out)
 

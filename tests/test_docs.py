@@ -11,8 +11,8 @@ import pytest
 
 from twinview.api import train
 from twinview.assembly import assemble
-from twinview.options import OPTIMIZERS, Data, Run, Schedule, Target
 from twinview.recipe import SLOTS, read
+from twinview.recipe.tables import OPTIMIZERS, Data, Run, Schedule, Target
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 

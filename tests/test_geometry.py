@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from twinview.values import Geometry, box_area, cell_centres
+from twinview.values import Geometry, box_area, cell_centers
 
 SIZES = ((32, 48), (16, 16), (20, 8))
 
@@ -46,10 +46,10 @@ def test_corners_and_flips(g: Geometry, view: int) -> None:
 @given(geometries(), st.integers(1, 5), st.integers(1, 5))
 def test_centres_lie_inside_and_average_to_the_middle(g: Geometry, height: int, width: int) -> None:
     for view in range(g.boxes.shape[-2]):
-        centres, box = g.centres(view, (height, width)), g.boxes[..., view, :]
-        assert centres.shape == (*g.boxes.shape[:-2], height * width, 2)
-        assert bool((centres >= box[..., None, :2]).all()) and bool((centres <= box[..., None, 2:]).all())
-        assert torch.allclose(centres.mean(-2), (box[..., :2] + box[..., 2:]) / 2)
+        centers, box = g.centers(view, (height, width)), g.boxes[..., view, :]
+        assert centers.shape == (*g.boxes.shape[:-2], height * width, 2)
+        assert bool((centers >= box[..., None, :2]).all()) and bool((centers <= box[..., None, 2:]).all())
+        assert torch.allclose(centers.mean(-2), (box[..., :2] + box[..., 2:]) / 2)
 
 
 @given(geometries())
@@ -87,4 +87,4 @@ def test_known_places() -> None:
     assert g.overlap().tolist() == [0.25, 0.5, 0.5, 1.0]
     assert abs(float(g.iou()) - 0.125 / (0.5 + 0.25 - 0.125)) < 1e-6
     assert box_area(torch.tensor([0.5, 0.0, 0.25, 1.0])) == 0  # empty
-    assert cell_centres((1, 2)).tolist() == [[0.25, 0.5], [0.75, 0.5]]
+    assert cell_centers((1, 2)).tolist() == [[0.25, 0.5], [0.75, 0.5]]

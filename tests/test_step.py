@@ -11,9 +11,9 @@ import torch
 
 from twinview.assembly import assemble
 from twinview.errors import PluginError
+from twinview.model import LazyStep, Siamese
 from twinview.ops.seeding import seed_of, uniform
 from twinview.recipe import read
-from twinview.step import LazyStep, Siamese
 from twinview.values import Batch, Geometry, Progress
 
 PROGRESS = Progress(0, 10, 0, 0.0)

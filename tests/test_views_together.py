@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from twinview.assembly import assemble
 from twinview.errors import RecipeError
+from twinview.model import LazyStep, Siamese
 from twinview.recipe import read
-from twinview.step import LazyStep, Siamese
 from twinview.values import Batch, Geometry, Progress
 
 Table = dict[str, Any]

@@ -27,7 +27,7 @@ def check(recipe: str | Path | Mapping[str, Any], *overrides: str) -> Assembly:
 def checked(recipe: Recipe) -> Assembly:
     """All that can be refused before data or device is touched."""
     from twinview.assembly import assemble
-    from twinview.engine.config import check_recipe
+    from twinview.engine.deepspeed_config import check_recipe
 
     check_recipe(recipe)
     return assemble(recipe)
@@ -47,8 +47,8 @@ def train(
     """
     made = read(recipe, overrides)
     checked(made)
-    from twinview.engine.launch import launch
-    from twinview.engine.run import check_folder
+    from twinview.engine.distributed.launch import launch
+    from twinview.engine.run_folder import check_folder
     from twinview.engine.train import train as train_rank
 
     folder = run_folder(made, run)
@@ -56,7 +56,7 @@ def train(
         check_folder(folder, resume)
     result: RunResult = launch(ranks, lambda: train_rank(made, folder, resume=resume, command=" ".join(sys.argv)), device=made.run.device)
     if is_first():
-        from twinview.engine.pictures import save_pictures
+        from twinview.analysis.figures import save_pictures
 
         save_pictures(folder)
     return result
@@ -79,6 +79,6 @@ def load(run: str | Path, step: int | None = None) -> nn.Module:
     """
     if not Path(run).is_dir():
         raise CheckpointError(f"{run}: there is no such run. Give the folder that `twinview train` wrote.")
-    from twinview.engine.checkpoint import load_encoder
+    from twinview.analysis.load import load_encoder
 
     return load_encoder(Path(run), step)

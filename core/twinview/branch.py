@@ -2,12 +2,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from torch import nn
 
-if TYPE_CHECKING:
-    from twinview.values import ParamRule
+
+class ParamRule(NamedTuple):
+    """How the optimizer treats one parameter; None leaves it to the recipe."""
+
+    lr_scale: float = 1.0
+    weight_decay: float | None = None
+    schedule: Literal["recipe", "constant"] = "recipe"
+    frozen: bool = False
+
+
+class Head(NamedTuple):
+    """A module that a part asks for, and what becomes of it."""
+
+    module: nn.Module
+    kind: Literal["averaged", "online_only", "state"] = "averaged"
+    rule: ParamRule | None = None  # how the optimizer treats its parameters, where no part's `param_groups` says otherwise
 
 
 class Branch(nn.Module):

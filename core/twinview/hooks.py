@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
-    from twinview.branch import Branch, Branches
-    from twinview.values import Alignment, DataFactory, Dims, Features, Geometry, Head, ParamRule, Progress, Role, Size, Step, Traits
+    from twinview.branch import Branch, Branches, Head, ParamRule
+    from twinview.values import Alignment, DataFactory, Dims, Features, Geometry, Progress, Role, Size, Step, Traits
 
 hookspec = pluggy.HookspecMarker("twinview")
 hookimpl = pluggy.HookimplMarker("twinview")

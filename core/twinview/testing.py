@@ -13,12 +13,12 @@ import attrs
 import torch
 
 from twinview.assembly import SINGLE, answered, assemble, find_part, installed, option, pluggy_manager
-from twinview.data.shards import open_shards
-from twinview.data.views import Views
+from twinview.data.dataset.open import open_shards
+from twinview.data.loading.views import ViewDataset
 from twinview.engine.optimizer import make_optimizer
 from twinview.errors import RecipeError
+from twinview.model import Siamese
 from twinview.recipe import from_table, structure
-from twinview.step import Siamese
 from twinview.values import Progress, Traits
 
 SLOTS = {"views": "sample_views", "masks": "make_masks", "align": "align", "loss": "loss", "encoder": "make_encoder"}  # slot -> its hook
@@ -185,14 +185,14 @@ def attempt(combination: Combination, shards: str) -> Attempt:
         model = Siamese(assembly, dims, encoder).train()
     except RecipeError as e:
         return Attempt(refused=str(e))
-    batch, _ = Views(recipe, dims, source).collate([(0, i) for i in range(IMAGES)])
-    optimizer, moved = make_optimizer(assembly, model.online)
-    losses, untouched = [], set(moved)
+    batch, _ = ViewDataset(recipe, dims, source).collate([(0, i) for i in range(IMAGES)])
+    optimizer, trainable = make_optimizer(assembly, model.online)
+    losses, untouched = [], set(trainable)
     for step in range(STEPS):
         outcome = model(batch, Progress(step, STEPS, 0, step / STEPS))
         optimizer.zero_grad()
         outcome.loss.backward()
-        untouched = {name for name in untouched if (grad := moved[name].grad) is None or not bool(torch.count_nonzero(grad))}
+        untouched = {name for name in untouched if (grad := trainable[name].grad) is None or not bool(torch.count_nonzero(grad))}
         optimizer.step()
         model.follow(recipe.target.momentum)
         losses.append(float(outcome.loss.detach()))

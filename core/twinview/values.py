@@ -2,14 +2,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import attrs
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from twinview.branch import Branches
+from twinview.branch import Branches
+from twinview.branch import Head as Head
+from twinview.branch import ParamRule as ParamRule
 
 Role = Literal["online", "target"]
 Size = tuple[int, int]  # height, width
@@ -49,9 +50,9 @@ class Geometry(NamedTuple):
         both = box_area(self.overlap(online, target))
         return both / (box_area(self.boxes[..., online, :]) + box_area(self.boxes[..., target, :]) - both)
 
-    def centres(self, view: int, grid: Size) -> Tensor:
+    def centers(self, view: int, grid: Size) -> Tensor:
         """[..., h*w, 2]: where the middles of `view`'s cells lie, fractions of the source, in the order of the view's own map."""
-        return self.to_source(cell_centres(grid, self.boxes.device).to(self.boxes.dtype), view)
+        return self.to_source(cell_centers(grid, self.boxes.device).to(self.boxes.dtype), view)
 
     def _mirror(self, points: Tensor, view: int) -> Tensor:
         flip = self.flips[..., view, None]
@@ -64,7 +65,7 @@ def box_area(boxes: Tensor) -> Tensor:
     return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
 
 
-def cell_centres(grid: Size, device: torch.device | None = None) -> Tensor:
+def cell_centers(grid: Size, device: torch.device | None = None) -> Tensor:
     """[h*w, 2]: the middles (x, y) of the cells of a grid of height, width, as fractions, row by row."""
     height, width = grid
     y, x = torch.meshgrid((torch.arange(height, device=device) + 0.5) / height, (torch.arange(width, device=device) + 0.5) / width, indexing="ij")
@@ -184,14 +185,6 @@ class Dims:
         return self.encoder.levels[on].channels
 
 
-class Head(NamedTuple):
-    """A module that a part asks for, and what becomes of it."""
-
-    module: nn.Module
-    kind: Literal["averaged", "online_only", "state"] = "averaged"
-    rule: ParamRule | None = None  # how the optimizer treats its parameters, where no part's `param_groups` says otherwise
-
-
 class Alignment(NamedTuple):
     """Makes the two branches' maps comparable, cell by cell.
 
@@ -281,15 +274,6 @@ class Traits(NamedTuple):
     instead: str = ""  # what to write for the part to give more, where its options decide: the end of a refusal
 
 
-class ParamRule(NamedTuple):
-    """How the optimizer treats one parameter; None leaves it to the recipe."""
-
-    lr_scale: float = 1.0
-    weight_decay: float | None = None
-    schedule: Literal["recipe", "constant"] = "recipe"
-    frozen: bool = False
-
-
 class Step(Protocol):
     """What one micro-batch offers a loss.  Everything is computed when first asked for, and once."""
 
@@ -347,4 +331,3 @@ class Step(Protocol):
     def note(self, name: str, value: Tensor) -> None:
         """Log a number (a scalar, or [B] to be averaged) beside the loss terms."""
         ...
-

@@ -1,4 +1,4 @@
-"""The photometry of one 8-bit image on a CPU, compiled by numba: the arithmetic of `colour` and `blur`, a row of pixels at a time.
+"""The photometry of one 8-bit image on a CPU, compiled by numba: the arithmetic of `color` and `blur`, a row of pixels at a time.
 
 Torch's operations one by one take four times as long: each goes through memory anew, and starting some hundred of them costs as much as they do.
 Nothing is reordered or contracted (numba's `fastmath` stays off), so that the width of a processor's vectors changes nothing.
@@ -18,8 +18,8 @@ Floats = NDArray[np.float32]
 
 BRIGHTNESS, CONTRAST, SATURATION = range(3)  # in the order of `photometry.JITTER`; hue is the fourth
 ZERO, ONE, TWO, THREE, SIX, TOP = (np.float32(n) for n in (0, 1, 2, 3, 6, 255))  # numba makes doubles of Python's numbers
-RED, GREEN, BLUE = (np.float32(share) for share in (0.2989, 0.587, 0.114))  # of `colour.luma`
-NEARLY = np.float32((256 - 1e-3) / 255)  # of `colour.hue`
+RED, GREEN, BLUE = (np.float32(share) for share in (0.2989, 0.587, 0.114))  # of `color.luma`
+NEARLY = np.float32((256 - 1e-3) / 255)  # of `color.hue`
 
 
 def compiled(function: F) -> F:
@@ -83,7 +83,7 @@ def photometry(
 
 @compiled
 def luma(red: np.float32, green: np.float32, blue: np.float32) -> np.float32:
-    """`colour.luma` of a pixel."""
+    """`color.luma` of a pixel."""
     grey: np.float32 = np.floor(red * RED + green * GREEN + blue * BLUE)
     return grey
 
@@ -99,14 +99,14 @@ def grey_sum(row: Floats) -> int:
 
 @compiled
 def mixed(value: np.float32, factor: np.float32, other: np.float32) -> np.float32:
-    """`colour`'s blend; `other` comes times 1 - factor."""
+    """`color`'s blend; `other` comes times 1 - factor."""
     within: np.float32 = np.floor(min(max(value * factor + other, ZERO), TOP))
     return within
 
 
 @compiled
 def jitter(row: Floats, operation: int, factor: np.float32, mean: np.float32, shifts: Floats) -> None:
-    """One operation of `colour` on a row [3, w].  `mean`: of the image's grey values; `shifts` [3]: from each channel's hue, in sixths of a turn."""
+    """One operation of `color` on a row [3, w].  `mean`: of the image's grey values; `shifts` [3]: from each channel's hue, in sixths of a turn."""
     red, green, blue = row[0], row[1], row[2]
     if operation == BRIGHTNESS:
         for i in range(len(red)):
@@ -135,7 +135,7 @@ def jitter(row: Floats, operation: int, factor: np.float32, mean: np.float32, sh
 
 @compiled
 def unlike(distance: np.float32) -> np.float32:
-    """1 where a hue is a third of a turn or more from a channel's own, 2 within a sixth of it (`colour.hue`)."""
+    """1 where a hue is a third of a turn or more from a channel's own, 2 within a sixth of it (`color.hue`)."""
     return min(max(abs(abs(distance) - THREE), ONE), TWO)
 
 

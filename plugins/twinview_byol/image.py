@@ -8,9 +8,10 @@ from attrs import field
 from attrs.validators import gt
 from torch import Tensor
 
+from twinview.branch import Head
 from twinview.hooks import hookimpl, part
 from twinview.ops import cosine_loss, mlp
-from twinview.values import Dims, Head, Step, Traits
+from twinview.values import Dims, Step, Traits
 
 
 @part

@@ -14,10 +14,10 @@ from torch import Tensor
 from twinview.hooks import hookimpl, part
 from twinview.ops.checks import share, shares, span
 from twinview.values import Size, Traits
-from twinview_byol import colour
+from twinview_byol import color
 from twinview_byol.blur import gaussian_blur, gaussian_kernels
 
-JITTER = (colour.brightness, colour.contrast, colour.saturation, colour.hue)
+JITTER = (color.brightness, color.contrast, color.saturation, color.hue)
 NEUTRAL = (1.0, 1.0, 1.0, 0.0)  # the factors that change nothing
 LEAST = (0.0, 0.0, 0.0, -0.5)
 
@@ -47,8 +47,8 @@ class Photometry:
     @hookimpl
     def traits(self) -> Traits:
         """Takes 16-bit images, and without saturation, hue and grey any number of channels."""
-        coloured = self.saturation or self.hue or self.grey
-        gives = frozenset({"deep"} if coloured else {"deep", "any_channels"})
+        colored = self.saturation or self.hue or self.grey
+        gives = frozenset({"deep"} if colored else {"deep", "any_channels"})
         return Traits(gives=gives, instead="Write saturation = 0.0, hue = 0.0, grey = 0.0, which are of red, green and blue.")
 
     @hookimpl
@@ -113,7 +113,7 @@ def _batched(pixels: Tensor, draws: dict[str, Tensor], whole: bool) -> Tensor:
     x = pixels.float()
     for i, images in _jitter_groups(draws["order"], draws["factors"]):
         x = _on(x, images, partial(JITTER[i], whole=whole), draws["factors"][:, i, None, None, None])
-    x = _on(x, _chosen(draws["grey"]), partial(colour.luma, whole=whole))
+    x = _on(x, _chosen(draws["grey"]), partial(color.luma, whole=whole))
     blurred = _chosen(draws["sigma"] > 0)
     if blurred:
         x = _on(x, blurred, partial(gaussian_blur, whole=whole), gaussian_kernels(draws["sigma"], (pixels.shape[2], pixels.shape[3])))
@@ -151,4 +151,4 @@ def _on(x: Tensor, images: list[int], change: Callable[..., Tensor], *args: Tens
 
 def _solarize(x: Tensor) -> Tensor:
     """Invert the values from 128 on: of a uint8 and its complement, exactly one is below 128."""
-    return torch.minimum(x, x.bitwise_not() if x.dtype == torch.uint8 else colour.TOP - x)
+    return torch.minimum(x, x.bitwise_not() if x.dtype == torch.uint8 else color.TOP - x)

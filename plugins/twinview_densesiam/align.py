@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from twinview.hooks import hookimpl, part
 from twinview.ops import resize_map
 from twinview.ops.means import wide
-from twinview.values import Alignment, Geometry, Size, Step, Traits, box_area, cell_centres
+from twinview.values import Alignment, Geometry, Size, Step, Traits, box_area, cell_centers
 
 
 @part
@@ -50,7 +50,7 @@ class GridSample:
             weight = torch.ones(len(cells), *grid, device=cells.device)
             return Alignment(online=crop if online == 0 else whole, target=whole if online == 0 else crop, weight=weight)
         if self.points == "online":
-            places = geometry.centres(online, grid)
+            places = geometry.centers(online, grid)
             inside = geometry.to_view(places, target)
             weight = ((inside >= 0) & (inside <= 1)).all(-1).float().view(-1, *grid)
             return Alignment(online=partial(resize_map, grid=grid), target=sampler(geometry, places, target, grid), weight=weight)
@@ -67,7 +67,7 @@ def overlap_points(geometry: Geometry, online: int, target: int, grid: Size) -> 
     box = geometry.overlap(online, target)
     meets = box_area(box) > 0
     box = torch.where(meets[:, None], box, geometry.boxes[:, online])
-    places = box[:, None, :2] + cell_centres(grid, box.device) * (box[:, None, 2:] - box[:, None, :2])
+    places = box[:, None, :2] + cell_centers(grid, box.device) * (box[:, None, 2:] - box[:, None, :2])
     return places, meets.float()[:, None, None].expand(-1, *grid)
 
 

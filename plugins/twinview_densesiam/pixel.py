@@ -10,9 +10,10 @@ from attrs import field
 from attrs.validators import ge, gt
 from torch import Tensor
 
+from twinview.branch import Head, ParamRule
 from twinview.hooks import hookimpl, part
 from twinview.ops import conv_mlp, cosine_loss, soft_cross_entropy_loss
-from twinview.values import Alignment, Dims, Head, ParamRule, Step, Traits
+from twinview.values import Alignment, Dims, Step, Traits
 from twinview_densesiam.projector import refuse_own
 
 

@@ -8,9 +8,10 @@ import attrs
 from attrs import field
 from attrs.validators import ge, gt
 
+from twinview.branch import Head
 from twinview.hooks import hookimpl, part
 from twinview.ops import conv_mlp
-from twinview.values import Dims, Head, Traits
+from twinview.values import Dims, Traits
 
 
 def refuse_own(part: Any, *names: str) -> None:

@@ -10,11 +10,12 @@ from attrs.validators import ge, gt
 from torch import Tensor
 from torch.nn import functional as F
 
+from twinview.branch import Head
 from twinview.hooks import hookimpl, part
 from twinview.ops import conv_mlp, resize_map
 from twinview.ops.means import wide
 from twinview.ops.ranks import summed
-from twinview.values import Dims, Head, Step, Traits
+from twinview.values import Dims, Step, Traits
 from twinview_densesiam.projector import refuse_own
 
 

@@ -109,7 +109,7 @@ def intersection_in_view(geometry: Geometry, online: int, target: int, view: int
 def displacement(geometry: Geometry, online: int, target: int, grid: Size) -> Tensor:
     """[B, 2, h, w]: from each online cell's middle to that of the target cell of the same index, (x, y) in fractions of the source."""
     plain = geometry._replace(flips=torch.zeros_like(geometry.flips))
-    moved = plain.centres(target, grid) - plain.centres(online, grid)  # [B, h*w, 2]
+    moved = plain.centers(target, grid) - plain.centers(online, grid)  # [B, h*w, 2]
     return moved.mT.reshape(-1, 2, *grid)
 
 

@@ -10,12 +10,13 @@ from attrs.validators import ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from twinview.branch import Head
 from twinview.errors import RecipeError
 from twinview.hooks import hookimpl, part
 from twinview.ops import conv_mlp, cosine_loss
 from twinview.ops.kmeans import spherical_kmeans
 from twinview.ops.propagate import propagate
-from twinview.values import Alignment, Dims, Head, Step, Traits
+from twinview.values import Alignment, Dims, Step, Traits
 from twinview_multisiam.pictures import cluster_sheet
 from twinview_multisiam.watch import watch
 

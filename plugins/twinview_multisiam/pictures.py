@@ -23,7 +23,7 @@ def cluster_sheet(batch: Batch, clusters: Mapping[int, Tensor], k: int) -> Tenso
 
     The yellow frame on a view holds what the other view shows of it.
     """
-    colours = palette(k)
+    colors = palette(k)
     columns = [c for view in clusters for c in (f"view {view + 1}", f"clusters of view {view + 1}")]
     rows = min(IMAGES, len(batch.keys))
     zoom = -(-SIDE // max(max(batch.geometry.sizes[view]) for view in clusters))
@@ -35,7 +35,7 @@ def cluster_sheet(batch: Batch, clusters: Mapping[int, Tensor], k: int) -> Tenso
     for row in range(rows):
         for place, (view, cells) in enumerate(clusters.items()):
             image = photograph(batch.images[view][row].cpu()).repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
-            plain, tinted = to_pil_image(image), to_pil_image(tint(image, colours[by_height(cells[row].cpu(), k)]))
+            plain, tinted = to_pil_image(image), to_pil_image(tint(image, colors[by_height(cells[row].cpu(), k)]))
             outline(plain, batch.geometry, row, view)
             for column, picture in ((2 * place, plain), (2 * place + 1, tinted)):
                 sheet.paste(picture, (column * (width + GAP), TITLE + row * (height + GAP)))
@@ -57,9 +57,9 @@ def by_height(cells: Tensor, k: int) -> Tensor:
     return middle.argsort().argsort()[cells]
 
 
-def tint(image: Tensor, colours: Tensor) -> Tensor:
+def tint(image: Tensor, colors: Tensor) -> Tensor:
     """Lay colours [h, w, 3] of cells over an image [3, H, W] uint8, in grey below."""
-    full = F.interpolate(colours.movedim(2, 0)[None].float(), image.shape[1:], mode="nearest")[0]
+    full = F.interpolate(colors.movedim(2, 0)[None].float(), image.shape[1:], mode="nearest")[0]
     return (TINT * full + (1 - TINT) * image.float().mean(0)).round().byte()
 
 

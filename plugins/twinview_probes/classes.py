@@ -177,8 +177,8 @@ class Thumbnails:
 
 def vectors(see: Dense, batches: Iterable[PlainBatch], device: torch.device) -> Cells:
     """Features and classes of the images of all ranks: each image is one cell, its class a label map of one pixel."""
-    labelled = (batch._replace(labels={"map": batch.labels["class"][:, None, None]}) for batch in batches)
-    return sample_cells(see, labelled, cells=1, ignore=torch.empty(0, dtype=torch.int64, device=device), seed=0)
+    labeled = (batch._replace(labels={"map": batch.labels["class"][:, None, None]}) for batch in batches)
+    return sample_cells(see, labeled, cells=1, ignore=torch.empty(0, dtype=torch.int64, device=device), seed=0)
 
 
 def _width(spec: EncoderSpec, on: str) -> int:

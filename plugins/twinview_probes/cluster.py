@@ -74,9 +74,9 @@ class Cluster:
     def before_epoch(self, data: DataFactory, progress: Progress) -> None:
         """Read an image of each set before the first step: shards that are not there are missed now and not at the end of the run."""
         if progress.step == 0:
-            next(iter(self._read(data, self.val, 1, labelled=True)), None)
+            next(iter(self._read(data, self.val, 1, labeled=True)), None)
             if self.baselines or not self.head:
-                next(iter(self._read(data, self.train, 1, labelled=False)), None)
+                next(iter(self._read(data, self.train, 1, labeled=False)), None)
 
     @hookimpl
     def evaluate(self, branches: Branches, data: DataFactory) -> dict[str, float]:
@@ -117,7 +117,7 @@ class Cluster:
     def count(self, clusterer: Clusterer, data: DataFactory, device: torch.device) -> Tensor:
         """[classes, k]: pixels of `val` of all ranks by class and cluster.  Raises DataError where none has a class."""
         confusion = Confusion(LABELS, device, given=clusterer.k)
-        for batch in self._read(data, self.val, IMAGES, labelled=True):
+        for batch in self._read(data, self.val, IMAGES, labeled=True):
             truth = self._classes(batch.labels["map"].to(device))
             given = self._assign(clusterer, batch.images.to(device), truth.shape[-2:])
             known = truth != 255
@@ -135,12 +135,12 @@ class Cluster:
 
     def _kmeans(self, dense: Maps | Pixels, data: DataFactory, device: torch.device) -> FeatureClusters:
         k = self.clusters or (len(self.map.names) if self.map else self.classes)
-        batches = first(self._read(data, self.train, IMAGES, labelled=False), self.images)
+        batches = first(self._read(data, self.train, IMAGES, labeled=False), self.images)
         return FeatureClusters(dense, batches, k, cells=self.cells, seed=self.seed, device=device)
 
     def _spread(self, data: DataFactory, rows: int) -> tuple[Tensor, Tensor]:
         """Up to `rows` images of `val` and their labels, from all over it: neighbours are often the next frame of a drive."""
-        found = [(image, label) for b in self._read(data, self.val, 4, labelled=True) for image, label in zip(b.images[:1], b.labels["map"][:1])]
+        found = [(image, label) for b in self._read(data, self.val, 4, labeled=True) for image, label in zip(b.images[:1], b.labels["map"][:1])]
         chosen = [found[i * len(found) // min(rows, len(found))] for i in range(min(rows, len(found)))]
         return torch.stack([image for image, _ in chosen]), torch.stack([label for _, label in chosen])
 
@@ -155,5 +155,5 @@ class Cluster:
             raise DataError(f"[[evaluate]] probes.cluster: {self.val} holds the label {most}; they go up to {LABELS - 1}. Put {most} into ignore.")
         return self.map(labels) if self.map else labels
 
-    def _read(self, data: DataFactory, shards: str | list[str], images: int, *, labelled: bool) -> Iterator[PlainBatch]:
-        return data.plain(shards or None, size=self.size, labels=("map",) if labelled else (), batch_size=images, crop=self.crop)
+    def _read(self, data: DataFactory, shards: str | list[str], images: int, *, labeled: bool) -> Iterator[PlainBatch]:
+        return data.plain(shards or None, size=self.size, labels=("map",) if labeled else (), batch_size=images, crop=self.crop)

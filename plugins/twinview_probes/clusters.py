@@ -50,13 +50,13 @@ class FeatureClusters:
         if len(x) < k:
             raise DataError(f"[[evaluate]] probes.cluster: {len(x)} cells for {k} clusters. Write larger images or cells, or fewer clusters.")
         points = F.normalize((x[order] - self.mean) * self.scale).cpu().numpy()
-        self.centres = x.new_zeros(k, x.shape[1])
+        self.centers = x.new_zeros(k, x.shape[1])
         if rank() == 0:
-            self.centres.copy_(torch.from_numpy(KMeans(k, n_init=4, random_state=seed).fit(points).cluster_centers_))
-        from_first(self.centres)
+            self.centers.copy_(torch.from_numpy(KMeans(k, n_init=4, random_state=seed).fit(points).cluster_centers_))
+        from_first(self.centers)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Minus the squared distance from each centre, up to the place's own part."""
         maps = self.dense(images)
         unit = F.normalize((maps - self.mean[:, None, None]) * self.scale[:, None, None], dim=1)
-        return F.conv2d(unit, 2 * self.centres[:, :, None, None], -self.centres.square().sum(1))
+        return F.conv2d(unit, 2 * self.centers[:, :, None, None], -self.centers.square().sum(1))

@@ -22,7 +22,7 @@ def segments_sheet(images: Tensor, clusters: Tensor, classes: Tensor, match: Ten
     cluster of each class.
     """
     n = len(names)
-    colours = torch.tensor([*palette(n), GREY, (0, 0, 0)], dtype=torch.uint8)  # places n: no class was matched, n + 1: no label
+    colors = torch.tensor([*palette(n), GREY, (0, 0, 0)], dtype=torch.uint8)  # places n: no class was matched, n + 1: no label
     class_of = torch.full((int(clusters.max()) + 1,), n)
     for index, cluster in enumerate(match.tolist()):
         if 0 <= cluster < len(class_of):
@@ -40,13 +40,13 @@ def segments_sheet(images: Tensor, clusters: Tensor, classes: Tensor, match: Ten
         source = three_channels(images[row])
         low, high = source.amin(), source.amax()
         photo = ((source - low) / (high - low).clamp(min=1e-6) * 255).round().byte().cpu()
-        shown = (photo, colours[class_of[clusters[row]]].movedim(2, 0), colours[torch.where(classes[row] == 255, n + 1, classes[row])].movedim(2, 0))
+        shown = (photo, colors[class_of[clusters[row]]].movedim(2, 0), colors[torch.where(classes[row] == 255, n + 1, classes[row])].movedim(2, 0))
         for place, picture in enumerate(shown):
             small = to_pil_image(picture).resize((width, HEIGHT), Image.Resampling.BILINEAR if place == 0 else Image.Resampling.NEAREST)
             sheet.paste(small, (place * (width + GAP), TITLE + row * (HEIGHT + GAP)))
     for index, name in enumerate([*names, "no class"]):
         x, y = index % per_row * ENTRY, TITLE + len(images) * (HEIGHT + GAP) + index // per_row * TITLE
-        draw.rectangle((x + 2, y + 4, x + 12, y + 14), fill=tuple(colours[index].tolist()))
+        draw.rectangle((x + 2, y + 4, x + 12, y + 14), fill=tuple(colors[index].tolist()))
         draw.text((x + 16, y + 3), name, fill="black")
     found: Tensor = pil_to_tensor(sheet)
     return found

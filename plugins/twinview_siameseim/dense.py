@@ -63,14 +63,14 @@ class Dense:
         found = []
         for online, target in step.pairs:
             alignment = step.alignment(online, target, self.align)
-            q = self._normalised(step, alignment.online(self._project(step, online, "online", alignment)))
+            q = self._normalized(step, alignment.online(self._project(step, online, "online", alignment)))
             t = alignment.target(self._project(step, target, "target", alignment))
             found.append(dense_loss(q, t, alignment.weight, self.negative_weight))
         for name in ("pos", "neg", "directions"):
             step.note(f"dense/{name}", torch.stack([getattr(terms, name) for terms in found]).mean())
         return {"dense": torch.stack([terms.loss for terms in found]).mean()}
 
-    def _normalised(self, step: Step, q: Tensor) -> Tensor:
+    def _normalized(self, step: Step, q: Tensor) -> Tensor:
         """Predictions [B, D, h, w] behind the norm of `online_ln`, in float32 or wider whatever the autocast."""
         if not self.online_ln:
             return q

@@ -23,7 +23,7 @@ class Relation(NamedTuple):
 def relate(geometry: Geometry, online: int, target: int, grids: tuple[Size, Size]) -> Relation:
     """The relation of two views whose maps have `grids` (h, w), online and target."""
     (height, width), there = grids
-    inside = geometry.to_view(geometry.centres(target, there), online).view(-1, *there, 2)
+    inside = geometry.to_view(geometry.centers(target, there), online).view(-1, *there, 2)
     sides = geometry.boxes[..., 2:] - geometry.boxes[..., :2]
     return Relation(
         rows=height * inside[:, :, 0, 1] - 0.5,

@@ -9,9 +9,10 @@ from attrs import field
 from attrs.validators import ge, gt
 from torch import Tensor
 
+from twinview.branch import Head, ParamRule
 from twinview.hooks import hookimpl, part
 from twinview.ops import cosine_loss, mlp, soft_cross_entropy_loss
-from twinview.values import Dims, Head, ParamRule, Step, Traits
+from twinview.values import Dims, Step, Traits
 
 
 @part

@@ -16,16 +16,16 @@ import pytest
 import tomli_w
 from PIL import Image
 
+from twinview.analysis.evaluate import evaluation_recipe, evaluations
 from twinview.cli import main
 from twinview.cli.train import summary
-from twinview.data.pack import pack_images
-from twinview.engine.evaluate import evaluation_recipe, evaluations
+from twinview.data.prepare.pack import pack_images
 from twinview.engine.train import RunResult
 from twinview.errors import RecipeError
 
 
 @pytest.fixture(scope="module")
-def labelled(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+def labeled(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The photographs as shards, the left half of each labelled 0, the right half 1."""
     folder = tmp_path_factory.mktemp("labels")
     halves = np.zeros((56, 80), np.uint8)
@@ -36,7 +36,7 @@ def labelled(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> str
 
 
 @pytest.fixture(scope="module")
-def trained(install_module: Callable[..., None], labelled: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+def trained(install_module: Callable[..., None], labeled: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     """A run of four steps, and what it said on stdout and stderr."""
     install_module("toy")
     table = {
@@ -44,10 +44,10 @@ def trained(install_module: Callable[..., None], labelled: str, tmp_path_factory
         "encoder": {"use": "toy.encoder"},
         "head": [{"use": "densesiam.projector", "name": "clusters", "clusters": 4}],
         "loss": [{"use": "densesiam.segment", "head": "clusters"}],
-        "data": {"shards": labelled, "workers": 0},
+        "data": {"shards": labeled, "workers": 0},
         "optimizer": {"use": "sgd", "lr": 0.1},
         "run": {"steps": 4, "batch_size": 4, "log_every": 1, "device": "cpu"},
-        "evaluate": [{"use": "probes.cluster", "head": "clusters", "val": labelled, "size": [56, 80], "every": 2}],
+        "evaluate": [{"use": "probes.cluster", "head": "clusters", "val": labeled, "size": [56, 80], "every": 2}],
     }
     folder = tmp_path_factory.mktemp("runs")
     (folder / "toy.toml").write_text(tomli_w.dumps(table))
@@ -68,11 +68,11 @@ def test_scores_stand_in_the_table_and_in_the_log(trained: tuple[Path, str, str]
     assert "cluster miou" in trained[1] and ", cluster miou " in trained[2] and "collapsed" not in trained[1]
 
 
-def test_a_run_is_scored_again(run: Path, labelled: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_scored_again(run: Path, labeled: str, capsys: pytest.CaptureFixture[str]) -> None:
     last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
     assert main(["evaluate", "cluster", str(run)]) == 0
     assert f"{last['score/cluster/miou']:.3f}" in capsys.readouterr().out
-    assert main(["evaluate", "probes.cluster", str(run), "--shards", labelled, "head=", "clusters=3", 'baselines=["random"]', "data.workers=0"]) == 0
+    assert main(["evaluate", "probes.cluster", str(run), "--shards", labeled, "head=", "clusters=3", 'baselines=["random"]', "data.workers=0"]) == 0
     assert "random" in capsys.readouterr().out
     rows = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
     assert rows[0]["cluster/miou"] == last["score/cluster/miou"] and rows[0]["head"] == "clusters"
@@ -81,7 +81,7 @@ def test_a_run_is_scored_again(run: Path, labelled: str, capsys: pytest.CaptureF
 
 
 def test_a_collapsed_run_says_so(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("twinview.engine.evaluate.evaluate", lambda *_: {"cluster/miou": 3.0, "cluster/collapsed": 1.0})
+    monkeypatch.setattr("twinview.analysis.evaluate.evaluate", lambda *_: {"cluster/miou": 3.0, "cluster/collapsed": 1.0})
     assert main(["evaluate", "cluster", str(run)]) == 0
     said = capsys.readouterr().out
     assert "COLLAPSED   cluster: fewer than two clusters are left" in said and "cluster collapsed" not in said

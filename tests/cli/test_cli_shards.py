@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from twinview.cli import main
-from twinview.data.shards import open_shards
+from twinview.data.dataset.open import open_shards
 
 
 @pytest.mark.parametrize(

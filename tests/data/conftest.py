@@ -108,8 +108,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A server of the folder that `write` writes to; the cache lies in `cache` there, and waits between tries are short."""
     monkeypatch.setenv("TWINVIEW_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr("twinview.data.transport.PAUSES", (0.01,) * 4)
-    monkeypatch.setattr("twinview.data.transport.SILENCE", 2.0)
+    monkeypatch.setattr("twinview.data.remote.transport.PAUSES", (0.01,) * 4)
+    monkeypatch.setattr("twinview.data.remote.http.SILENCE", 2.0)
+    monkeypatch.setattr("twinview.data.remote.base.SILENCE", 2.0)
     made = Server(tmp_path)
     yield made
     made.stop()

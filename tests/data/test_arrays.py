@@ -14,8 +14,8 @@ import tifffile
 import torch
 from PIL import Image
 
-from twinview.data import arrays, decode
-from twinview.data.decode import Form
+from twinview.data.formats import decode, npy_tiff
+from twinview.data.formats.decode import PixelFormat
 
 DEEP: Any = np.random.default_rng(0).integers(0, 65536, (5, 20, 30), np.uint16)  # [C, H, W]
 FLAT = DEEP.astype(np.uint8)
@@ -84,11 +84,11 @@ def test_value_for_value(name: str) -> None:
 def test_deep_images_become_float32_on_the_scale_of_bytes() -> None:
     data = npy(np.moveaxis(DEEP // 8, 0, 2))  # 0 .. 8191
     for white in (65535, 4095):
-        found = decode.image(data, Form(5, white))
+        found = decode.image(data, PixelFormat(5, white))
         assert found.dtype == torch.float32
         assert np.allclose(found.numpy(), np.minimum(DEEP // 8 / white, 1) * 255, rtol=1e-6)
-    assert torch.equal(decode.image(npy(FLAT[0]), Form(1, 4095)), torch.from_numpy(FLAT[:1]).float()), "8 bits stay as they are"
-    assert decode.image(npy(FLAT[0]), Form(1)).dtype == torch.uint8
+    assert torch.equal(decode.image(npy(FLAT[0]), PixelFormat(1, 4095)), torch.from_numpy(FLAT[:1]).float()), "8 bits stay as they are"
+    assert decode.image(npy(FLAT[0]), PixelFormat(1)).dtype == torch.uint8
 
 
 def encoded(pixels: Any, kind: str, **options: Any) -> bytes:
@@ -101,15 +101,15 @@ def test_grey_of_any_kind() -> None:
     """With three channels just as before, with one its values alone."""
     for kind, pixels in (("PNG", FLAT[0]), ("BMP", FLAT[0]), ("JPEG", FLAT[0])):
         data = encoded(pixels, kind)
-        colour, grey = decode.image(data), decode.image(data, Form(1))
-        assert colour.dtype == grey.dtype == torch.uint8 and torch.equal(colour, grey.expand(3, -1, -1))
+        color, grey = decode.image(data), decode.image(data, PixelFormat(1))
+        assert color.dtype == grey.dtype == torch.uint8 and torch.equal(color, grey.expand(3, -1, -1))
         assert kind == "JPEG" or np.array_equal(grey[0].numpy(), pixels)
-        assert torch.equal(decode.image(data, Form(1, 4095)), grey.float())
+        assert torch.equal(decode.image(data, PixelFormat(1, 4095)), grey.float())
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = decode.values(encoded(DEEP[0], "PNG", exif=exif))
     assert np.array_equal(turned.numpy(), DEEP[:1, ::-1].transpose(0, 2, 1))
-    assert torch.equal(decode.image(encoded(DEEP[0], "PNG"), Form(3, 65535))[2], decode.image(encoded(DEEP[0], "PNG"), Form(1, 65535))[0])
+    assert torch.equal(decode.image(encoded(DEEP[0], "PNG"), PixelFormat(3, 65535))[2], decode.image(encoded(DEEP[0], "PNG"), PixelFormat(1, 65535))[0])
 
 
 def png_16_colour() -> bytes:
@@ -124,31 +124,31 @@ def png_16_colour() -> bytes:
     return decode.PNG + chunk(b"IHDR", struct.pack(">IIBBBBB", 30, 20, 16, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-HUGE = arrays.NPY + b"\x01\x00v\x00" + b"{'descr': '<u2', 'fortran_order': False, 'shape': (100000, 100000), }".ljust(117) + b"\n"
-STRANGE = arrays.NPY + b"\x01\x00v\x00" + b"{'descr': '|u1', 'fortran_order': False, 'shape': (True, 16), }".ljust(117) + b"\n" + bytes(16)
-REFUSED: dict[str, tuple[bytes, Form, str]] = {
-    "deep, by default": (tiff(DEEP[0]), Form(), "has 16 bits a channel; [data] white = 65535, or the value that is full scale, has such images read"),
-    "deep, one channel": (encoded(DEEP[0], "PNG"), Form(1), "has 16 bits a channel; [data] white = 65535"),
-    "too many channels": (npy(LAST), Form(3, 65535), "has 5 channels, and [data] channels is 3"),
-    "colour for grey": (encoded(LAST[..., :3].astype(np.uint8), "JPEG"), Form(1), "has 3 channels, and [data] channels is 1; channels = 3 takes grey images too"),
-    "deep colour PNG": (png_16_colour(), Form(3, 65535), "has more than 8 bits a channel (a PNG in colour or with transparency); these are read of grey PNGs, TIFFs and .npy"),
-    "pages of several sizes": (pages([DEEP[0], DEEP[1, :10]]), Form(2, 9), "is a TIFF of 2 images of several sizes or types; one file holds one image"),
-    "two axes": (tiff(DEEP[None].repeat(2, 0), imagej=True), Form(5, 9), "is a TIFF of axes ZCYX (2, 5, 20, 30); one axis beside height and width is its channels"),
-    "white is 0": (tiff(FLAT[0], photometric="miniswhite"), Form(1), "is a TIFF that has the photometric interpretation 0"),
-    "palette": (tiff(FLAT[0], photometric="palette", colormap=np.zeros((3, 256), np.uint16)), Form(3), "photometric interpretation 3"),
-    "turned": (tiff(FLAT[0], extratags=[(274, 3, 1, 6, True)]), Form(1), "is a TIFF that is turned by its orientation tag"),
-    "float TIFF": (tiff(DEEP[0].astype(np.float32)), Form(1, 9), "holds float32; images hold uint8 or uint16"),
-    "float npy": (npy(DEEP[0].astype(np.float32)), Form(1, 9), "holds float32; images hold uint8 or uint16"),
-    "objects": (npy(np.array([[{}]], dtype=object)), Form(1, 9), "holds object; images hold uint8 or uint16"),
-    "four axes": (npy(LAST[None]), Form(5, 9), "is of shape (1, 20, 30, 5); an image is [height, width] or [height, width, channels]"),
-    "no pixels": (npy(LAST[:0]), Form(5, 9), "is of shape (0, 30, 5)"),
-    "a cut npy": (npy(LAST)[:-1], Form(5, 9), "is no whole .npy file: 5999 bytes follow its header, which says 6000"),
-    "an npy that states a size": (HUGE, Form(1, 9), "is no whole .npy file: 0 bytes follow its header, which says 20000000000"),
-    "an npy of a shape that is no numbers": (STRANGE, Form(1, 9), "cannot be decoded: "),
-    "an npy without a header": (arrays.NPY, Form(1, 9), "is no whole .npy file: "),
-    "a cut TIFF": (tiff(DEEP[0])[:-100], Form(1, 9), "cannot be "),
-    "a cut compressed TIFF": (tiff(DEEP[0], compression="lzw")[:500], Form(1, 9), "cannot be "),
-    "the beginning of a TIFF": (b"II*\0", Form(1, 9), "cannot be read as a TIFF: "),
+HUGE = npy_tiff.NPY + b"\x01\x00v\x00" + b"{'descr': '<u2', 'fortran_order': False, 'shape': (100000, 100000), }".ljust(117) + b"\n"
+STRANGE = npy_tiff.NPY + b"\x01\x00v\x00" + b"{'descr': '|u1', 'fortran_order': False, 'shape': (True, 16), }".ljust(117) + b"\n" + bytes(16)
+REFUSED: dict[str, tuple[bytes, PixelFormat, str]] = {
+    "deep, by default": (tiff(DEEP[0]), PixelFormat(), "has 16 bits a channel; [data] white = 65535, or the value that is full scale, has such images read"),
+    "deep, one channel": (encoded(DEEP[0], "PNG"), PixelFormat(1), "has 16 bits a channel; [data] white = 65535"),
+    "too many channels": (npy(LAST), PixelFormat(3, 65535), "has 5 channels, and [data] channels is 3"),
+    "colour for grey": (encoded(LAST[..., :3].astype(np.uint8), "JPEG"), PixelFormat(1), "has 3 channels, and [data] channels is 1; channels = 3 takes grey images too"),
+    "deep colour PNG": (png_16_colour(), PixelFormat(3, 65535), "has more than 8 bits a channel (a PNG in colour or with transparency); these are read of grey PNGs, TIFFs and .npy"),
+    "pages of several sizes": (pages([DEEP[0], DEEP[1, :10]]), PixelFormat(2, 9), "is a TIFF of 2 images of several sizes or types; one file holds one image"),
+    "two axes": (tiff(DEEP[None].repeat(2, 0), imagej=True), PixelFormat(5, 9), "is a TIFF of axes ZCYX (2, 5, 20, 30); one axis beside height and width is its channels"),
+    "white is 0": (tiff(FLAT[0], photometric="miniswhite"), PixelFormat(1), "is a TIFF that has the photometric interpretation 0"),
+    "palette": (tiff(FLAT[0], photometric="palette", colormap=np.zeros((3, 256), np.uint16)), PixelFormat(3), "photometric interpretation 3"),
+    "turned": (tiff(FLAT[0], extratags=[(274, 3, 1, 6, True)]), PixelFormat(1), "is a TIFF that is turned by its orientation tag"),
+    "float TIFF": (tiff(DEEP[0].astype(np.float32)), PixelFormat(1, 9), "holds float32; images hold uint8 or uint16"),
+    "float npy": (npy(DEEP[0].astype(np.float32)), PixelFormat(1, 9), "holds float32; images hold uint8 or uint16"),
+    "objects": (npy(np.array([[{}]], dtype=object)), PixelFormat(1, 9), "holds object; images hold uint8 or uint16"),
+    "four axes": (npy(LAST[None]), PixelFormat(5, 9), "is of shape (1, 20, 30, 5); an image is [height, width] or [height, width, channels]"),
+    "no pixels": (npy(LAST[:0]), PixelFormat(5, 9), "is of shape (0, 30, 5)"),
+    "a cut npy": (npy(LAST)[:-1], PixelFormat(5, 9), "is no whole .npy file: 5999 bytes follow its header, which says 6000"),
+    "an npy that states a size": (HUGE, PixelFormat(1, 9), "is no whole .npy file: 0 bytes follow its header, which says 20000000000"),
+    "an npy of a shape that is no numbers": (STRANGE, PixelFormat(1, 9), "cannot be decoded: "),
+    "an npy without a header": (npy_tiff.NPY, PixelFormat(1, 9), "is no whole .npy file: "),
+    "a cut TIFF": (tiff(DEEP[0])[:-100], PixelFormat(1, 9), "cannot be "),
+    "a cut compressed TIFF": (tiff(DEEP[0], compression="lzw")[:500], PixelFormat(1, 9), "cannot be "),
+    "the beginning of a TIFF": (b"II*\0", PixelFormat(1, 9), "cannot be read as a TIFF: "),
 }
 
 

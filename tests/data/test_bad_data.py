@@ -19,8 +19,9 @@ from PIL import Image
 from twinview.api import train
 from twinview.cli import main
 from twinview.cli.train import summary
-from twinview.data import decode
-from twinview.data.shards import open_shards
+from twinview.data.dataset.open import open_shards
+from twinview.data.dataset.read import read_image
+from twinview.data.formats import decode
 from twinview.errors import DataError
 
 Write = Callable[[str, Mapping[str, bytes]], Path]
@@ -137,24 +138,24 @@ def test_names_that_are_no_text(toy: dict[str, Any], tmp_path: Path) -> None:
 def test_a_name_that_leads_out_of_the_folder_is_a_name(write: Write, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     shards = open_shards(str(write("in/evil.tar", {"../../escaped.jpg": encoded(noise(0)), "/tmp/rooted.jpg": encoded(noise(1))})))
-    assert [shards.key(i) for i in range(2)] == ["../../escaped", "/tmp/rooted"] and decode.read_image(shards, 0).shape == (3, 40, 48)
+    assert [shards.key(i) for i in range(2)] == ["../../escaped", "/tmp/rooted"] and read_image(shards, 0).shape == (3, 40, 48)
     assert sorted(os.listdir(tmp_path)) == ["in"] and not Path("/tmp/rooted.jpg").exists()
 
 
 def test_a_shard_that_is_written_over_while_it_is_read(write: Write) -> None:
     path = write("x.tar", {f"{n}.jpg": encoded(noise(n)) for n in range(4)})
     shards = open_shards(str(path))
-    decode.read_image(shards, 0)
+    read_image(shards, 0)
     with path.open("r+b") as file:  # as many bytes, others
         file.seek(1000)
         file.write(os.urandom(100))
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
     with pytest.raises(DataError, match=r"x\.tar: has changed since it was opened \(\d+ bytes, and \d+ when it was indexed\)\. Leave shards alone"):
-        decode.read_image(shards, 1)
+        read_image(shards, 1)
     fresh = open_shards(str(path))
     path.unlink()
     with pytest.raises(DataError, match=r"x\.tar: No such file"):
-        decode.read_image(fresh, 1)
+        read_image(fresh, 1)
 
 
 def test_a_shard_that_is_missing_or_cut_stops_before_the_first_step(toy: dict[str, Any], write: Write, tmp_path: Path) -> None:

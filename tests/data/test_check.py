@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from twinview.cli import main
-from twinview.data.check import check_shards
-from twinview.data.pack import pack_images
-from twinview.data.stat import count
+from twinview.data.prepare.check import check_shards
+from twinview.data.prepare.pack import pack_images
+from twinview.data.prepare.stats import count
 from twinview.errors import DataError
 
 
@@ -91,7 +91,7 @@ def test_counts(packed: Path, capsys: pytest.CaptureFixture[str], write: Any) ->
     assert (min(found.heights), max(found.heights), set(found.widths)) == (20, 35, {30}) and found.classes == {}
     assert found.labels == {label: sum((20 + n) * 30 for n in range(16) if n % 4 == label) for label in range(4)}
     manifest = json.loads((packed / "manifest.json").read_text())
-    assert all(found.colours[name] == manifest[name] for name in ("channels", "mean", "std"))
+    assert all(found.colors[name] == manifest[name] for name in ("channels", "mean", "std"))
     assert count([str(packed)], 4).looked == 4
     lines = found.lines()
     assert "samples     16" in lines and "height      20 to 35 pixels, median 28" in lines and "channels    3" in lines

@@ -13,8 +13,9 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from twinview.data import decode
-from twinview.data.shards import open_shards
+from twinview.data.dataset.open import open_shards
+from twinview.data.dataset.read import BadSample, read_class, read_image, read_map
+from twinview.data.formats import decode
 from twinview.errors import DataError
 
 Write = Callable[[str, Mapping[str, bytes]], Path]
@@ -117,16 +118,16 @@ def test_the_fields_of_a_sample(write: Write) -> None:
     }
     path = write("x.tar", files)
     shards = open_shards(str(path))
-    assert decode.read_image(shards, 0).shape == (3, 24, 40) and decode.read_class(shards, 0) == 7
-    assert all((decode.read_map(shards, i) == 3).all() for i in (0, 1))
-    assert torch.equal(decode.read_image(shards, 4), by_pil(wrong)), "by what the bytes are, not by the name"
+    assert read_image(shards, 0).shape == (3, 24, 40) and read_class(shards, 0) == 7
+    assert all((read_map(shards, i) == 3).all() for i in (0, 1))
+    assert torch.equal(read_image(shards, 4), by_pil(wrong)), "by what the bytes are, not by the name"
     reads: list[tuple[Any, int, type[Exception], str]] = [
-        (decode.read_class, 1, DataError, f"{path}, sample 'b': has no class number; its field cls holds b'dog'."),
-        (decode.read_class, 2, DataError, "sample 'c': has no class number"),
-        (decode.read_map, 2, DataError, "sample 'c': has no label map (seg.png, or png beside a jpg); it has png."),
-        (decode.read_map, 4, DataError, "sample 'e': its label map is of PIL mode RGB, and"),
-        (decode.read_image, 3, decode.BadSample, "sample 'd': has no image (jpg, jpeg, png, webp, bmp, tif, tiff, npy); it has json, cls"),
-        (decode.read_image, 5, decode.BadSample, f"{path}, sample 'f': is no image; it begins with b'broken'"),
+        (read_class, 1, DataError, f"{path}, sample 'b': has no class number; its field cls holds b'dog'."),
+        (read_class, 2, DataError, "sample 'c': has no class number"),
+        (read_map, 2, DataError, "sample 'c': has no label map (seg.png, or png beside a jpg); it has png."),
+        (read_map, 4, DataError, "sample 'e': its label map is of PIL mode RGB, and"),
+        (read_image, 3, BadSample, "sample 'd': has no image (jpg, jpeg, png, webp, bmp, tif, tiff, npy); it has json, cls"),
+        (read_image, 5, BadSample, f"{path}, sample 'f': is no image; it begins with b'broken'"),
     ]
     for read, i, kind, said in reads:
         with pytest.raises(kind, match=re.escape(said)) as caught:

@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twinview.data.draws import Rekeyed, key_hash, rng
+from twinview.data.rng import Rekeyed, key_hash, rng
 
 arguments = st.tuples(st.integers(0, 2**70), st.integers(0, 2**40), st.text(), st.sampled_from(["views", "augment/0", "augment/1", "masks"]))
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from twinview.data import embedded
-from twinview.data.scenes import CLASSES, draw_scene
-from twinview.data.shards import open_shards
+from twinview.data.dataset.open import open_shards
+from twinview.data.scenes import shards as embedded
+from twinview.data.scenes.street import CLASSES, draw_scene
 from twinview.errors import DataError
 
 
@@ -44,7 +44,7 @@ def test_scenes_are_drawn_on_first_use(small: Path, monkeypatch: pytest.MonkeyPa
 
 def test_another_drawing_is_another_folder(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = embedded.scenes("val")
-    monkeypatch.setattr("twinview.data.scenes.VERSION", 10_000)
+    monkeypatch.setattr("twinview.data.scenes.street.VERSION", 10_000)
     assert embedded.scenes("val") != first and first.is_dir()
 
 

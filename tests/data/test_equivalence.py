@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from twinview.assembly import assemble
-from twinview.data.loader import training_batches
-from twinview.data.shards import Shards, open_shards
+from twinview.data.dataset.open import open_shards
+from twinview.data.dataset.shards import Shards
+from twinview.data.loading.loader import training_batches
 from twinview.recipe import read
 from twinview.values import Batch, Dims
 

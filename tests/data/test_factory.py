@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from twinview.assembly import assemble
-from twinview.data.factory import Factory
-from twinview.data.loader import training_batches
-from twinview.data.shards import open_shards
+from twinview.data.dataset.open import open_shards
+from twinview.data.loading.factory import Factory
+from twinview.data.loading.loader import training_batches
 from twinview.errors import DataError
 from twinview.recipe import read
 from twinview.values import DataFactory

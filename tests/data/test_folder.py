@@ -17,14 +17,13 @@ from PIL import Image
 from twinview.api import train
 from twinview.assembly import assemble
 from twinview.cli import main
-from twinview.data import folder as module
-from twinview.data.check import check_shards
-from twinview.data.factory import Factory
-from twinview.data.loader import training_batches
-from twinview.data.mixture import open_data
-from twinview.data.pack import pack_images
-from twinview.data.shards import open_shards
-from twinview.data.sources import files
+from twinview.data.dataset.open import open_data, open_shards
+from twinview.data.loading.factory import Factory
+from twinview.data.loading.loader import training_batches
+from twinview.data.prepare.check import check_shards
+from twinview.data.prepare.pack import pack_images
+from twinview.data.store import image_folder as module
+from twinview.data.store.listing import Listing, listing
 from twinview.engine.metrics import read_metrics
 from twinview.errors import DataError
 from twinview.recipe import read
@@ -103,9 +102,9 @@ def test_evaluations_read_folders(in_place: dict[str, Any], photos: Path) -> Non
 def test_its_index_is_kept_until_something_changes(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed: list[Path] = []
 
-    def noted(root: Path) -> files.Listing:
+    def noted(root: Path) -> Listing:
         listed.append(root)
-        return files.listing(root)
+        return listing(root)
 
     monkeypatch.setattr(module, "listing", noted)
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from twinview.data import draws, index
+from twinview.data.rng import key_hash
+from twinview.data.store import index
 from twinview.errors import DataError
 
 Write = Callable[[str, Mapping[str, bytes]], Path]
@@ -28,7 +29,7 @@ def test_it_finds_every_file(write: Write) -> None:
     path = write("x.tar", FILES)
     found = index.load(path)
     assert contents(path, found) == {f"folder/{n:03}": {"jpg": bytes([n]) * (n * 100), "seg.png": bytes([n]) * (n * 100)} for n in range(12)}
-    assert list(found.hashes) == [draws.key_hash(f"folder/{n:03}") for n in range(12)]
+    assert list(found.hashes) == [key_hash(f"folder/{n:03}") for n in range(12)]
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from twinview.data.shards import open_shards
+from twinview.data.dataset.open import open_shards
 from twinview.errors import DataError
 
 SLOW = 5.0  # seconds that each shard takes

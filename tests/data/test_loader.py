@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from twinview.assembly import assemble
-from twinview.data.loader import load, training_batches
-from twinview.data.shards import open_shards
+from twinview.data.dataset.open import open_shards
+from twinview.data.loading.loader import load, training_batches
 from twinview.errors import DataError, PluginError
 from twinview.recipe import read
 from twinview.values import Batch

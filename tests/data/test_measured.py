@@ -13,14 +13,14 @@ import pytest
 import tifffile
 from PIL import Image
 
-from twinview.data import decode
-from twinview.data.check import check_shards
-from twinview.data.decode import Form
-from twinview.data.measured import with_measured
-from twinview.data.pack import pack_images
-from twinview.data.pack_sample import Recode
-from twinview.data.shards import open_shards
-from twinview.data.stat import count, draw_sheet
+from twinview.data.dataset.open import open_shards
+from twinview.data.dataset.statistics import with_measured
+from twinview.data.formats import decode
+from twinview.data.formats.decode import PixelFormat
+from twinview.data.prepare.check import check_shards
+from twinview.data.prepare.pack import pack_images
+from twinview.data.prepare.stats import count, draw_sheet
+from twinview.data.writing.prepare_sample import Recode
 from twinview.errors import DataError
 from twinview.recipe import Recipe, read
 
@@ -74,7 +74,7 @@ def test_statistics_are_numpys(packed: Make, kind: str, channels: int, top: int)
     assert np.array_equal(decode.values(shards.read(0).fields[kind]).numpy(), pixels[0]), "the bytes are untouched"
     assert not check_shards([str(folder)]).faults
     stat = count([str(folder)], 100)
-    assert all(stat.colours[name] == found[name] for name in ("channels", "bits", "kinds", "mean", "std", "largest", "p99.9"))
+    assert all(stat.colors[name] == found[name] for name in ("channels", "bits", "kinds", "mean", "std", "largest", "p99.9"))
     assert f"kinds       10 of {channels}x{bits}" in stat.lines()
     draw_sheet([str(folder)], folder / "sheet.png")
     assert len(np.unique(np.array(Image.open(folder / "sheet.png")))) > 50
@@ -90,7 +90,7 @@ def test_deep_images_are_shrunk_without_loss_of_depth(packed: Make, tmp_path: Pa
         assert np.corrcoef(found[0].numpy().ravel(), blocks[0].ravel())[0, 1] > 0.9 and abs(found[0].numpy().mean() / blocks[0].mean() - 1) < 0.05
         shutil.rmtree(tmp_path / "images")
     shards = open_shards(str(packed("bytes", "tif", 1, 255, recode=Recode(shorter_side=12))))
-    assert shards.names(0) == ["jpg"] and decode.image(shards.read(0).fields["jpg"], Form(1)).shape == (1, 12, 16)
+    assert shards.names(0) == ["jpg"] and decode.image(shards.read(0).fields["jpg"], PixelFormat(1)).shape == (1, 12, 16)
     with pytest.raises(DataError, match=re.escape("has 5 x 16 bits a pixel, which no JPEG holds: pack it without --quality.")):
         packed("jpeg", "npy", 5, recode=Recode(quality=90))
 
@@ -105,20 +105,20 @@ def resolved(toy: dict[str, Any], *folders: Path, **data: Any) -> Recipe:
 def test_the_numbers_of_the_manifest_on_the_recipes_scale(packed: Make, toy: dict[str, Any]) -> None:
     rgb, grey, deep = packed("rgb", "png", 3, 255), packed("grey", "png", 1, 255), packed("deep", "npy", 5)
     found = manifest(rgb)
-    assert resolved(toy, rgb).data.colours() == (found["mean"], found["std"])
-    assert resolved(toy, rgb, mean=[0.5, 0.5, 0.5]).data.colours() == ([0.5] * 3, found["std"])
+    assert resolved(toy, rgb).data.colors() == (found["mean"], found["std"])
+    assert resolved(toy, rgb, mean=[0.5, 0.5, 0.5]).data.colors() == ([0.5] * 3, found["std"])
     older = {key: value for key, value in found.items() if key not in ("bits", "kinds")}
     for shard in older["shards"]:
         del shard["kinds"]
     (rgb / "manifest.json").write_text(json.dumps(older))
-    assert resolved(toy, rgb).data.colours() == (found["mean"], found["std"])
+    assert resolved(toy, rgb).data.colors() == (found["mean"], found["std"])
     found = manifest(grey)
-    assert resolved(toy, grey, channels=1).data.colours() == (found["mean"], found["std"])
-    assert resolved(toy, grey).data.colours() == (found["mean"] * 3, found["std"] * 3)
+    assert resolved(toy, grey, channels=1).data.colors() == (found["mean"], found["std"])
+    assert resolved(toy, grey).data.colors() == (found["mean"] * 3, found["std"] * 3)
     pixels = np.stack([picture(n, 5) for n in range(10)]) / TOP
-    mean, std = resolved(toy, deep, channels=5, white=TOP).data.colours()
+    mean, std = resolved(toy, deep, channels=5, white=TOP).data.colors()
     assert np.allclose(mean, pixels.mean((0, 2, 3)), atol=2e-6) and np.allclose(std, pixels.std((0, 2, 3)), atol=2e-6)
-    assert resolved(toy, deep, channels=5, white=65535).data.colours()[0] == manifest(deep)["mean"]
+    assert resolved(toy, deep, channels=5, white=65535).data.colors()[0] == manifest(deep)["mean"]
 
 
 def test_what_the_manifest_tells_against_is_refused(packed: Make, toy: dict[str, Any], tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_manifest_that_lies_elsewhere(packed: Make, toy: dict[str, Any], serve
     folder = packed("rgb", "png", 3, 255)
     shutil.copytree(folder, server.folder / "far")
     recipe = read({**toy, "data": {"shards": f"{server.url}/far", "mean": "shards", "std": "shards"}})
-    assert with_measured(recipe, open_shards(recipe.data.shards)).data.colours() == (manifest(folder)["mean"], manifest(folder)["std"])
+    assert with_measured(recipe, open_shards(recipe.data.shards)).data.colors() == (manifest(folder)["mean"], manifest(folder)["std"])
     (server.folder / "far" / "manifest.json").unlink()
     bare = read({**toy, "data": {"shards": f"{server.url}/far/rgb-000000.tar?signature=secret", "mean": "shards"}})
     with pytest.raises(DataError, match=re.escape(f"{server.url}/far/manifest.json")) as caught:

@@ -17,13 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twinview.assembly import assemble
-from twinview.data.draws import key_hash
-from twinview.data.factory import Factory
-from twinview.data.loader import training_batches
-from twinview.data.mixture import Mixture, open_data
-from twinview.data.order import Mixed, Plan, shares
-from twinview.data.samples import Samples
-from twinview.data.views import Views
+from twinview.data.dataset.base import Samples
+from twinview.data.dataset.mixture import Mixture
+from twinview.data.dataset.open import open_data
+from twinview.data.dataset.order import BatchSampler, Mixed, shares
+from twinview.data.loading.factory import Factory
+from twinview.data.loading.loader import training_batches
+from twinview.data.loading.views import ViewDataset
+from twinview.data.rng import key_hash
 from twinview.errors import DataError, RecipeError
 from twinview.recipe import Recipe, read
 from twinview.values import Batch, Dims
@@ -107,7 +108,7 @@ def test_turns_and_places_are_uniform() -> None:
 
 def test_a_plan_reads_a_mixture_to_the_last_sample() -> None:
     order = Mixed(starts=(starts([30]), starts([31])), weights=(2.0, 1.0), seed=0)
-    plan = Plan(order=order, global_batch=14, accumulation=1, rank=0, world=1)
+    plan = BatchSampler(order=order, global_batch=14, accumulation=1, rank=0, world=1)
     places = [place for batch in plan.batches(0, 8) for place in batch]
     assert [epoch for epoch, _ in places] == [0] * 56 + [1] * 56
     assert sum(number % 61 < 30 for epoch, number in places if epoch == 0) == 37  # of 56, 37.3
@@ -168,9 +169,9 @@ def test_the_first_time_is_drawn_as_ever(tables: dict[str, Any], shards: list[st
     recipe = read(tables)
     dims, plain = opened(recipe)
     one = read({**tables, "data": {"source": [{"shards": shards, "weight": 1}], "workers": 0}})
-    views = Views(one, dims, open_data(one.data))
+    views = ViewDataset(one, dims, open_data(one.data))
     for i in (0, 60):
-        once, same, again = Views(recipe, dims, plain)[0, i], views[0, i], views[0, i + 61]
+        once, same, again = ViewDataset(recipe, dims, plain)[0, i], views[0, i], views[0, i + 61]
         assert torch.equal(once.geometry.boxes, same.geometry.boxes) and torch.equal(once.images[0], same.images[0]) and once.seed == same.seed
         assert not torch.equal(once.geometry.boxes, again.geometry.boxes) and once.seed != again.seed and (once.key, once.id) == (again.key, again.id)
 
@@ -178,7 +179,7 @@ def test_the_first_time_is_drawn_as_ever(tables: dict[str, Any], shards: list[st
 def test_frozen_draws_freeze_each_repeat(mixed: dict[str, Any]) -> None:
     recipe = read(mixed, ["data.frozen_draws=true"])
     dims, found = opened(recipe)
-    views = Views(recipe, dims, found)
+    views = ViewDataset(recipe, dims, found)
     assert torch.equal(views[0, 3].geometry.boxes, views[5, 3].geometry.boxes) and torch.equal(views[0, 64].images[0], views[5, 64].images[0])
     assert not torch.equal(views[0, 3].geometry.boxes, views[0, 64].geometry.boxes)
 
@@ -279,7 +280,7 @@ def test_held_out_of_plain_shards(tables: dict[str, Any]) -> None:
     tables["data"]["held_out"] = 10
     recipe = read(tables)
     dims, found = opened(recipe)
-    assert (len(found), dims.dataset_size, found.classes) == (51, 51, 5) and found.about["held_out"] == 10
+    assert (len(found), dims.dataset_size, found.classes) == (51, 51, 5) and found.metadata["held_out"] == 10
     assert [prints(b) for b in batches(tables, steps=3)] == [prints(b) for b in batches(tables, "data.workers=1", steps=3)]
 
 
@@ -290,7 +291,7 @@ def test_another_sample_of_the_same_source_stands_in(mixed: dict[str, Any], writ
     fine = write("fine.tar", {f"y{n}.{field}": good[field] for n in range(4) for field in ("png", "cls")})
     mixed["data"]["source"][1]["shards"] = [str(broken), str(fine)]
     recipe = read(mixed, ["data.bad_samples=6"])
-    views = Views(recipe, *opened(recipe))
+    views = ViewDataset(recipe, *opened(recipe))
     for number in (7, 8, 9, 7 + 35):  # the 35 samples of all sources
         item = views[0, number]
         assert item.key.startswith("b/y") and item.bad[0].index == number % 35 and "'b/x" in str(item.bad[0])
@@ -309,7 +310,7 @@ def test_the_checksum_tells_what_is_read(mixed: dict[str, Any], shards: list[str
 def test_the_manifest_names_the_sources(mixed: dict[str, Any]) -> None:
     mixed["data"] |= {"held_out": 6}
     mixed["data"]["source"][1]["subset"] = 10
-    about = open_data(read(mixed).data).about
+    about = open_data(read(mixed).data).metadata
     assert [(s["name"], s["samples"], s["share"]) for s in about["sources"]] == [("a", 7, 28 / 82), ("b", 33, 33 / 82), ("c", 21, 21 / 82)]
     assert about["held_out"] == 6 and about["sources"][1]["used"] == 10 and about["sources"][0]["used"] + about["sources"][2]["used"] >= 22
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twinview.data.order import Plan, Shuffled, epoch_order, steps_per_epoch
+from twinview.data.dataset.order import BatchSampler, Shuffled, epoch_order, steps_per_epoch
 from twinview.errors import DataError
 
 sizes = st.lists(st.integers(1, 30), min_size=1, max_size=12)
@@ -59,9 +59,9 @@ def test_positions_are_uniform() -> None:
     assert ((counts - 200) ** 2 / 200).sum() < 126
 
 
-def plan(world: int = 1, rank: int = 0, window: int = 0, **changes: Any) -> Plan:
+def plan(world: int = 1, rank: int = 0, window: int = 0, **changes: Any) -> BatchSampler:
     order = Shuffled(starts=starts([30, 1, 70, 22]), seed=9, window=window)
-    return Plan(**{"order": order, "global_batch": 28, "accumulation": 1, **changes}, rank=rank, world=world)
+    return BatchSampler(**{"order": order, "global_batch": 28, "accumulation": 1, **changes}, rank=rank, world=world)
 
 
 @settings(max_examples=30)

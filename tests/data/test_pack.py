@@ -15,10 +15,12 @@ import torch
 import webdataset
 from PIL import Image
 
-from twinview.data import decode, index
-from twinview.data.pack import pack_images
-from twinview.data.pack_sample import Recode
-from twinview.data.shards import open_shards
+from twinview.data.dataset.open import open_shards
+from twinview.data.dataset.read import read_image, read_map
+from twinview.data.formats import decode
+from twinview.data.prepare.pack import pack_images
+from twinview.data.store import index
+from twinview.data.writing.prepare_sample import Recode
 from twinview.errors import DataError
 
 
@@ -134,7 +136,7 @@ def test_label_maps_of_every_kind_that_training_reads(tmp_path: Path) -> None:
         Image.new(mode, (30, 20)).save(tmp_path / "labels" / f"{n}.png")
     pack_images(tmp_path / "images", tmp_path / "out", tmp_path / "labels")
     shards = open_shards(str(tmp_path / "out"))
-    assert [decode.read_map(shards, i).shape for i in range(len(shards))] == [(20, 30)] * 4
+    assert [read_map(shards, i).shape for i in range(len(shards))] == [(20, 30)] * 4
 
 
 def test_only_headers_are_read(images: Path, tmp_path: Path) -> None:
@@ -168,7 +170,7 @@ def test_label_maps_inside_the_folder_are_no_images(tmp_path: Path) -> None:
 
 
 def test_a_log_gets_plain_lines(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("twinview.data.progress.EVERY", 0.0)
+    monkeypatch.setattr("twinview.progress.EVERY", 0.0)
     pack_images(images, tmp_path / "out")
     lines = capsys.readouterr().err.splitlines()
     assert "pack: 19 of 19 images" in lines and all("\r" not in line for line in lines)
@@ -196,9 +198,9 @@ def test_larger_images_are_shrunk_and_their_label_maps_with_them(tmp_path: Path)
     assert [shards.names(i)[0] for i in range(3)] == ["jpg", "jpg", "png"], "the last is small enough: its bytes are untouched"
     assert shards.read(2).fields["png"] == (tmp_path / "images" / "2.png").read_bytes()
     for i, size in enumerate([(10, 15), (12, 10), (8, 90)]):
-        assert tuple(decode.read_image(shards, i).shape[1:]) == tuple(decode.read_map(shards, i).shape) == size
+        assert tuple(read_image(shards, i).shape[1:]) == tuple(read_map(shards, i).shape) == size
         original = decode.label_map((tmp_path / "labels" / f"{i}.png").read_bytes())
-        assert torch.equal(decode.read_map(shards, i), decode.resize_map(original, size))
+        assert torch.equal(read_map(shards, i), decode.resize_map(original, size))
 
 
 def test_a_quality_encodes_every_image(tmp_path: Path) -> None:
@@ -211,7 +213,7 @@ def test_a_quality_encodes_every_image(tmp_path: Path) -> None:
     for quality in (30, 95):
         pack_images(tmp_path / "images", tmp_path / f"q{quality}", recode=Recode(quality=quality))
         shards = open_shards(str(tmp_path / f"q{quality}"))
-        assert shards.fields == {"jpg"} and [decode.read_image(shards, i).shape[1:] for i in range(3)] == [(40, 60), (40, 60), (60, 40)]
+        assert shards.fields == {"jpg"} and [read_image(shards, i).shape[1:] for i in range(3)] == [(40, 60), (40, 60), (60, 40)]
         assert Image.open(io.BytesIO(shards.read(1).fields["jpg"])).mode == "L"
         sizes.append(sum(len(shards.read(i).fields["jpg"]) for i in range(3)))
     assert sizes[0] < sizes[1] * 0.7
@@ -233,7 +235,7 @@ def test_channels_mean_and_deviation_are_measured(tmp_path: Path, monkeypatch: p
     found = json.loads((tmp_path / "all" / "manifest.json").read_text())
     assert (found["channels"], found["measured"]) == (3, 10)
     assert np.allclose(found["mean"], np.mean(pixels, (0, 1, 2)), atol=6e-5) and np.allclose(found["std"], np.std(pixels, (0, 1, 2)), atol=6e-5)
-    monkeypatch.setattr("twinview.data.pack.MEASURED", 4)
+    monkeypatch.setattr("twinview.data.writing.writer.MEASURED", 4)
     pack_images(tmp_path / "images", tmp_path / "some")
     found = json.loads((tmp_path / "some" / "manifest.json").read_text())
     assert found["measured"] == 4 and np.allclose(found["mean"], np.mean(pixels[::3], (0, 1, 2)), atol=6e-5)

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from twinview.data import index, pack_sample
-from twinview.data import pack as module
-from twinview.data.pack import pack_images
-from twinview.data.pack_sample import Recode
-from twinview.data.shards import open_shards
+from twinview.data.dataset.open import open_shards
+from twinview.data.prepare.pack import pack_images
+from twinview.data.store import index
+from twinview.data.writing import prepare_sample
+from twinview.data.writing import writer as module
+from twinview.data.writing.prepare_sample import Recode
 from twinview.errors import DataError
 
 IMAGES = 40
@@ -48,7 +49,7 @@ def test_killed_at_any_moment_and_run_again(images: Path, tmp_path: Path, worker
     whole, out = tmp_path / "whole", tmp_path / "out"
     options: dict[str, Any] = {"shard_size": 4, "name": "x", "recode": Recode(shorter_side=12)}
     pack_images(images, whole, **options)
-    prepare = pack_sample.prepare
+    prepare = prepare_sample.prepare
 
     def slow(*args: Any) -> Any:
         time.sleep(0.02)
@@ -94,7 +95,7 @@ def test_finished_shards_are_kept_and_not_made_again(
     interrupted(images, out, monkeypatch)
     with (work(out) / "notes.jsonl").open("a") as notes:
         notes.write('{"name": "a line that a kill has cu')
-    monkeypatch.setattr("twinview.data.index.build", lambda path, real=index.build: pytest.fail(path.name) if path.name < "out-000003" else real(path))
+    monkeypatch.setattr("twinview.data.store.index.build", lambda path, real=index.build: pytest.fail(path.name) if path.name < "out-000003" else real(path))
     found = pack_images(images, out, shard_size=4)
     assert (found.kept, found.images, found.shards) == (12, 40, 10)
     assert "pack: goes on behind the 12 images of 3 finished shards\n" in capsys.readouterr().err

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import torch
 
-from twinview.data.parcel import SMALL, pack, unpack
+from twinview.data.loading.transfer import SMALL, pack, unpack
 from twinview.errors import DataError
 from twinview.values import Batch, Geometry
 

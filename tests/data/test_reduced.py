@@ -12,12 +12,14 @@ import torch
 from PIL import Image
 
 from twinview.assembly import assemble
-from twinview.data import decode, reduced
-from twinview.data.shards import open_shards
-from twinview.data.views import Views, on_pixels
+from twinview.data.dataset.open import open_shards
+from twinview.data.dataset.read import BadSample
+from twinview.data.dataset.read import read as read_field
+from twinview.data.formats import jpeg_draft
+from twinview.data.loading.views import ViewDataset, on_pixels
 from twinview.errors import DataError
 from twinview.recipe import read
-from twinview.values import Geometry, cell_centres
+from twinview.values import Geometry, cell_centers
 
 Write = Callable[[str, Mapping[str, bytes]], Path]
 
@@ -34,11 +36,11 @@ def jpeg(pixels: Any, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def views(tables: dict[str, Any], path: Path, *overrides: str) -> Views:
+def views(tables: dict[str, Any], path: Path, *overrides: str) -> ViewDataset:
     table = {k: v for k, v in tables.items() if k not in ("masks", "augment")}
     recipe = read({**table, "data": {"shards": str(path), "workers": 0}}, overrides)
     assembly, shards = assemble(recipe), open_shards(recipe.data.shards)
-    return Views(recipe, assembly.dims(assembly.encoder(), len(shards), shards.classes), shards)
+    return ViewDataset(recipe, assembly.dims(assembly.encoder(), len(shards), shards.classes), shards)
 
 
 def geometry(box: list[float], rows: int, columns: int) -> Geometry:
@@ -57,9 +59,9 @@ def test_pixels_lie_where_geometry_says(tables: dict[str, Any], write: Write, si
         sides = torch.tensor([size[1], size[0]] * 2)
         assert ((one.geometry.boxes - other.geometry.boxes).abs() * sides <= 8).all(), "half a unit, and what is left of a side"
         for v, grid in enumerate(other.geometry.sizes):
-            expected = (other.geometry.to_source(cell_centres(grid), v) * torch.tensor([size[1], size[0]]) - 0.5) / torch.tensor([size[1], size[0]])
+            expected = (other.geometry.to_source(cell_centers(grid), v) * torch.tensor([size[1], size[0]]) - 0.5) / torch.tensor([size[1], size[0]])
             found = other.images[v][:2].flatten(1).T / 255
-            inner = ((cell_centres(grid) > 0.15) & (cell_centres(grid) < 0.85)).all(1)
+            inner = ((cell_centers(grid) > 0.15) & (cell_centers(grid) < 0.85)).all(1)
             assert ((found - expected)[inner].abs() < 2.5 / 255).all()
             assert (other.images[v].int() - one.images[v].int()).abs().float().mean() < 3
 
@@ -69,9 +71,9 @@ def test_the_unit_is_what_the_views_leave_room_for() -> None:
         ([0.0, 0, 1, 1], (100, 100), 4), ([0.0, 0, 1, 1], (100, 101), 4), ([0.0, 0, 0.5, 1], (100, 100), 4), ([0.0, 0, 0.5, 0.5], (100, 100), 2),
         ([0.0, 0, 0.2, 1], (100, 100), 1), ([0.0, 0, 1, 1], (40, 40), 8), ([0.0, 0, 1, 1], (500, 20), 1),
     ):
-        assert reduced.unit(geometry(box, *size), (400, 808)) == unit
+        assert jpeg_draft.unit(geometry(box, *size), (400, 808)) == unit
     both = Geometry(torch.tensor([[0.0, 0, 1, 1], [0.0, 0, 0.3, 0.3]]), torch.zeros(2), torch.zeros(2), ((50, 50), (50, 50)), ())
-    assert reduced.unit(both, (400, 808)) == 2
+    assert jpeg_draft.unit(both, (400, 808)) == 2
 
 
 def test_boxes_are_whole_units_of_the_source() -> None:
@@ -99,11 +101,11 @@ def test_grey_and_small_ones(tables: dict[str, Any], write: Write) -> None:
     grey = scaled[0, 0].images[0]
     assert grey.shape == (3, 12, 16) and torch.equal(grey[0], grey[1]) and scaled[0, 1].geometry.source.tolist() == [9, 9]
     for height, width in ((1, 1), (7, 3), (17, 8), (15, 31)):
-        for unit in reduced.UNITS:
+        for unit in jpeg_draft.UNITS:
             data = jpeg(places(height, width))
-            assert reduced.image(data, 1).shape == (3, height, width)
+            assert jpeg_draft.image(data, 1).shape == (3, height, width)
             if min(height, width) >= unit:
-                assert reduced.image(data, unit).shape == (3, -(-height // unit), -(-width // unit))
+                assert jpeg_draft.image(data, unit).shape == (3, -(-height // unit), -(-width // unit))
 
 
 def test_a_file_cut_short_is_a_bad_sample(tables: dict[str, Any], write: Write) -> None:
@@ -112,5 +114,5 @@ def test_a_file_cut_short_is_a_bad_sample(tables: dict[str, Any], write: Write) 
     with pytest.raises(DataError, match=r"sample 'a': cannot be decoded: .*\. \[data\] bad_samples lets 0 pass"):
         views(tables, path, "data.decode=scaled")[0, 0]
     assert views(tables, path, "data.decode=scaled", "data.bad_samples=2")[0, 0].key == "b"
-    with pytest.raises(decode.BadSample):
-        decode.read(open_shards(str(path)), 0, lambda data: reduced.image(data, 4))
+    with pytest.raises(BadSample):
+        read_field(open_shards(str(path)), 0, lambda data: jpeg_draft.image(data, 4))

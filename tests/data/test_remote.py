@@ -18,13 +18,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from twinview.data import transport
-from twinview.data.cache import Cache
-from twinview.data.check import check_shards
-from twinview.data.index import sidecar
-from twinview.data.pack import pack_images
-from twinview.data.remote import Access, Remote, fetch_all
-from twinview.data.shards import Shards, open_shards
+from twinview.data.dataset.open import open_shards
+from twinview.data.dataset.shards import Shards
+from twinview.data.prepare.check import check_shards
+from twinview.data.prepare.pack import pack_images
+from twinview.data.remote import base
+from twinview.data.remote.cache import Cache
+from twinview.data.remote.shard import Access, RemoteShard, fetch_all
+from twinview.data.store.index import sidecar
 from twinview.errors import DataError
 
 Write = Callable[[str, Mapping[str, bytes]], Path]
@@ -153,7 +154,7 @@ def test_faults_of_servers_are_one_line(server: Any, shards: list[str], tmp_path
     fault("http://[::1/a.tar", r"^http://\[::1/a\.tar: Invalid IPv6 URL\.$")
     fault("http://me:secret@host/a.tar", r"^http://…@host: a password in a URL ends up in logs\. Write it into ~/\.netrc\.$")
     server.slow = 10.0
-    transport.SILENCE = 0.05
+    base.SILENCE = 0.05
     fault(server.url + "/a.tar", r"/a\.tar: cannot be reached: no byte in 0 s \(5 tries\)\.$")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -295,8 +296,8 @@ def test_a_pipe_runs_only_what_the_recipe_allows_and_without_a_shell(server: Any
 
 
 def test_room_for_three_windows_is_asked_for_at_once(server: Any, shards: list[str]) -> None:
-    from twinview.data.mixture import open_data
-    from twinview.options import Data
+    from twinview.data.dataset.open import open_data
+    from twinview.recipe.tables import Data
 
     sizes = sorted(Path(path).stat().st_size for path in shards)
     spec = server.url + "/{a,b,c}.tar"
@@ -327,7 +328,7 @@ def test_shards_in_the_cache_are_pickled_small(server: Any, shards: list[str]) -
     import pickle
 
     found = open_shards(server.url + "/a.tar").paths[0]
-    assert isinstance(found, Remote) and pickle.loads(pickle.dumps(found)) == found and len(pickle.dumps(found)) < 1000
+    assert isinstance(found, RemoteShard) and pickle.loads(pickle.dumps(found)) == found and len(pickle.dumps(found)) < 1000
     assert json.dumps([str(found)])
 
 
@@ -337,8 +338,8 @@ def test_the_shards_of_the_next_window_are_there_when_it_begins(server: Any, tab
     import torch
 
     from twinview.assembly import assemble
-    from twinview.data.loader import training_batches
-    from twinview.data.mixture import open_data
+    from twinview.data.dataset.open import open_data
+    from twinview.data.loading.loader import training_batches
     from twinview.recipe import read
 
     paths = [write(f"s{s:02}.tar", {f"{s:02}{n}.png": png(6 * s + n) for n in range(6)}) for s in range(12)]
@@ -364,15 +365,15 @@ def test_the_shards_of_the_next_window_are_there_when_it_begins(server: Any, tab
 
 
 def test_what_a_batch_wishes_for(tables: dict[str, Any], shards: list[str]) -> None:
-    from twinview.data.ahead import wishes
-    from twinview.data.mixture import open_data
-    from twinview.data.order import Plan
-    from twinview.options import Data, Source
+    from twinview.data.dataset.open import open_data
+    from twinview.data.dataset.order import BatchSampler
+    from twinview.data.loading.prefetch import prefetch_batches
+    from twinview.recipe.tables import Data, Source
 
     for data in (Data(shards=shards), Data(source=[Source(shards=shards[:2], subset=0.5), Source(shards=shards[2])])):
         found = open_data(data)
-        plan = Plan(order=found.order(3, 1), global_batch=2, accumulation=1, rank=0, world=1)
-        seen = list(wishes(plan, found, 1, 0, len(found) // 2))
+        plan = BatchSampler(order=found.order(3, 1), global_batch=2, accumulation=1, rank=0, world=1)
+        seen = list(prefetch_batches(plan, found, 1, 0, len(found) // 2))
         assert [wish.places for wish in seen] == list(plan.batches(0, len(found) // 2))
         at = [{str(found.path(i)) for _, i in wish.places} for wish in seen]
         wished = [{str(found.paths[i]) for i in wish.shards} for wish in seen]

@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from twinview.data.scene_canvas import Camera, Canvas, Dice, grain, noise, pulses, rgb
+from twinview.data.scenes.canvas import Camera, Canvas, Dice, grain, noise, pulses, rgb
 
 CAMERA = Camera(focal=100.0, x=60.0, y=40.0, above=1.5, roll=0.03)
 WHITE = rgb(1, 1, 1)
@@ -100,8 +100,8 @@ def test_dice_draw_what_philox_draws() -> None:
 
 def test_colours_lie_in_their_ranges() -> None:
     dice = Dice(9, 0)
-    drawn = np.stack([dice.colour((0.2, 0.5), (0.4, 0.8)).ravel() for _ in range(500)])
+    drawn = np.stack([dice.color((0.2, 0.5), (0.4, 0.8)).ravel() for _ in range(500)])
     value, low = drawn.max(1), drawn.min(1)
     assert value.min() >= 0.4 - 1e-6 and value.max() <= 0.8 and (1 - low / value).min() >= 0.2 - 1e-6 and (1 - low / value).max() <= 0.5 + 1e-6
-    red = dice.colour((1, 1), (1, 1), (0, 0)).ravel()
+    red = dice.color((1, 1), (1, 1), (0, 0)).ravel()
     assert list(red) == [1, 0, 0]

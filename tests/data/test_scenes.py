@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from twinview.data.scenes import CLASSES, VERSION, Thing, back_to_front, draw_scene
+from twinview.data.scenes.street import CLASSES, VERSION, Thing, back_to_front, draw_scene
 
 DIGESTS = {5: "ebb2665d6f51969a"}  # by VERSION: a drawing that changes needs a new one, or caches go stale
 SEEDS = 50
@@ -161,5 +161,5 @@ def test_no_class_owns_a_colour(scenes: tuple[NDArray[np.uint8], NDArray[np.uint
 
 
 def test_drawing_needs_no_torch() -> None:
-    code = "import sys, twinview.data.scenes as s; s.draw_scene(0, (32, 48)); sys.exit('torch' in sys.modules)"
+    code = "import sys, twinview.data.scenes.street as s; s.draw_scene(0, (32, 48)); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

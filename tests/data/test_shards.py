@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from twinview.data import shards as module
-from twinview.data.draws import key_hash
-from twinview.data.shards import Shards, expand, open_shards
+from twinview.data.dataset import shards as module
+from twinview.data.dataset.open import expand, open_shards
+from twinview.data.dataset.shards import Shards
+from twinview.data.rng import key_hash
 from twinview.errors import DataError
 
 Write = Callable[[str, Mapping[str, bytes]], Path]
@@ -86,7 +87,7 @@ def test_keys_are_unique_over_all_shards(shards: list[str], write: Write) -> Non
 
 
 def test_keys_with_equal_hashes_are_no_twins(shards: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("twinview.data.index.key_hash", lambda key: 7)
+    monkeypatch.setattr("twinview.data.store.index.key_hash", lambda key: 7)
     assert len(open_shards(shards[0], rebuild=True)) == 7
 
 

@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from twinview.data import decode, sources
-from twinview.data.pack import Options, pack
-from twinview.data.pack_sample import Recode
-from twinview.data.shards import Shards, open_shards
+from twinview.data.dataset.open import open_shards
+from twinview.data.dataset.read import read_class, read_image, read_map
+from twinview.data.dataset.shards import Shards
+from twinview.data.prepare import layouts
+from twinview.data.prepare.pack import pack
+from twinview.data.writing.prepare_sample import Recode
+from twinview.data.writing.writer import Options
 from twinview.errors import DataError
 
 Write = Callable[[str, Mapping[str, bytes]], Path]
@@ -67,7 +70,7 @@ def test_imagefolder(tmp_path: Path) -> None:
     root = tree(tmp_path / "set", {"n02/b.JPEG": jpeg(1), "n01/a/deep.jpg": jpeg(2), "n01/x.png": png(LABELS), "n03/y.jpg": jpeg(3), "n01/notes.txt": "no image"})
     shards, manifest = packed("imagefolder", root, tmp_path)
     assert keys(shards) == ["n01/a/deep", "n01/x", "n02/b", "n03/y"] and shards.classes == 3
-    assert [decode.read_class(shards, i) for i in range(4)] == [0, 0, 1, 2] and manifest["classes"] == ["n01", "n02", "n03"]
+    assert [read_class(shards, i) for i in range(4)] == [0, 0, 1, 2] and manifest["classes"] == ["n01", "n02", "n03"]
     (root / "loose.jpg").write_bytes(jpeg())
     refused(f"{root / 'loose.jpg'}: lies in no class's folder. Move it into one, or pack with `images`.", "imagefolder", root, tmp_path)
 
@@ -103,7 +106,7 @@ def test_cocostuff(tmp_path: Path, below: str) -> None:
     numbers[0] = 255
     root = tree(tmp_path / "coco", {f"{below}val2017/000000000139.jpg": jpeg(), "stuffthingmaps/val2017/000000000139.png": png(numbers)})
     shards, _ = packed("cocostuff", root, tmp_path, split="val2017")
-    assert keys(shards) == ["000000000139"] and np.array_equal(decode.read_map(shards, 0), numbers)
+    assert keys(shards) == ["000000000139"] and np.array_equal(read_map(shards, 0), numbers)
     refused("--split: there is no split 'train2017'. There is: val2017.", "cocostuff", root, tmp_path)
     refused(f"{tmp_path / 'stuffthingmaps'}: there is no such folder of pixel maps.", "cocostuff", tmp_path, tmp_path)
 
@@ -121,7 +124,7 @@ def cityscapes(tmp_path: Path) -> Path:
 def test_cityscapes(cityscapes: Path, tmp_path: Path) -> None:
     shards, manifest = packed("cityscapes", cityscapes, tmp_path)
     assert keys(shards) == ["aachen/aachen_000000_000019", "ulm/ulm_000000_000019"] and shards.fields == {"png", "seg.png"}
-    found = decode.read_map(shards, 1).numpy()
+    found = read_map(shards, 1).numpy()
     # the official trainIds: road 7 -> 0, sidewalk 8 -> 1, building 11 -> 2, ..., bicycle 33 -> 18
     expected = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13, 27: 14, 28: 15, 31: 16, 32: 17, 33: 18}
     assert np.array_equal(found, np.vectorize(lambda n: expected.get(n, 255))(LABELS))
@@ -129,7 +132,7 @@ def test_cityscapes(cityscapes: Path, tmp_path: Path) -> None:
 
     shards, manifest = packed("cityscapes", cityscapes, tmp_path, split="val", classes=27)
     assert keys(shards) == ["lindau/lindau_000000_000019"] and len(manifest["classes"]) == 27 and manifest["classes"][2] == "parking"
-    assert np.array_equal(decode.read_map(shards, 0), np.where((LABELS >= 7) & (LABELS <= 33), LABELS - 7, 255))
+    assert np.array_equal(read_map(shards, 0), np.where((LABELS >= 7) & (LABELS <= 33), LABELS - 7, 255))
 
     shards, manifest = packed("cityscapes", cityscapes, tmp_path, classes=34)
     assert shards.read(0).fields["seg.png"] == png(LABELS) and len(manifest["classes"]) == 34, "bytes untouched"
@@ -146,7 +149,7 @@ def test_bdd100k(tmp_path: Path) -> None:
     shards, _ = packed("bdd100k", root, tmp_path)
     assert keys(shards) == ["0000f77c-6257be58", "0004a4c0-d4dff0ad"] and shards.fields == {"jpg"}
     shards, manifest = packed("bdd100k", root, tmp_path, split="10k/train")
-    assert np.array_equal(decode.read_map(shards, 0), LABELS % 19) and manifest["classes"][13] == "car"
+    assert np.array_equal(read_map(shards, 0), LABELS % 19) and manifest["classes"][13] == "car"
     assert packed("bdd100k", root, tmp_path, split="10k/test")[0].fields == {"jpg"}
     refused("--split: there is no split 'train'. There is: 100k/train, 100k/val, 10k/test, 10k/train.", "bdd100k", root, tmp_path, split="train")
 
@@ -204,7 +207,7 @@ def test_voc(tmp_path: Path) -> None:
     lists = {"ImageSets/Segmentation/train.txt": "\n".join(names[:2]) + "\n", "ImageSets/Main/trainval.txt": "\n".join(names), "ImageSets/Main/dog_train.txt": f"{names[2]} -1\n"}
     root = tree(tmp_path / "VOC2012", files | lists)
     shards, manifest = packed("voc", root, tmp_path)
-    assert keys(shards) == names[:2] and np.array_equal(decode.read_map(shards, 1), LABELS % 21) and manifest["classes"][15] == "person" and len(manifest["classes"]) == 21
+    assert keys(shards) == names[:2] and np.array_equal(read_map(shards, 1), LABELS % 21) and manifest["classes"][15] == "person" and len(manifest["classes"]) == 21
     assert keys(packed("voc", root, tmp_path, split="Main/trainval")[0]) == names and keys(packed("voc", root, tmp_path, split="Main/dog_train")[0]) == names[2:]
     refused("--split: there is no split 'val'. There is: Main/dog_train, Main/trainval, Segmentation/train.", "voc", root, tmp_path, split="val")
 
@@ -214,7 +217,7 @@ def test_ade20k(tmp_path: Path) -> None:
     files = {"images/training/ADE_train_00000001.jpg": jpeg(), "annotations/training/ADE_train_00000001.png": png(numbers), "sceneCategories.txt": b"ADE_train_00000001 airport\n"}
     root = tree(tmp_path / "ADEChallengeData2016", files)
     shards, _ = packed("ade20k", root, tmp_path)
-    assert keys(shards) == ["ADE_train_00000001"] and np.array_equal(decode.read_map(shards, 0), np.where(numbers == 0, 255, numbers - 1))
+    assert keys(shards) == ["ADE_train_00000001"] and np.array_equal(read_map(shards, 0), np.where(numbers == 0, 255, numbers - 1))
     refused("--split: there is no split 'validation'. There is: training.", "ade20k", root, tmp_path, split="validation")
 
 
@@ -227,7 +230,7 @@ def test_webdataset(write: Write, tmp_path: Path) -> None:
     small = tmp_path / "small"
     pack("webdataset", str(source), small, Options(recode=Recode(shorter_side=10)))
     shards = open_shards(str(small))
-    assert decode.read_image(shards, 0).shape == (3, 10, 15) and decode.read_map(shards, 0).shape == (10, 15) and shards.read(0).fields["txt"] == b"a street"
+    assert read_image(shards, 0).shape == (3, 10, 15) and read_map(shards, 0).shape == (10, 15) and shards.read(0).fields["txt"] == b"a street"
 
 
 def test_a_key_that_leads_out_of_a_folder_is_not_passed_on(write: Write, tmp_path: Path) -> None:
@@ -240,7 +243,7 @@ def test_a_key_that_leads_out_of_a_folder_is_not_passed_on(write: Write, tmp_pat
 
 
 def test_every_kind_says_what_it_takes(tmp_path: Path) -> None:
-    for kind in sources.KINDS:
+    for kind in layouts.KINDS:
         takes = {"images": "--labels", "imagefolder": "no options", "webdataset": "no options", "cityscapes": "--split, --classes"}.get(kind, "--split")
         with pytest.raises(DataError, match=rf"^--weather: {kind} has no such choice\. It takes {takes}"):
-            sources.find(kind, str(tmp_path), {"weather": "fine"})
+            layouts.find(kind, str(tmp_path), {"weather": "fine"})

@@ -15,12 +15,12 @@ import pytest
 
 from twinview.api import train
 from twinview.assembly import assemble
-from twinview.data.factory import Factory
-from twinview.data.loader import training_batches
-from twinview.data.mixture import open_data
-from twinview.data.shards import open_shards
-from twinview.data.stream import Stream, tar_samples
-from twinview.data.stream_batches import read_ahead, shuffled
+from twinview.data.dataset.open import open_data, open_shards
+from twinview.data.dataset.stream import Stream, tar_samples
+from twinview.data.loading.factory import Factory
+from twinview.data.loading.loader import training_batches
+from twinview.data.loading.stream_batches import shuffled
+from twinview.data.threads import read_ahead
 from twinview.engine.checkpoint import steps_in
 from twinview.errors import CheckpointError, DataError, RecipeError
 from twinview.recipe import read
@@ -101,7 +101,7 @@ def test_draws_are_those_of_the_indexed_way(streamed: dict[str, Any]) -> None:
 
 
 def test_a_url_with_a_manifest_and_a_pipe_with_a_number(streamed: dict[str, Any], server: Any, photographs: Path, shards: list[str]) -> None:
-    from twinview.data.pack import pack_images
+    from twinview.data.prepare.pack import pack_images
 
     out = pack_images(photographs, server.folder / "photos").out
     near = batches(streamed, f"data.shards={out}", "run.batch_size=4", steps=7)

@@ -17,22 +17,22 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from twinview.assembly import assemble
-from twinview.data.decode import BadSample
-from twinview.data.draws import key_hash
-from twinview.data.shards import open_shards
-from twinview.data.views import BadSamples, Item, Views, cut, on_pixels
+from twinview.data.dataset.open import open_shards
+from twinview.data.dataset.read import BadSample
+from twinview.data.loading.views import BadSamples, Item, ViewDataset, cut, on_pixels
+from twinview.data.rng import key_hash
 from twinview.errors import DataError, PluginError
 from twinview.recipe import read
-from twinview.values import Geometry, cell_centres
+from twinview.values import Geometry, cell_centers
 
 Write = Callable[[str, Mapping[str, bytes]], Path]
 unit = st.floats(0, 1, width=32)
 
 
-def make(tables: dict[str, Any], overrides: tuple[str, ...] = ()) -> Views:
+def make(tables: dict[str, Any], overrides: tuple[str, ...] = ()) -> ViewDataset:
     recipe = read(tables, overrides)
     assembly, shards = assemble(recipe), open_shards(recipe.data.shards)
-    return Views(recipe, assembly.dims(assembly.encoder(), len(shards), shards.classes), shards)
+    return ViewDataset(recipe, assembly.dims(assembly.encoder(), len(shards), shards.classes), shards)
 
 
 def same(one: Item, other: Item) -> bool:
@@ -60,7 +60,7 @@ def test_pixels_lie_where_geometry_says(
     view = cut(source, pixels[0], (rows, columns), flip)
     assert view.shape == (3, rows, columns) and geometry.source.tolist() == [height, width]
 
-    places = geometry.to_source(cell_centres((rows, columns)), 0) * torch.tensor([width, height]) - 0.5
+    places = geometry.to_source(cell_centers((rows, columns)), 0) * torch.tensor([width, height]) - 0.5
     found = view[:2].flatten(1).T.float()
     x0, y0, x1, y1 = pixels[0]
     step = torch.tensor([(x1 - x0) / columns, (y1 - y0) / rows])  # source pixels a view pixel
@@ -149,7 +149,7 @@ def test_a_sampler_that_changes_its_sizes_is_named(tables: dict[str, Any]) -> No
 
 
 # ---- bad samples
-def broken(tables: dict[str, Any], write: Write, numbers: set[int], limit: int) -> Views:
+def broken(tables: dict[str, Any], write: Write, numbers: set[int], limit: int) -> ViewDataset:
     """The same 61 samples, some of which hold no picture."""
     files = {}
     for n in range(61):

@@ -114,7 +114,7 @@ def parts():
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """20 small pictures in two shards."""
-    from twinview.data.pack import pack_images
+    from twinview.data.prepare.pack import pack_images
 
     folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for i in range(20):

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from twinview.assembly import assemble
-from twinview.engine.launch import launch
-from twinview.engine.process import quiet_deepspeed
+from twinview.engine.distributed.launch import launch
+from twinview.engine.distributed.process import quiet_deepspeed
 from twinview.engine.train import train
 from twinview.errors import TwinviewError
 from twinview.recipe import from_table

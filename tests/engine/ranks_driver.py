@@ -14,10 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from twinview.engine.launch import launch
-from twinview.engine.process import gathered
+from twinview.engine.distributed.launch import launch
+from twinview.engine.distributed.process import gathered
 from twinview.engine.train import train
-from twinview.ops.sync_batchnorm import SyncBatchNorm, synchronise_batchnorm
+from twinview.ops.sync_batchnorm import SyncBatchNorm, synchronize_batchnorm
 from twinview.recipe import from_table
 
 
@@ -60,7 +60,7 @@ def over_ranks() -> dict[str, Any]:
     out: dict[str, Any] = {}
     cases = {name: (name, slice(0, 4), slice(4, 7)) for name in norms()} | {"all on one rank": ("vector", slice(0, 7), slice(7, 7))}
     for case, (name, *shares) in cases.items():
-        norm = synchronise_batchnorm(nn.Sequential(norms()[name]))[0]  # type: ignore[index]
+        norm = synchronize_batchnorm(nn.Sequential(norms()[name]))[0]  # type: ignore[index]
         assert isinstance(norm, SyncBatchNorm)
         one, other = gathered(through(norm, batch(name), shares[dist.get_rank()]))
         joined = {k: torch.cat([one[k], other[k]]) if k in ("y", "x") else one[k] + other[k] for k in one if k in ("y", "x", "weight", "bias")}

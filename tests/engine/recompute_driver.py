@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twinview.data.loader import training_batches
-from twinview.engine.build import build, wrap
-from twinview.engine.launch import launch
-from twinview.engine.process import gathered, quiet_deepspeed
-from twinview.engine.stepper import take_step
+from twinview.data.loading.loader import training_batches
+from twinview.engine.distributed.launch import launch
+from twinview.engine.distributed.process import gathered, quiet_deepspeed
+from twinview.engine.setup import build, wrap
+from twinview.engine.step import take_step
 from twinview.engine.zero import whole_state
 from twinview.recipe import from_table
 from twinview.values import Progress

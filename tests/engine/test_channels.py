@@ -17,19 +17,20 @@ from PIL import Image
 from torch import nn
 
 from twinview import api
+from twinview.analysis.export import export_encoder
 from twinview.assembly import assemble
-from twinview.data.measured import with_measured
-from twinview.data.pack import Options, pack
-from twinview.data.shards import open_shards
-from twinview.data.views import Views
-from twinview.engine.export import export_encoder
+from twinview.data.dataset.open import open_shards
+from twinview.data.dataset.statistics import with_measured
+from twinview.data.loading.views import ViewDataset
+from twinview.data.prepare.pack import pack
+from twinview.data.writing.writer import Options
 from twinview.errors import CheckpointError, PluginError, RecipeError
+from twinview.model import LazyStep, Siamese
 from twinview.recipe import read
-from twinview.step import LazyStep, Siamese
 from twinview.values import Progress
 
 TOP = 4095
-NO_COLOUR = {"use": "byol.photometry", "saturation": 0.0, "hue": 0.0, "grey": 0.0}
+NO_COLOR = {"use": "byol.photometry", "saturation": 0.0, "hue": 0.0, "grey": 0.0}
 RESNET = {"use": "timm.encoder", "name": "test_resnet"}
 VIT = {"use": "timm.encoder", "name": "vit_tiny_patch16_224", "patch": 8, "width": 16, "depth": 1, "heads": 2, "img_size": 32, "positions": "sine_row"}
 
@@ -62,7 +63,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def table(shards: str, channels: int, encoder: dict[str, Any] = RESNET, **more: Any) -> dict[str, Any]:
     return {
-        "views": {"use": "byol.crops", "size": 32}, "augment": NO_COLOUR, "encoder": encoder, "loss": [{"use": "byol.image", "hidden": 8, "channels": 4}],
+        "views": {"use": "byol.crops", "size": 32}, "augment": NO_COLOR, "encoder": encoder, "loss": [{"use": "byol.image", "hidden": 8, "channels": 4}],
         "data": {"shards": shards, "channels": channels, "white": TOP, "mean": "shards", "std": "shards", "workers": 0, **more.pop("data", {})},
         "optimizer": {"use": "sgd", "lr": 0.05}, "run": {"steps": 2, "batch_size": 4, "device": "cpu", "log_every": 1}, **more,
     }
@@ -77,12 +78,12 @@ def test_from_files_to_an_encoder_that_its_library_loads(packed: dict[str, str],
 
     files = np.stack([picture(n, 5 if channels == 5 else 1) for n in range(12)]) / TOP
     resolved, about = read(tmp_path / "run" / "recipe.toml").data, json.loads((tmp_path / "run" / "manifest.json").read_text())["colours"]
-    mean, std = resolved.colours()
+    mean, std = resolved.colors()
     assert np.allclose(mean, np.broadcast_to(files.mean((0, 2, 3)), channels), atol=1e-6) and np.allclose(std, files.std((0, 2, 3)), atol=1e-6)
     assert about == {"channels": channels, "white": TOP, "mean": mean, "std": std}
 
     out = export_encoder(tmp_path / "run", tmp_path / "encoder.safetensors")
-    assert ("in_chans=" in out.published.load) == (channels != 3) and json.loads(out.about.read_text())["white"] == TOP
+    assert ("in_chans=" in out.published.load) == (channels != 3) and json.loads(out.metadata.read_text())["white"] == TOP
     theirs: Any = eval(out.published.load, {"timm": timm})
     theirs.load_state_dict(out.published.tensors, strict=out.published.strict)
     images = torch.randn(2, channels, 32, 32)
@@ -106,7 +107,7 @@ def test_a_resumed_run_keeps_its_numbers(packed: dict[str, str], tmp_path: Path)
 
 @pytest.mark.parametrize(("kind", "channels"), [("png", 1), ("npy", 5), ("png", 3)])
 def test_photometry_in_the_worker_as_on_the_device(packed: dict[str, str], kind: str, channels: int) -> None:
-    given = {"augment": {**NO_COLOUR, "solarize": [0.5, 0.5]}} if channels != 3 else {"augment": {"use": "byol.photometry", "solarize": [0.5, 0.5]}}
+    given = {"augment": {**NO_COLOR, "solarize": [0.5, 0.5]}} if channels != 3 else {"augment": {"use": "byol.photometry", "solarize": [0.5, 0.5]}}
     pixels = []
     for place in ("worker", "device"):
         shards = open_shards(packed[kind])
@@ -115,7 +116,7 @@ def test_photometry_in_the_worker_as_on_the_device(packed: dict[str, str], kind:
         encoder = assembly.encoder()
         dims = assembly.dims(encoder, len(shards), shards.classes)
         assert dims.channels == channels
-        batch, _ = Views(recipe, dims, shards).collate([(0, i) for i in range(12)])
+        batch, _ = ViewDataset(recipe, dims, shards).collate([(0, i) for i in range(12)])
         raw = [view.clone() for view in batch.images]
         assert all(view.dtype == torch.float32 and view.shape == (12, channels, 32, 32) for view in raw)
         step = LazyStep(Siamese(assembly, dims, encoder), batch, Progress(0, 1, 0, 0.0), False)
@@ -162,7 +163,7 @@ def test_parts_that_take_three_channels_of_8_bits_are_refused_at_assembly(toy: d
         ({"data": grey}, "[encoder] toy.encoder: does not go with [data] channels = 1: it takes 3. Choose another part."),
         ({"data": grey, "encoder": RESNET, "augment": {"use": "others.shift", "gives": ["deep"]}}, "[augment] others.shift: does not go with [data] channels = 1: it takes 3."),
         ({"data": deep, "augment": {"use": "others.shift"}}, "[augment] others.shift: does not go with [data] white = 4095: it takes images of 8 bits."),
-        ({"data": grey, "encoder": RESNET, "augment": {**NO_COLOUR, "hue": 0.1}},
+        ({"data": grey, "encoder": RESNET, "augment": {**NO_COLOR, "hue": 0.1}},
          "[augment] byol.photometry: does not go with [data] channels = 1: it takes 3. Write saturation = 0.0, hue = 0.0, grey = 0.0, which are of red, green and blue."),
         ({"data": {**grey, "mean": [0.5, 0.5]}}, '[data] mean: wants one number, as there is one channel ([data] channels = 1), not [0.5, 0.5]. Write them, or mean = "shards".'),
         ({"data": {"shards": "none.tar", "channels": 5}}, "[data] mean: wants a number for each channel ([data] channels = 5), not [0.485, 0.456, 0.406]."),
@@ -171,7 +172,7 @@ def test_parts_that_take_three_channels_of_8_bits_are_refused_at_assembly(toy: d
         with pytest.raises(RecipeError, match=re.escape(said)) as caught:
             assemble(read({**toy, **change}))
         assert "\n" not in str(caught.value)
-    assert assemble(read({**toy, "data": grey, "encoder": RESNET, "augment": NO_COLOUR})).recipe.data.channels == 1
+    assert assemble(read({**toy, "data": grey, "encoder": RESNET, "augment": NO_COLOR})).recipe.data.channels == 1
     assert assemble(read({**toy, "data": deep, "augment": {"use": "others.shift", "gives": ["deep"]}})).recipe.data.white == TOP
     with pytest.raises(PluginError, match="Did you mean 'any_channels'"):
         assemble(read({**toy, "augment": {"use": "others.shift", "gives": ["any_chanels"]}}))

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import nn
 
+from twinview.analysis.load import load_encoder
 from twinview.engine.checkpoint import (
     Checkpoint,
     find_checkpoint,
-    load_encoder,
     load_model,
     random_states,
     read_checkpoint,
@@ -24,7 +24,7 @@ from twinview.engine.checkpoint import (
     set_random_states,
     steps_in,
 )
-from twinview.engine.process import join
+from twinview.engine.distributed.process import join
 from twinview.engine.train import train
 from twinview.errors import CheckpointError
 from twinview.recipe import from_table

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from twinview.engine import compiled
-from twinview.engine.config import check_recipe
+from twinview.engine.deepspeed_config import check_recipe
 from twinview.engine.metrics import read_metrics
 from twinview.engine.train import train
 from twinview.errors import RecipeError

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from twinview.engine import config
-from twinview.engine.config import check_recipe, deepspeed_config, micro_batch
+from twinview.engine import deepspeed_config as config
+from twinview.engine.deepspeed_config import check_recipe, deepspeed_config, micro_batch
 from twinview.errors import RecipeError
 from twinview.recipe import from_table
 
@@ -81,5 +81,5 @@ def test_deepspeed_is_told_everything_that_it_would_guess(toy: Table) -> None:
 
 
 def test_checking_imports_nothing_heavy() -> None:
-    code = "import sys, twinview.engine.config; print([m for m in ('torch', 'deepspeed', 'torchvision', 'timm') if m in sys.modules])"
+    code = "import sys, twinview.engine.deepspeed_config; print([m for m in ('torch', 'deepspeed', 'torchvision', 'timm') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

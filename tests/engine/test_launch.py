@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from twinview.engine.launch import launch
-from twinview.engine.process import join
+from twinview.engine.distributed.launch import launch
+from twinview.engine.distributed.process import join
 from twinview.errors import TwinviewError
 
 START = """
 import json, os, signal, sys, time
 import torch, torch.distributed as dist
-from twinview.engine.launch import launch
-from twinview.engine.process import averaged, gathered, on_first
+from twinview.engine.distributed.launch import launch
+from twinview.engine.distributed.process import averaged, gathered, on_first
 from twinview.errors import DataError
 
 def said(ranks, work):
@@ -126,7 +126,7 @@ def test_ranks_end_when_the_process_that_started_them_is_killed() -> None:
 def test_the_others_out_of_reach_are_told_with_the_variable_that_helps() -> None:
     env = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "TWINVIEW_TIMEOUT": "1"}
     code = """
-        from twinview.engine.process import join
+        from twinview.engine.distributed.process import join
         from twinview.errors import TwinviewError
         answers = []
         try:

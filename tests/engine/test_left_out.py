@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from twinview.engine import build, scale
+from twinview.engine import loss_scale
+from twinview.engine import setup as build
 from twinview.engine.metrics import read_metrics
 from twinview.engine.train import train
 from twinview.errors import RecipeError, TwinviewError
@@ -166,7 +167,7 @@ def fp16(tiny: Table, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Table]:
     monkeypatch.setattr(build, "resolve_precision", lambda recipe, device: recipe)
 
     def recipe(first: float, stage: int = 0, **run: Any) -> Table:
-        monkeypatch.setattr(scale, "FIRST", first)
+        monkeypatch.setattr(loss_scale, "FIRST", first)
         return {**tiny, "run": {**tiny["run"], "precision": "fp16", **run}, "deepspeed": {"zero_optimization": {"stage": stage}}}
 
     return recipe
@@ -189,7 +190,7 @@ def test_a_scaled_run_learns_what_fp32_learns(fp16: Callable[..., Table], tmp_pa
 def test_an_overflow_leaves_the_step_out_and_halves_the_scale(
     fp16: Callable[..., Table], tmp_path: Path, stage: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(scale, "PATIENCE", 4)
+    monkeypatch.setattr(loss_scale, "PATIENCE", 4)
     run, table = tmp_path / "run", fp16(2.0**22, stage, steps=16, checkpoint_every=1, keep=99)
 
     def interrupt(row: dict[str, Any]) -> None:

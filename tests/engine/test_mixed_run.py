@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import tomli_w
 
+from twinview.analysis.evaluate import evaluate, evaluation_recipe
 from twinview.cli import main
-from twinview.engine.dry_run import dry_run
-from twinview.engine.evaluate import evaluate, evaluation_recipe
 from twinview.engine.metrics import read_metrics
 from twinview.engine.train import train
 from twinview.errors import CheckpointError
+from twinview.planning.dry_run import dry_run
 from twinview.recipe import from_table
 
 SEEN = '''

@@ -10,20 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from twinview.assembly import assemble
-from twinview.engine.config import check_recipe
-from twinview.engine.optimizer import (
-    gradient_norm,
-    load_optimizer_state,
-    lr_factor,
-    make_optimizer,
-    momentum_at,
-    optimizer_state,
-    set_rates,
-    warmup_share,
-)
+from twinview.engine.deepspeed_config import check_recipe
+from twinview.engine.optimizer import gradient_norm, load_optimizer_state, make_optimizer, optimizer_state, set_rates
+from twinview.engine.schedule import lr_factor, momentum_at, warmup_share
 from twinview.errors import RecipeError
-from twinview.options import Schedule, Target
 from twinview.recipe import from_table
+from twinview.recipe.tables import Schedule, Target
 
 Table = dict[str, Any]
 LARS = {"use": "lars", "lr": 0.5, "momentum": 0.9, "trust": 0.01}

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from twinview.analysis.figures import _matched, _spread, draw, views_sheet
 from twinview.assembly import assemble
-from twinview.data.decode import read_image
-from twinview.data.shards import open_shards
-from twinview.data.views import Views
-from twinview.engine.pictures import _matched, _spread, draw, views_sheet
+from twinview.data.dataset.open import open_shards
+from twinview.data.dataset.read import read_image
+from twinview.data.loading.views import ViewDataset
+from twinview.model import LazyStep, Siamese
 from twinview.recipe import Recipe, read
-from twinview.step import LazyStep, Siamese
 from twinview.values import Batch, Progress
 
 
@@ -31,7 +31,7 @@ def model_and_batch(recipe: Recipe) -> tuple[Siamese, Batch]:
     shards, assembly = open_shards(recipe.data.shards), assemble(recipe)
     encoder = assembly.encoder()
     dims = assembly.dims(encoder, len(shards))
-    return Siamese(assembly, dims, encoder).eval(), Views(recipe, dims, shards).collate([(0, i) for i in range(12)])[0]
+    return Siamese(assembly, dims, encoder).eval(), ViewDataset(recipe, dims, shards).collate([(0, i) for i in range(12)])[0]
 
 
 def test_matched_cells_lie_at_the_same_place(recipe: Recipe) -> None:
@@ -54,8 +54,8 @@ def test_the_sheet_has_a_row_an_image_and_shows_boxes_and_dots(recipe: Recipe) -
     sheet = views_sheet(model, batch, [read_image(shards, i) for i in range(3)])
     assert sheet.height == 20 + 3 * 208 + 8
     pixels = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8).view(sheet.height, sheet.width, 3)
-    for colour in ((255, 48, 48), (48, 160, 255)):  # a box of each view
-        assert int((pixels == torch.tensor(colour, dtype=torch.uint8)).all(-1).sum()) > 100
+    for color in ((255, 48, 48), (48, 160, 255)):  # a box of each view
+        assert int((pixels == torch.tensor(color, dtype=torch.uint8)).all(-1).sum()) > 100
     assert _spread(7) == [0, 2, 3, 4, 6] and _spread(2) == [0, 1] and _spread(1) == [0]
 
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from twinview.assembly import assemble
-from twinview.engine.footprint import FORWARD, Footprint, _live, measure, noise, optimizer_bytes
 from twinview.engine.optimizer import make_optimizer
-from twinview.engine.plan import Machine, choose, memory_of, plain, plan, sent_by
 from twinview.errors import RecipeError, TwinviewError
+from twinview.model import Siamese
+from twinview.planning.memory import FORWARD, Footprint, _live, measure, noise, optimizer_bytes
+from twinview.planning.plan import Machine, choose, memory_of, plain, plan, sent_by
 from twinview.recipe import Recipe, from_table
-from twinview.step import Siamese
 from twinview.values import Dims
 
 Table = dict[str, Any]

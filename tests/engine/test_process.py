@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from twinview.engine.process import adopt_slurm, first_host, telling_lost_ranks
+from twinview.engine.distributed.process import adopt_slurm, first_host, telling_lost_ranks
 from twinview.errors import RankLost
 
 SRUN = {

@@ -68,7 +68,7 @@ def test_a_run_goes_on_with_another_number_of_ranks_and_says_so(tiny: Table, dri
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused_before_anything_is_written(tiny: Table, tmp_path: Path) -> None:
     table = {**tiny, "run": {**tiny["run"], "batch_size": 5}}
-    code = "import json, sys; from pathlib import Path; from twinview.engine.launch import launch; from twinview.engine.train import train; "
+    code = "import json, sys; from pathlib import Path; from twinview.engine.distributed.launch import launch; from twinview.engine.train import train; "
     code += "from twinview.recipe import from_table; recipe = from_table(json.loads(sys.argv[1])); launch(2, lambda: train(recipe, Path(sys.argv[2])))"
     done = subprocess.run([sys.executable, "-c", code, json.dumps(table), str(tmp_path / "run")], capture_output=True, text=True, check=False)
     last = done.stderr.splitlines()[-1]

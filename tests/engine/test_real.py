@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from twinview.engine.checkpoint import load_encoder
+from twinview.analysis.load import load_encoder
 from twinview.engine.metrics import read_metrics
 from twinview.engine.train import train
 from twinview.recipe import from_table

@@ -14,7 +14,7 @@ import torch
 
 from twinview import api
 from twinview.assembly import assemble
-from twinview.engine.build import build
+from twinview.engine.setup import build
 from twinview.errors import RecipeError
 from twinview.recipe import from_table
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from twinview.engine.dry_run import dry_run
 from twinview.engine.metrics import Metrics, read_metrics
-from twinview.engine.run import _cpu_flags, differences, resolve_precision
+from twinview.engine.precision import _cpu_flags, resolve_precision
+from twinview.engine.run_folder import differences
 from twinview.engine.train import train
 from twinview.errors import CheckpointError
+from twinview.planning.dry_run import dry_run
 from twinview.recipe import from_table, read
 
 
@@ -31,7 +32,7 @@ def test_precision_is_told_by_the_processor(tiny: dict[str, Any], tmp_path: Path
         (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: x\n\nprocessor\t: 1\nflags\t\t: other\n")
         found = _cpu_flags(tmp_path / "cpuinfo")
         assert found == set(flags.split())
-        monkeypatch.setattr("twinview.engine.run._cpu_flags", lambda path, found=found: found)
+        monkeypatch.setattr("twinview.engine.precision._cpu_flags", lambda path, found=found: found)
         assert resolve_precision(recipe, "cpu").run.precision == expected
     assert _cpu_flags(tmp_path / "none") == set()
     assert resolve_precision(from_table(tiny), "cpu").run.precision == "fp32"

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from twinview.engine.build import _seed, build
 from twinview.engine.metrics import read_metrics
+from twinview.engine.setup import _seed, build
 from twinview.engine.train import train
 from twinview.errors import CheckpointError, Preempted, RecipeError
 from twinview.recipe import from_table
@@ -49,9 +49,9 @@ def test_a_run_leaves_what_a_reader_needs(tiny: Table, tmp_path: Path) -> None:
 def test_the_loop_is_plain_training(tiny: Table, tmp_path: Path) -> None:
     """The same numbers as a loop written out by hand, to the last bit: no clipping, no scaling, nothing else of DeepSpeed's."""
     from twinview.assembly import assemble
-    from twinview.data.loader import training_batches
-    from twinview.data.shards import open_shards
-    from twinview.step import Siamese
+    from twinview.data.dataset.open import open_shards
+    from twinview.data.loading.loader import training_batches
+    from twinview.model import Siamese
     from twinview.values import Progress
 
     table = {**tiny, "optimizer": {"use": "sgd", "lr": 0.3, "momentum": 0.9}, "schedule": {"use": "constant"}}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from twinview.engine.collapse import ALARM, CollapseWatch
-from twinview.engine.config import check_recipe
+from twinview.engine.deepspeed_config import check_recipe
 from twinview.engine.metrics import read_metrics
 from twinview.engine.train import train
 from twinview.errors import RecipeError

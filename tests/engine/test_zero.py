@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from twinview.engine.build import build
 from twinview.engine.metrics import read_metrics
+from twinview.engine.setup import build
 from twinview.engine.train import train
 from twinview.errors import RecipeError
 from twinview.recipe import from_table

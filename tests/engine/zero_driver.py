@@ -14,12 +14,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from twinview.data.loader import training_batches
-from twinview.engine.build import Built, build, wrap
-from twinview.engine.launch import launch
+from twinview.data.loading.loader import training_batches
+from twinview.engine.distributed.launch import launch
+from twinview.engine.distributed.process import gathered, quiet_deepspeed
 from twinview.engine.metrics import read_metrics
-from twinview.engine.process import gathered, quiet_deepspeed
-from twinview.engine.stepper import take_step
+from twinview.engine.setup import TrainSetup, build, wrap
+from twinview.engine.step import take_step
 from twinview.engine.train import train
 from twinview.engine.zero import gathered_weights, load_whole_optimizer_state, sharded, whole_optimizer_state, whole_state
 from twinview.errors import Preempted
@@ -43,7 +43,7 @@ def recipe_of(table: dict[str, Any], change: dict[str, Any], zero: dict[str, Any
     return from_table({**table, **change, "run": run, "deepspeed": {"zero_optimization": zero}})
 
 
-def steps_of(built: Built) -> Iterator[tuple[Progress, Iterator[Batch]]]:
+def steps_of(built: TrainSetup) -> Iterator[tuple[Progress, Iterator[Batch]]]:
     """Each step with its micro-batches."""
     run, recipe = built.recipe.run, built.recipe
     batches = training_batches(recipe, built.dims, built.shards, rank=built.ranks.rank, world=built.ranks.world, steps=STEPS)
@@ -53,7 +53,8 @@ def steps_of(built: Built) -> Iterator[tuple[Progress, Iterator[Batch]]]:
 
 def by_hand(recipe: Recipe) -> tuple[dict[str, Tensor], list[float]]:
     """The same training by torch alone: backward, mean over ranks, clip, step, average."""
-    from twinview.engine.optimizer import lr_factor, momentum_at, set_rates
+    from twinview.engine.optimizer import set_rates
+    from twinview.engine.schedule import lr_factor, momentum_at
 
     built = build(recipe)
     model, optimizer, run = built.model.train(), built.optimizer, recipe.run
@@ -67,12 +68,12 @@ def by_hand(recipe: Recipe) -> tuple[dict[str, Tensor], list[float]]:
             loss = model(batch, progress).loss
             (loss / run.accumulation).backward()
             losses[-1] += loss.item() / run.accumulation
-        for p in built.moved.values():
+        for p in built.trainable.values():
             assert p.grad is not None
             dist.all_reduce(p.grad)
             p.grad.div_(dist.get_world_size())
         if run.clip_gradients:
-            torch.nn.utils.clip_grad_norm_(built.moved.values(), run.clip_gradients)
+            torch.nn.utils.clip_grad_norm_(built.trainable.values(), run.clip_gradients)
         optimizer.step()
         optimizer.zero_grad()
         if recipe.target.update == "after_step":
@@ -87,7 +88,7 @@ def follow(model: Any, momentum: float) -> None:
         p.lerp_(online[name], 1 - momentum)
 
 
-def by_engine(recipe: Recipe, folder: Path) -> tuple[Built, Any, list[float]]:
+def by_engine(recipe: Recipe, folder: Path) -> tuple[TrainSetup, Any, list[float]]:
     built = build(recipe)
     engine = wrap(built, folder)
     return built, engine, [take_step(built, engine, b, p, watch=True).numbers()["loss"] for p, b in steps_of(built)]
@@ -115,13 +116,13 @@ def against_the_plain_loop(table: dict[str, Any], folder: Path) -> dict[str, Any
     return found
 
 
-def about_the_rest(built: Built, engine: Any, expected: dict[str, Tensor]) -> list[Any]:
+def about_the_rest(built: TrainSetup, engine: Any, expected: dict[str, Tensor]) -> list[Any]:
     """The optimizer's memory there and back; the encoder called on one rank more often than on the other; shards of the target."""
-    before = whole_optimizer_state(engine, built.optimizer, built.moved)
+    before = whole_optimizer_state(engine, built.optimizer, built.trainable)
     everyone = gathered(before)[0]
     flat = {f"{name}.{key}": value for name, values in before.items() for key, value in values.items()}
-    load_whole_optimizer_state(engine, built.optimizer, built.moved, everyone)
-    after = whole_optimizer_state(engine, built.optimizer, built.moved)
+    load_whole_optimizer_state(engine, built.optimizer, built.trainable, everyone)
+    after = whole_optimizer_state(engine, built.optimizer, built.trainable)
     same = gap(flat, {f"{name}.{key}": value for name, values in after.items() for key, value in values.items()}) == 0
     held = sum(int(getattr(p, "ds_tensor", p).numel()) for p in built.model.branches.target.parameters())
     whole = sum(v.numel() for k, v in expected.items() if k.startswith("target.") and "running" not in k and "tracked" not in k)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
-from twinview_byol import colour
+from twinview_byol import color
 from twinview_byol.blur import gaussian_blur, gaussian_kernels
 
 
@@ -32,11 +32,11 @@ def unlike(ours: Tensor, theirs: Tensor) -> tuple[int, float]:
 @pytest.mark.parametrize(
     ("ours", "theirs", "low", "high", "share"),
     [
-        (colour.brightness, reference.adjust_brightness, 0, 2, 0),
-        (colour.contrast, reference.adjust_contrast, 0, 2, 1e-3),
-        (colour.saturation, reference.adjust_saturation, 0, 2, 1e-3),
-        (colour.hue, reference.adjust_hue, -0.1, 0.1, 1e-3),
-        (colour.hue, reference.adjust_hue, -0.5, 0.5, 1e-3),
+        (color.brightness, reference.adjust_brightness, 0, 2, 0),
+        (color.contrast, reference.adjust_contrast, 0, 2, 1e-3),
+        (color.saturation, reference.adjust_saturation, 0, 2, 1e-3),
+        (color.hue, reference.adjust_hue, -0.1, 0.1, 1e-3),
+        (color.hue, reference.adjust_hue, -0.5, 0.5, 1e-3),
     ],
 )
 def test_factors(ours: Callable[[Tensor, Tensor], Tensor], theirs: Callable[[Tensor, float], Tensor], low: float, high: float, share: float) -> None:
@@ -50,15 +50,15 @@ def test_factors(ours: Callable[[Tensor, Tensor], Tensor], theirs: Callable[[Ten
 def test_hue_of_pure_colours() -> None:
     """A third of a turn takes red to green to blue to red; half a turn gives the complement; greys stay."""
     red = torch.tensor([200.0, 20, 20]).view(1, 3, 1, 1)
-    turned = [colour.hue(red.clone(), torch.full((1, 1, 1, 1), t)).flatten().tolist() for t in (1 / 3, -1 / 3, 0.5, 0.0)]
+    turned = [color.hue(red.clone(), torch.full((1, 1, 1, 1), t)).flatten().tolist() for t in (1 / 3, -1 / 3, 0.5, 0.0)]
     assert turned == [[20, 200, 20], [20, 20, 200], [20, 200, 200], [200, 20, 20]]
     grey = torch.arange(256.0).view(1, 1, 16, 16).repeat(1, 3, 1, 1)
-    assert torch.equal(colour.hue(grey.clone(), torch.full((1, 1, 1, 1), 0.07)), grey)
+    assert torch.equal(color.hue(grey.clone(), torch.full((1, 1, 1, 1), 0.07)), grey)
 
 
 def test_grey() -> None:
     x = images()
-    assert torch.equal(colour.luma(x.float()), reference.rgb_to_grayscale(x).float())
+    assert torch.equal(color.luma(x.float()), reference.rgb_to_grayscale(x).float())
 
 
 def test_blur_against_the_published_kernel() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
-from twinview_byol import colour
+from twinview_byol import color
 from twinview_byol.blur import gaussian_blur, gaussian_kernels
 from twinview_byol.photometry import Photometry
 
@@ -32,10 +32,10 @@ def draws(n: int, view: int = 1, **options: Any) -> tuple[Photometry, dict[str, 
 @pytest.mark.parametrize(
     ("ours", "theirs", "low", "high"),
     [
-        (colour.brightness, reference.adjust_brightness, 0, 2),
-        (colour.contrast, reference.adjust_contrast, 0, 2),
-        (colour.saturation, reference.adjust_saturation, 0, 2),
-        (colour.hue, reference.adjust_hue, -0.5, 0.5),
+        (color.brightness, reference.adjust_brightness, 0, 2),
+        (color.contrast, reference.adjust_contrast, 0, 2),
+        (color.saturation, reference.adjust_saturation, 0, 2),
+        (color.hue, reference.adjust_hue, -0.5, 0.5),
     ],
 )
 def test_factors_are_torchvisions_on_floats(ours: Any, theirs: Any, low: float, high: float) -> None:
@@ -51,12 +51,12 @@ def test_one_channel_has_the_contrast_of_torchvisions_grey_images() -> None:
     x = images(8, 1)
     factors = torch.linspace(0, 2, len(x))
     expected = torch.stack([reference.adjust_contrast(image.to(torch.uint8), float(f)) for image, f in zip(x, factors)])
-    assert (colour.contrast(x.floor(), factors[:, None, None, None]) - expected.float()).abs().max() <= 1
+    assert (color.contrast(x.floor(), factors[:, None, None, None]) - expected.float()).abs().max() <= 1
 
 
 def test_each_of_many_channels_keeps_its_mean_under_contrast() -> None:
     x = images(6, 5) * 0.4 + 70  # so that nothing is cut off
-    changed = colour.contrast(x.clone(), torch.linspace(0.5, 1.5, 6)[:, None, None, None], whole=False)
+    changed = color.contrast(x.clone(), torch.linspace(0.5, 1.5, 6)[:, None, None, None], whole=False)
     assert torch.allclose(changed.mean((2, 3)), x.mean((2, 3)), atol=1e-3)
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from twinview.assembly import assemble
+from twinview.model import LazyStep, Siamese
 from twinview.recipe import read
-from twinview.step import LazyStep, Siamese
 from twinview.values import Batch, Geometry, Progress
 
 RECIPE: dict[str, Any] = {

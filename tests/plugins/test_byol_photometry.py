@@ -190,8 +190,8 @@ def test_statistics_are_torchvisions(sides: dict[str, tuple[Tensor, Tensor, Tens
     assert ((a.std((0, 2, 3)) / b.std((0, 2, 3)) - 1).abs() < 0.02).all()
     q = torch.linspace(0.05, 0.95, 19, dtype=torch.double)
     assert ((saturation(a).quantile(q) - saturation(b).quantile(q)).abs() < 0.01).all()
-    coloured = (saturation(before.double()) > 0.2) & (saturation(b) > 0.2)
-    shifts = [((hue_of(y) - hue_of(before.double()) + 0.5) % 1)[coloured].quantile(q) for y in (a, b)]
+    colored = (saturation(before.double()) > 0.2) & (saturation(b) > 0.2)
+    shifts = [((hue_of(y) - hue_of(before.double()) + 0.5) % 1)[colored].quantile(q) for y in (a, b)]
     assert ((shifts[0] - shifts[1]).abs() < 0.005).all()
     assert abs(detail(a) / detail(b) - 1) < 0.05
     difference = (a - b).abs()

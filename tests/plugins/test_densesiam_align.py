@@ -12,7 +12,7 @@ from torch import Tensor
 
 from twinview.api import check
 from twinview.errors import RecipeError
-from twinview.values import Alignment, Features, Geometry, cell_centres
+from twinview.values import Alignment, Features, Geometry, cell_centers
 from twinview_densesiam import CropAndWhole, GridSample
 from twinview_densesiam.align import overlap_points, sample_map
 from twinview_densesiam.views import central_box
@@ -44,7 +44,7 @@ def random_geometry(n: int, seed: int) -> Geometry:
 
 def places(geometry: Geometry, view: int, grid: tuple[int, int]) -> Tensor:
     """[B, 2, h, w]: a map whose feature is its own place in the source."""
-    return geometry.centres(view, grid).mT.reshape(len(geometry.boxes), 2, *grid)
+    return geometry.centers(view, grid).mT.reshape(len(geometry.boxes), 2, *grid)
 
 
 def unclamped(geometry: Geometry, points: Tensor, view: int, grid: tuple[int, int]) -> Tensor:
@@ -75,7 +75,7 @@ def test_points_fill_the_overlap_evenly() -> None:
     box, meets = geometry.overlap(), weight[:, 0, 0] > 0
     assert bool(meets.any()) and not bool(meets.all())
     inside = (points - box[:, None, :2]) / (box[:, None, 2:] - box[:, None, :2])
-    assert torch.allclose(inside[meets], cell_centres((4, 5)).expand(int(meets.sum()), -1, -1), atol=1e-4)
+    assert torch.allclose(inside[meets], cell_centers((4, 5)).expand(int(meets.sum()), -1, -1), atol=1e-4)
 
 
 def test_empty_overlaps_count_for_nothing_and_are_counted() -> None:
@@ -94,7 +94,7 @@ def test_the_online_views_own_cells() -> None:
     found, _ = align(GridSample(points="online"), geometry, 1, 0, (5, 6), (4, 7))
     maps = torch.randn(32, 3, 4, 7)
     assert torch.equal(found.online(maps), maps)  # nothing is resampled
-    own = geometry.centres(1, (4, 7))
+    own = geometry.centers(1, (4, 7))
     inside = geometry.to_view(own, 0)
     assert torch.equal(found.weight.flatten(1) > 0, ((inside >= 0) & (inside <= 1)).all(-1))
     read = found.target(places(geometry, 0, (5, 6))).flatten(2).mT

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from twinview.api import check
 from twinview.assembly import assemble
 from twinview.errors import RecipeError
+from twinview.model import Siamese
 from twinview.recipe import find, from_table, read
-from twinview.step import Siamese
 from twinview.values import Batch, Geometry, Progress
 from twinview_densesiam.region import region_sums
 

@@ -31,16 +31,16 @@ def make(kind: str, channels: int, **options: Any) -> Any:
 @pytest.mark.parametrize("channels", [1, 2, 5])
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_of_three_channels_start_it_as_timm_would(kind: str, channels: int, tmp_path: Path) -> None:
-    colour = make(kind, 3)
-    torch.save(colour.state_dict(), tmp_path / "colour.pt")
+    color = make(kind, 3)
+    torch.save(color.state_dict(), tmp_path / "colour.pt")
     encoder, first = make(kind, channels, weights=str(tmp_path / "colour.pt")), KINDS[kind][2]
-    state, source = encoder.state_dict(), colour.state_dict()
+    state, source = encoder.state_dict(), color.state_dict()
     assert torch.allclose(state[first], adapt_input_conv(channels, source[first]), atol=1e-7)
     assert all(torch.equal(state[name], source[name]) for name in source if name != first)
     images = torch.randn(2, 1, 32, 32)
     if channels == 1:
         with torch.no_grad():
-            assert torch.allclose(encoder(images).pooled, colour(images.expand(-1, 3, -1, -1)).pooled, atol=1e-4), "a grey image is seen as before"
+            assert torch.allclose(encoder(images).pooled, color(images.expand(-1, 3, -1, -1)).pooled, atol=1e-4), "a grey image is seen as before"
     assert encoder(images.expand(-1, channels, -1, -1), torch.zeros(2, encoder.spec.grid((32, 32))[0] ** 2, dtype=torch.bool)).cells.shape[0] == 2
 
 

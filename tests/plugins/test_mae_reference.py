@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from twinview.assembly import assemble
-from twinview.engine.optimizer import lr_factor, make_optimizer, set_rates, warmup_share
+from twinview.engine.optimizer import make_optimizer, set_rates
+from twinview.engine.schedule import lr_factor, warmup_share
+from twinview.model import LazyStep, Siamese
 from twinview.ops.sines import sine_table
 from twinview.recipe import find, from_table, read
-from twinview.step import LazyStep, Siamese
 from twinview.values import Batch, Geometry, Progress
 from twinview_mae.decoder import Decoder
 from twinview_mae.official import from_official, our_name

@@ -34,8 +34,8 @@ def test_the_count_is_exact_for_every_image(grid: Size, ratio: float, count: int
 def test_every_cell_is_hidden_equally_often() -> None:
     often = torch.stack([m for seed in range(3000) if (m := draw(seed, (4, 6), ratio=0.5)[0]) is not None]).float().mean(0)
     assert (often - 0.5).abs().max() < 4.5 * 0.5 / 3000**0.5
-    neighbours = torch.stack([m for seed in range(3000) if (m := draw(seed, (4, 6), ratio=0.5)[0]) is not None])[:, :2].float()
-    agree = (neighbours[:, 0] == neighbours[:, 1]).float().mean()
+    neighbors = torch.stack([m for seed in range(3000) if (m := draw(seed, (4, 6), ratio=0.5)[0]) is not None])[:, :2].float()
+    agree = (neighbors[:, 0] == neighbors[:, 1]).float().mean()
     assert agree == pytest.approx(11 / 23, abs=0.04)  # as without replacement: 11 of the other 23 cells
 
 

@@ -37,7 +37,7 @@ def fake_step(geometry: Geometry, *grids: Size) -> Step:
 
 def places(geometry: Geometry, view: int, grid: Size = GRID) -> Tensor:
     """[B, 2, h, w]: each cell of the view, as the network saw it, carries where it lies in the source."""
-    return geometry.centres(view, grid).mT.reshape(-1, 2, *grid)
+    return geometry.centers(view, grid).mT.reshape(-1, 2, *grid)
 
 
 def side(geometry: Geometry, view: int) -> Tensor:

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from twinview.assembly import assemble
 from twinview.errors import RecipeError
+from twinview.model import Outcome, Siamese
 from twinview.recipe import read
-from twinview.step import Outcome, Siamese
 from twinview.values import Alignment, Batch, Geometry, Progress
 from twinview_multisiam.clusters import Clusters, own_centroid
 from twinview_multisiam.watch import border_information, occupancy_entropy, watch

@@ -36,7 +36,7 @@ class Means(nn.Module):
         return Features(cells=cells, pooled=cells.mean((2, 3)), levels={"c4": cells})
 
 
-class Coloured:
+class Colored:
     """A data factory: image i is of class i % 3 and of its colour, under noise."""
 
     channels = 3
@@ -73,8 +73,8 @@ def probe(kind: type[Classes], **options: Any) -> Any:
 
 
 @torch.no_grad()
-def score(kind: type[Classes], data: Coloured | None = None, **options: Any) -> dict[str, float]:
-    found: dict[str, float] = probe(kind, **options).evaluate(branches(), data or Coloured({"train": 30, "val": 9}))
+def score(kind: type[Classes], data: Colored | None = None, **options: Any) -> dict[str, float]:
+    found: dict[str, float] = probe(kind, **options).evaluate(branches(), data or Colored({"train": 30, "val": 9}))
     return found
 
 
@@ -106,11 +106,11 @@ def test_neighbours_vote_as_published() -> None:
 
 def test_sets_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(DataError, match=r"probes.knn: val holds class 2, and the classes of train go up to 1\. Name sets of the same classes"):
-        score(Knn, Coloured({"train": 2, "val": 9}))
+        score(Knn, Colored({"train": 2, "val": 9}))
     with pytest.raises(DataError, match="probes.linear: val holds no image"):
-        score(Linear, Coloured({"train": 9, "val": 0}))
+        score(Linear, Colored({"train": 9, "val": 0}))
     with pytest.raises(DataError, match="probes.linear: train holds no image"):
-        score(Linear, Coloured({"train": 0, "val": 3}))
+        score(Linear, Colored({"train": 0, "val": 3}))
 
 
 def test_thumbnails_are_means_of_pixels() -> None:
@@ -131,8 +131,8 @@ def test_needs_and_wrong_features() -> None:
 
 def test_both_sets_are_opened_before_the_first_step() -> None:
     with pytest.raises(KeyError, match="val"):
-        probe(Knn).before_epoch(Coloured({"train": 2}), Progress(0, 10, 0, 0.0))
-    probe(Knn).before_epoch(Coloured({}), Progress(5, 10, 1, 0.5))
+        probe(Knn).before_epoch(Colored({"train": 2}), Progress(0, 10, 0, 0.0))
+    probe(Knn).before_epoch(Colored({}), Progress(5, 10, 1, 0.5))
 
 
 def test_the_table_of_a_recipe_is_read() -> None:
@@ -151,7 +151,7 @@ def test_the_table_of_a_recipe_is_read() -> None:
 
 
 def hard(rank: int = 0, world: int = 1) -> dict[str, float]:
-    data = Coloured({"train": 31, "val": 41}, noise=1.0, rank=rank, world=world)
+    data = Colored({"train": 31, "val": 41}, noise=1.0, rank=rank, world=world)
     return {**score(Knn, data, baselines=["pixels"]), **score(Linear, data, steps=20)}
 
 

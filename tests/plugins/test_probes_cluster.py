@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twinview.branch import Branch, Branches
-from twinview.data.scenes import CLASSES
+from twinview.data.scenes.street import CLASSES
 from twinview.errors import DataError, RecipeError
 from twinview.values import Batch, Dims, EncoderSpec, Features, Level, PlainBatch, Progress, Size
 from twinview_probes.cluster import Cluster
@@ -196,7 +196,7 @@ def test_k_means_finds_the_colours_without_labels(tmp_path: Path) -> None:
 
 
 def test_k_means_is_the_same_each_time() -> None:
-    made = [FeatureClusters(Pixels(8, 3), Blocks().plain(size=SIZE, batch_size=4), 3, cells=6, seed=1, device=torch.device("cpu")).centres for _ in range(2)]
+    made = [FeatureClusters(Pixels(8, 3), Blocks().plain(size=SIZE, batch_size=4), 3, cells=6, seed=1, device=torch.device("cpu")).centers for _ in range(2)]
     assert torch.equal(*made) and made[0].shape == (3, 192)
 
 

@@ -18,10 +18,10 @@ from twinview_probes import parts
 from twinview_probes.segment import Segment
 
 SIZE = (20, 36)  # no multiple of 8
-COLOURS = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]])
+COLORS = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]])
 
 
-class Colours(nn.Module):
+class Colors(nn.Module):
     """Features that tell the three colours apart, at strides 4 and 8, beside noise; `blind` gives noise alone."""
 
     def __init__(self, blind: bool = False) -> None:
@@ -63,7 +63,7 @@ class Stripes:
     def _image(self, i: int) -> tuple[Tensor, Tensor]:
         stripes = torch.roll(torch.arange(3), i).repeat_interleave(12)[: SIZE[1]]
         labels = stripes.expand(SIZE).clone()
-        image = COLOURS[labels].permute(2, 0, 1) + self.noise * torch.randn(3, *SIZE, generator=torch.Generator().manual_seed(i))
+        image = COLORS[labels].permute(2, 0, 1) + self.noise * torch.randn(3, *SIZE, generator=torch.Generator().manual_seed(i))
         labels[-1] = torch.where(labels[-1] == 2, self.odd, labels[-1])
         return image, labels
 
@@ -73,8 +73,8 @@ class Stripes:
 
 def branches(seed: int = 0) -> Branches:
     torch.manual_seed(seed)
-    online = Branch(Colours(), {}, {}, {}).eval()
-    return Branches(online, online, lambda: Colours(blind=True))
+    online = Branch(Colors(), {}, {}, {}).eval()
+    return Branches(online, online, lambda: Colors(blind=True))
 
 
 def probe(**options: Any) -> Segment:
@@ -141,7 +141,7 @@ def test_classes_are_learnt_from_the_labels_or_given() -> None:
 
 
 def test_a_wrong_level_is_refused_when_the_encoders_sizes_are_known() -> None:
-    dims = Dims(encoder=Colours().spec, grids=(), sizes=(), pairs=(), global_batch=1, dataset_size=1)
+    dims = Dims(encoder=Colors().spec, grids=(), sizes=(), pairs=(), global_batch=1, dataset_size=1)
     probe(levels=["cells"]).heads(dims)
     with pytest.raises(RecipeError, match=r"levels: the encoder gives no map 'c4'\. There is: cells, c2, c3\."):
         probe(levels=["c3", "c4"]).heads(dims)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twinview.engine.build import build
+from twinview.engine.setup import build
 from twinview.ops.weights import load_weights
 from twinview.recipe import read
 from twinview_siameseim.dense import Dense, correlation, dense_loss
@@ -150,9 +150,9 @@ def test_online_ln_normalises_predictions_and_never_moves(photo_shards: str) -> 
     class Given:
         branches = model.branches
 
-    found = part._normalised(cast(Any, Given()), q)
+    found = part._normalized(cast(Any, Given()), q)
     torch.testing.assert_close(rows(found), F.layer_norm(rows(q), (32,), eps=1e-5))
-    assert Dense()._normalised(cast(Any, Given()), q) is q, "off by default"
+    assert Dense()._normalized(cast(Any, Given()), q) is q, "off by default"
 
 
 def test_a_checkpoint_with_online_ln_finds_its_place(photo_shards: str, tmp_path: Path) -> None:

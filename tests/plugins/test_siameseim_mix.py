@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from twinview.assembly import assemble
-from twinview.data.views import Item, collate
+from twinview.data.loading.views import Item, collate
 from twinview.errors import PluginError, RecipeError
+from twinview.model import LazyStep, Siamese
 from twinview.recipe import read
-from twinview.step import LazyStep, Siamese
 from twinview.values import Batch, Progress
 from twinview_siameseim.network import Decoder
 

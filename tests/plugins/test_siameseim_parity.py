@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twinview.engine.build import Built, build, wrap
-from twinview.engine.stepper import take_step
+from twinview.engine.setup import TrainSetup, build, wrap
+from twinview.engine.step import take_step
+from twinview.model import Siamese
 from twinview.recipe import read
-from twinview.step import Siamese
 from twinview.values import Batch, Geometry, Progress
 from twinview_siameseim.dense import correlation
 from twinview_siameseim.network import Decoder
@@ -33,7 +33,7 @@ def case(shared: Path) -> Case:
 
 
 @pytest.fixture
-def built(case: Case, photo_shards: str) -> Built:
+def built(case: Case, photo_shards: str) -> TrainSetup:
     """The recipe of the case, with the weights that its traced step starts from; twelve images of four a step are its three steps an epoch."""
     made = build(read({
         "views": {"use": "siameseim.crops", "size": 64},
@@ -120,7 +120,7 @@ def record(model: Siamese) -> Recorder:
     return r
 
 
-def test_a_step_is_the_official_one(case: Case, built: Built) -> None:
+def test_a_step_is_the_official_one(case: Case, built: TrainSetup) -> None:
     model, outputs = built.model.train(), case["outputs"]
     seen = record(model).seen
     batch = batch_of(case["batch"])
@@ -161,13 +161,13 @@ def test_a_step_is_the_official_one(case: Case, built: Built) -> None:
         agree(state[name], value, 1.6e-5, name)
 
 
-def test_every_name_of_an_official_checkpoint_has_its_place(case: Case, built: Built) -> None:
+def test_every_name_of_an_official_checkpoint_has_its_place(case: Case, built: TrainSetup) -> None:
     assert from_official(case["state_dict"]).keys() == built.model.state_dict().keys()
     with pytest.raises(KeyError, match="holds no 'head.weight'"):
         our_name("head.weight", PROJECTOR, DECODER)
 
 
-def test_an_encoder_starts_from_an_official_checkpoint(case: Case, built: Built, tmp_path: Path) -> None:
+def test_an_encoder_starts_from_an_official_checkpoint(case: Case, built: TrainSetup, tmp_path: Path) -> None:
     torch.save({"model": case["state_dict"]}, tmp_path / "pretrained.pth")
     table = built.recipe.table()
     table["encoder"]["weights"] = str(tmp_path / "pretrained.pth")
@@ -176,7 +176,7 @@ def test_an_encoder_starts_from_an_official_checkpoint(case: Case, built: Built,
         assert torch.equal(encoder.state_dict()[name], value), name
 
 
-def test_weights_start_as_published(case: Case, built: Built) -> None:
+def test_weights_start_as_published(case: Case, built: TrainSetup) -> None:
     """Not the same draws: the same zeros, ones, bounds and deviations, and a target that is a copy."""
     again = build(built.recipe).model.state_dict()
     for name, value in from_official(case["state_dict_init"]).items():
@@ -190,15 +190,15 @@ def test_weights_start_as_published(case: Case, built: Built) -> None:
             assert torch.equal(ours, again[name.replace("target.", "online.", 1)].float()), name
 
 
-def test_decay_is_for_matrices_and_tokens(case: Case, built: Built) -> None:
-    names = {id(p): name for name, p in built.moved.items()}
+def test_decay_is_for_matrices_and_tokens(case: Case, built: TrainSetup) -> None:
+    names = {id(p): name for name, p in built.trainable.items()}
     for kind, decay in (("decay", 0.05), ("no_decay", 0.0)):
         expected = {our_name(name, PROJECTOR, DECODER).removeprefix("online.") for name in case["train"][kind]}
         assert {names[id(p)] for g in built.optimizer.param_groups if g["weight_decay"] == decay for p in g["params"]} == expected
     assert {n for n, p in built.model.online.named_parameters() if not p.requires_grad} == {f"encoder.patch_embed.proj.{k}" for k in ("weight", "bias")}
 
 
-def test_six_steps_of_the_engine_are_the_official_ones(case: Case, built: Built, tmp_path: Path) -> None:
+def test_six_steps_of_the_engine_are_the_official_ones(case: Case, built: TrainSetup, tmp_path: Path) -> None:
     train = case["train"]
     engine = wrap(built, tmp_path)
     rows = []

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from twinview.engine.optimizer import lr_factor, momentum_at, warmup_share
+from twinview.engine.schedule import lr_factor, momentum_at, warmup_share
 from twinview.recipe import find, read
 from twinview.values import Geometry
 from twinview_siameseim.dense import dense_loss
@@ -130,7 +130,7 @@ RANKS = """
 import sys
 import torch
 import torch.distributed as dist
-from twinview.engine.launch import launch
+from twinview.engine.distributed.launch import launch
 from twinview_siameseim.dense import dense_loss
 
 def rank():

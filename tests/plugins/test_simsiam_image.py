@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from twinview.assembly import assemble
 from twinview.engine.optimizer import make_optimizer
+from twinview.model import Siamese
 from twinview.recipe import from_table
-from twinview.step import Siamese
 from twinview.values import Batch, Geometry, Progress
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from twinview import recipe
 from twinview.errors import CheckpointError, RecipeError
+from twinview.model import _copy
 from twinview.ops.sines import sine_table
-from twinview.step import _copy
 from twinview.values import Features
 from twinview_timm import Encoder, parts
 

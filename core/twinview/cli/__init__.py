@@ -10,9 +10,9 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn, TypeAlias
 
-from twinview import __version__
-from twinview.data.sources import KINDS
+from twinview.data.prepare.layouts import KINDS
 from twinview.errors import Preempted, TwinviewError
+from twinview.version import __version__
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 EPILOG = "A wrong input gets one line and exit code 2.  Recipes by name: `twinview recipes`.  Options of a part: `twinview parts METHOD`."

@@ -10,12 +10,12 @@ from twinview.errors import TwinviewError
 def evaluate(args: argparse.Namespace) -> None:
     """Run one evaluation on a run's last checkpoint and print its scores."""
     from twinview import api
+    from twinview.analysis.evaluate import evaluate as score
+    from twinview.analysis.evaluate import evaluation_recipe
     from twinview.cli.train import score_table
     from twinview.engine.collapse import collapses
-    from twinview.engine.evaluate import evaluate as score
-    from twinview.engine.evaluate import evaluation_recipe
-    from twinview.engine.launch import launch
-    from twinview.engine.process import leave
+    from twinview.engine.distributed.launch import launch
+    from twinview.engine.distributed.process import leave
     from twinview.recipe import override
 
     if args.ranks < 1:

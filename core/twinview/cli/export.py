@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from twinview.errors import TwinviewError
 
 if TYPE_CHECKING:
-    from twinview.engine.export import Export
+    from twinview.analysis.export import Export
     from twinview.values import Size
 
 
 def export(args: argparse.Namespace) -> None:
     """Write a run's encoder to a file, and say how it is loaded."""
     size = size_of(args.size) if args.size else None
-    from twinview.engine.export import export_encoder
+    from twinview.analysis.export import export_encoder
 
     print("\n".join(loading(export_encoder(Path(args.run), Path(args.out), to=args.to or "", size=size, step=args.step))))
 
@@ -32,7 +32,7 @@ def size_of(text: str) -> Size:
 def loading(export: Export) -> list[str]:
     """What was written, and the Python that reads it."""
     published = export.published
-    lines = [f"tensors     {export.path}", f"about       {export.about}", ""]
+    lines = [f"tensors     {export.path}", f"about       {export.metadata}", ""]
     lines += ["from safetensors.torch import load_file", f"tensors = load_file({str(export.path)!r})"]
     if published.load:
         lines += [f"import {published.library}", f"model = {published.load}"]

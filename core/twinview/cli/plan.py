@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import attrs
 
 if TYPE_CHECKING:
-    from twinview.engine.plan import Choice, Plan
+    from twinview.planning.plan import Choice, Plan
 
 GIB = 2**30
 
 
 def plan(args: argparse.Namespace) -> None:
     """Print what a recipe needs of each GPU, stage by stage."""
-    from twinview.engine.plan import plan as make
+    from twinview.planning.plan import plan as make
     from twinview.recipe import read
 
     found = make(read(args.recipe, args.overrides), gpus=args.gpus, memory=args.memory, bandwidth=args.bandwidth)
@@ -41,7 +41,7 @@ def as_table(found: Plan) -> dict[str, object]:
 
 def lines(found: Plan) -> Iterator[str]:
     """What was assumed, a column for each stage, and what to take."""
-    from twinview.engine.plan import MARGIN, assumed
+    from twinview.planning.plan import MARGIN, assumed
 
     recipe, machine, footprint = found.recipe, found.machine, found.footprint
     million = [f"{sum(p) / 1e6:.1f} M" for p in (footprint.online, footprint.trained, footprint.target)]

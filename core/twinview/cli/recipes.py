@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 
 from twinview.errors import RecipeError, TwinviewError, closest
-from twinview.options import Data
+from twinview.recipe.tables import Data
 
 
 def check(args: argparse.Namespace) -> None:

@@ -9,9 +9,9 @@ from twinview.errors import DataError
 
 def pack(args: argparse.Namespace) -> None:
     """Pack a data set into shards."""
-    from twinview.data.pack import Options
-    from twinview.data.pack import pack as write
-    from twinview.data.pack_sample import Recode
+    from twinview.data.prepare.pack import pack as write
+    from twinview.data.writing.prepare_sample import Recode
+    from twinview.data.writing.writer import Options
 
     recode = Recode(shorter_side=args.shorter_side, quality=args.quality)
     options = Options(shard_size=args.shard_size, recode=recode, workers=args.workers, bad_samples=args.bad_samples)
@@ -21,7 +21,7 @@ def pack(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Name what is wrong with shards."""
-    from twinview.data.check import check_shards
+    from twinview.data.prepare.check import check_shards
 
     found = check_shards(args.shards, workers=args.workers)
     for fault in found.faults:
@@ -33,7 +33,7 @@ def check(args: argparse.Namespace) -> None:
 
 def stat(args: argparse.Namespace) -> None:
     """Count what shards hold, and draw some of it."""
-    from twinview.data.stat import count, draw_sheet
+    from twinview.data.prepare.stats import count, draw_sheet
 
     print("\n".join(count(args.shards, args.images).lines()))
     if args.out:
@@ -43,7 +43,7 @@ def stat(args: argparse.Namespace) -> None:
 
 def scenes(args: argparse.Namespace) -> None:
     """Draw street scenes into shards."""
-    from twinview.data.embedded import write_scenes
+    from twinview.data.scenes.shards import write_scenes
 
     height, x, width = args.size.partition("x")
     if not (x and height.isdigit() and width.isdigit() and min(int(height), int(width)) >= 32):
@@ -58,7 +58,7 @@ def scenes(args: argparse.Namespace) -> None:
 
 def index(args: argparse.Namespace) -> None:
     """Build the index beside each shard, whether or not there is one."""
-    from twinview.data.shards import open_shards
+    from twinview.data.dataset.open import open_shards
 
     found = open_shards(args.shards, rebuild=True)
     print(f"{len(found.paths)} shards, {len(found)} samples, fields {', '.join(sorted(found.fields))}")

@@ -17,7 +17,7 @@ def show(args: argparse.Namespace) -> None:
     is_run = (of / "recipe.toml").is_file()
     if args.what != "views" and not is_run:
         raise TwinviewError(f"{of}: there is no run here. `twinview show {args.what}` wants the folder that `twinview train` wrote.")
-    from twinview.engine.pictures import draw
+    from twinview.analysis.figures import draw
     from twinview.recipe import read
 
     recipe = read(of / "recipe.toml" if is_run else args.of, args.overrides)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from twinview.errors import TwinviewError
 
 if TYPE_CHECKING:
-    from twinview.engine.run import Resume
+    from twinview.engine.run_folder import Resume
     from twinview.engine.train import RunResult
 
 NAMED = 10  # bad samples in a run's summary
@@ -17,7 +17,7 @@ NAMED = 10  # bad samples in a run's summary
 def train(args: argparse.Namespace) -> None:
     """Train a recipe and say what came of it."""
     from twinview import api
-    from twinview.engine.process import leave
+    from twinview.engine.distributed.process import leave
 
     if args.ranks < 1:
         raise TwinviewError(f"--ranks: wants a number above 0, not {args.ranks}.")
@@ -37,9 +37,9 @@ def dry_run(args: argparse.Namespace) -> None:
     """One real batch through the whole step."""
     from twinview import api
     from twinview.cli.recipes import answers
-    from twinview.engine.dry_run import dry_run as measure
-    from twinview.engine.launch import launch
-    from twinview.engine.process import leave
+    from twinview.engine.distributed.launch import launch
+    from twinview.engine.distributed.process import leave
+    from twinview.planning.dry_run import dry_run as measure
     from twinview.recipe import read
 
     recipe = read(args.recipe, args.overrides)

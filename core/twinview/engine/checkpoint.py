@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from twinview.engine.process import barrier, gathered
+from twinview.engine.distributed.process import barrier, gathered
 from twinview.engine.zero import whole_state
 from twinview.errors import CheckpointError
-from twinview.options import FORMAT
+from twinview.recipe.tables import FORMAT
 
 Rest = Mapping[str, Any]
 
@@ -243,24 +243,3 @@ def set_random_states(states: Rest, device: torch.device) -> None:
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
-
-
-def load_encoder(run: Path, step: int | None = None) -> nn.Module:
-    """The online branch's encoder of a run, in eval mode, on the CPU: of its newest checkpoint, or that of `step`.
-
-    Needs the methods that the run's recipe names, and no DeepSpeed.  Raises CheckpointError.
-    """
-    from twinview import recipe
-    from twinview.assembly import assemble
-
-    if not (run / "recipe.toml").is_file():
-        raise CheckpointError(f"{run}: is no run's folder: it holds no recipe.toml.")
-    checkpoint = find_checkpoint(run / "checkpoints", step)
-    encoder = assemble(recipe.read(run / "recipe.toml")).encoder(random=True)
-    start = "online.encoder."
-    weights = {k.removeprefix(start): v for k, v in checkpoint.load("model.pt").items() if k.startswith(start)}
-    try:
-        encoder.load_state_dict(weights)
-    except RuntimeError as e:
-        raise CheckpointError(f"{checkpoint.path}: does not fit the run's recipe.toml: {' '.join(str(e).split())}") from None
-    return encoder.eval()

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from twinview.errors import RecipeError
+from twinview.model import Siamese
 from twinview.recipe import Recipe
-from twinview.step import Siamese
 
 BACKEND = "inductor"
 

@@ -1,18 +1,15 @@
 """Optimizers by parameter, and schedules as pure functions of how far a run is."""
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from twinview import options
 from twinview.assembly import Assembly
-from twinview.branch import Branch
-from twinview.recipe import Recipe
-from twinview.values import ParamRule
+from twinview.branch import Branch, ParamRule
+from twinview.recipe import tables
 
 
 def make_optimizer(assembly: Assembly, online: nn.Module) -> tuple[Optimizer, dict[str, nn.Parameter]]:
@@ -22,7 +19,7 @@ def make_optimizer(assembly: Assembly, online: nn.Module) -> tuple[Optimizer, di
     ratio, unless the recipe says `decay_norm_bias` or a part's `param_groups` gives them a decay of their own.
     """
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
-    moved: dict[str, nn.Parameter] = {}
+    trainable: dict[str, nn.Parameter] = {}
     spec = assembly.recipe.optimizer
     for name, parameter in online.named_parameters():
         own = online.rule(name) if isinstance(online, Branch) else None
@@ -33,18 +30,18 @@ def make_optimizer(assembly: Assembly, online: nn.Module) -> tuple[Optimizer, di
         whole = parameter.ndim > 1 or spec.decay_norm_bias
         decay = rule.weight_decay if rule.weight_decay is not None else spec.weight_decay * whole
         group = {"weight_decay": decay, "lr_scale": rule.lr_scale, "schedule": rule.schedule}
-        if isinstance(spec, options.LARS):
+        if isinstance(spec, tables.LARS):
             group["always_adapt"] = whole or decay > 0  # else timm adapts decayed groups alone, and a recipe without decay would be plain SGD
         groups.setdefault(tuple(group.values()), {**group, "params": []})["params"].append(parameter)
-        moved[name] = parameter
-    return _optimizer(spec, list(groups.values()), spec.peak(assembly.recipe.run.batch_size)), moved
+        trainable[name] = parameter
+    return _optimizer(spec, list(groups.values()), spec.peak(assembly.recipe.run.batch_size)), trainable
 
 
 def _optimizer(spec: Any, groups: list[dict[str, Any]], lr: float) -> Optimizer:
-    if isinstance(spec, options.AdamW):
+    if isinstance(spec, tables.AdamW):
         # not fused: that kernel rounds the ends of a tensor otherwise, so that a shard would differ from its whole in the last bit
         return AdamW(groups, lr=lr, betas=spec.betas, eps=spec.eps)
-    if isinstance(spec, options.SGD):
+    if isinstance(spec, tables.SGD):
         return SGD(groups, lr=lr, momentum=spec.momentum, nesterov=spec.nesterov)
     from timm.optim.lars import Lars
 
@@ -52,45 +49,16 @@ def _optimizer(spec: Any, groups: list[dict[str, Any]], lr: float) -> Optimizer:
     return made
 
 
-def optimizer_state(optimizer: Optimizer, moved: dict[str, nn.Parameter]) -> dict[str, dict[str, Any]]:
+def optimizer_state(optimizer: Optimizer, trainable: dict[str, nn.Parameter]) -> dict[str, dict[str, Any]]:
     """What the optimizer remembers (momenta, moments, counts), by parameter name."""
-    return {name: dict(optimizer.state[p]) for name, p in moved.items() if p in optimizer.state}
+    return {name: dict(optimizer.state[p]) for name, p in trainable.items() if p in optimizer.state}
 
 
-def load_optimizer_state(optimizer: Optimizer, moved: dict[str, nn.Parameter], saved: dict[str, dict[str, Any]]) -> None:
+def load_optimizer_state(optimizer: Optimizer, trainable: dict[str, nn.Parameter], saved: dict[str, dict[str, Any]]) -> None:
     """The inverse of `optimizer_state`; rates and decays stay as the recipe has them.  Raises KeyError on a name that nothing has."""
     place = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
-    state = {place[id(moved[name])]: values for name, values in saved.items()}
+    state = {place[id(trainable[name])]: values for name, values in saved.items()}
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-
-
-# ---- schedules
-def warmup_share(recipe: Recipe, steps: int, steps_per_epoch: int) -> float:
-    """The share of the run in which the learning rate rises; `steps` 0 where the run is measured in hours."""
-    schedule = recipe.schedule
-    if schedule.warmup_share is not None:
-        return schedule.warmup_share
-    if schedule.warmup_steps is None and schedule.warmup_epochs is None:
-        return 0.0
-    rising = schedule.warmup_steps if schedule.warmup_steps is not None else (schedule.warmup_epochs or 0.0) * steps_per_epoch
-    return min(1.0, rising / steps)
-
-
-def lr_factor(schedule: options.Schedule, share: float, warmup: float) -> float:
-    """Learning rate as a part of its peak: linear from 0 over the first `warmup` of the run, then cosine to `final`, or constant."""
-    if share < warmup:
-        return share / warmup
-    if schedule.use == "constant":
-        return 1.0
-    down = (share - warmup) / (1 - warmup) if warmup < 1 else 0.0
-    return schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * down)) / 2
-
-
-def momentum_at(target: options.Target, share: float) -> float:
-    """The target's momentum: 1 - (1 - m0) (cos(pi k / K) + 1) / 2, from m0 to 1 over the run (BYOL, section 3.2), or constant."""
-    if target.schedule == "constant":
-        return target.momentum
-    return 1 - (1 - target.momentum) * (math.cos(math.pi * share) + 1) / 2
 
 
 def set_rates(optimizer: Optimizer, peak: float, factor: float) -> None:

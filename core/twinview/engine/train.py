@@ -12,25 +12,25 @@ import attrs
 import torch
 import torch.distributed as dist
 
-from twinview.data.factory import Factory
-from twinview.data.loader import training_batches
-from twinview.data.remote import fetch_all
-from twinview.data.views import BadSamples
-from twinview.engine.build import Built, build, wrap
+from twinview.data.loading.factory import Factory
+from twinview.data.loading.loader import training_batches
+from twinview.data.loading.views import BadSamples
+from twinview.data.remote.shard import fetch_all
 from twinview.engine.checkpoint import Checkpoint, best_of, load_model, mark_best, random_states, save_checkpoint, set_random_states, steps_in
 from twinview.engine.collapse import CollapseWatch, collapses
 from twinview.engine.compiled import uncompiled
-from twinview.engine.config import micro_batch
-from twinview.engine.left_out import LeftOutSteps
+from twinview.engine.deepspeed_config import micro_batch
+from twinview.engine.distributed.preempt import Notice, on_sigterm
+from twinview.engine.distributed.process import averaged, barrier, gathered, on_first, peak_memory, telling_lost_ranks
+from twinview.engine.loss_scale import scale_of
 from twinview.engine.metrics import Metrics, read_metrics
-from twinview.engine.preempt import Notice, on_sigterm
-from twinview.engine.process import averaged, barrier, gathered, on_first, peak_memory, telling_lost_ranks
-from twinview.engine.progress import Bar
-from twinview.engine.run import Resume, find_start, write_run
-from twinview.engine.scale import scale_of
-from twinview.engine.stepper import Taken, take_step
+from twinview.engine.run_folder import Resume, find_start, write_run
+from twinview.engine.setup import TrainSetup, build, wrap
+from twinview.engine.skipped_steps import SkippedSteps
+from twinview.engine.step import StepResult, take_step
 from twinview.engine.zero import gathered_weights, load_whole_optimizer_state, whole_optimizer_state
 from twinview.errors import CheckpointError, Preempted, RecipeError, closest
+from twinview.progress import Bar
 from twinview.recipe import Recipe
 from twinview.values import Batch, Progress
 
@@ -72,15 +72,15 @@ def train(recipe: Recipe, run_dir: Path, *, resume: Resume = False, command: str
         return _Loop(built, engine, run_dir, {"data": data, "recipe": table}, start, on_progress).run()
 
 
-def _open(built: Built, folder: Path, table: dict[str, Any], data: str, resume: Resume, command: str) -> Checkpoint | None:
+def _open(built: TrainSetup, folder: Path, table: dict[str, Any], data: str, resume: Resume, command: str) -> Checkpoint | None:
     start = find_start(folder, table, data, resume)
     if start and built.recipe.data.streaming:
         _check_readers(start, built)
     images = built.recipe.data
-    about = {
+    metadata = {
         "methods": built.assembly.distributions(),
         "colours": {"channels": images.channels, "white": images.white, "mean": images.mean, "std": images.std},
-        "data": {"shards": [str(p) for p in built.shards.paths], "images": len(built.shards), **built.shards.about, "checksum": data},
+        "data": {"shards": [str(p) for p in built.shards.paths], "images": len(built.shards), **built.shards.metadata, "checksum": data},
     }
     sitting = {
         "command": command,
@@ -89,13 +89,13 @@ def _open(built: Built, folder: Path, table: dict[str, Any], data: str, resume: 
         "device": torch.cuda.get_device_name(built.ranks.device) if built.ranks.device.type == "cuda" else "cpu",
         "precision": built.recipe.run.precision,
     }
-    write_run(folder, table, about, sitting, fresh=start is None)
+    write_run(folder, table, metadata, sitting, fresh=start is None)
     if start and start.meta["ranks"] != built.ranks.world:
         print(f"{start.path}: was written by {start.meta['ranks']} ranks and goes on with {built.ranks.world}: not to the last bit.", file=sys.stderr)
     return start
 
 
-def _check_readers(start: Checkpoint, built: Built) -> None:
+def _check_readers(start: Checkpoint, built: TrainSetup) -> None:
     """A stream goes on in the middle of an epoch only where each worker has the share that it had.  Raises CheckpointError."""
     before = (start.meta["ranks"], max(1, start.meta["recipe"]["data"]["workers"]))
     now = (built.ranks.world, max(1, built.recipe.data.workers))
@@ -105,9 +105,9 @@ def _check_readers(start: Checkpoint, built: Built) -> None:
         raise CheckpointError(f"{start.path}: streamed by {said}: they change only between epochs (the next ends at step {ends}). Write as it was.")
 
 
-def _restore(built: Built, engine: Any, start: Checkpoint) -> None:
+def _restore(built: TrainSetup, engine: Any, start: Checkpoint) -> None:
     try:
-        load_whole_optimizer_state(engine, built.optimizer, built.moved, start.load("optimizer.pt"))
+        load_whole_optimizer_state(engine, built.optimizer, built.trainable, start.load("optimizer.pt"))
     except (KeyError, ValueError) as e:
         raise CheckpointError(f"{start.path}: belongs to another model: optimizer.pt: {e}.") from None
     if start.meta["ranks"] == built.ranks.world:
@@ -120,7 +120,7 @@ class _Loop:
     """A run from where it stands to its end."""
 
     def __init__(
-        self, built: Built, engine: Any, folder: Path, meta: dict[str, Any], start: Checkpoint | None, on_progress: OnProgress | None
+        self, built: TrainSetup, engine: Any, folder: Path, meta: dict[str, Any], start: Checkpoint | None, on_progress: OnProgress | None
     ) -> None:
         self.built, self.engine, self.folder, self.meta, self.on_progress = built, engine, folder, meta, on_progress
         self.step = start.step if start else 0
@@ -129,7 +129,7 @@ class _Loop:
         self.first = built.ranks.rank == 0
         self.data = Factory(built.recipe, built.dims, built.shards, built.ranks.rank, built.ranks.world)
         self.bad = BadSamples(built.recipe.data.bad_samples)
-        self.left_out = LeftOutSteps(built.recipe.run.bad_steps, folder, start.meta.get("left_out") if start else None)
+        self.left_out = SkippedSteps(built.recipe.run.bad_steps, folder, start.meta.get("left_out") if start else None)
         self.images = micro_batch(built.recipe, built.ranks.world)
         self.collapse = CollapseWatch(self.images)
         self.checkpoint = start.path if start else folder / "checkpoints"
@@ -203,7 +203,7 @@ class _Loop:
         """Whether a row is due after `step` steps, counted from 1."""
         return step == 1 or step % self.built.recipe.run.log_every == 0 or step == self.built.steps
 
-    def take(self, batches: Iterator[Batch], share: float) -> Taken:
+    def take(self, batches: Iterator[Batch], share: float) -> StepResult:
         """One optimizer step, and what comes before an epoch."""
         progress = self.progress(share)
         if self.step % self.built.epoch == 0:
@@ -268,7 +268,7 @@ class _Loop:
         barrier()
         raise Preempted(f"{self.folder}: told to end, and saved at step {self.step}. Go on with --resume.")
 
-    def averages(self, taken: Taken) -> dict[str, float]:
+    def averages(self, taken: StepResult) -> dict[str, float]:
         """The last step's loss, terms and notes, and the pace since the row before, over all ranks."""
         images = (self.step - self.since) * self.built.recipe.run.batch_size
         pace = {"images_per_second": images / self.seconds, "data_wait": self.waited / self.seconds}
@@ -300,7 +300,7 @@ class _Loop:
             self.metrics.sync()
         kept = {"loss_scale": scale_of(self.engine).state(), "left_out": self.left_out.state(), "followed": self.built.model.followed}
         meta = {"step": self.step, "epoch": self.step // self.built.epoch, "elapsed": self.elapsed(), "row": row, **kept, **self.meta}
-        state = whole_optimizer_state(self.engine, self.built.optimizer, self.built.moved)
+        state = whole_optimizer_state(self.engine, self.built.optimizer, self.built.trainable)
         self.saved = self.step
         self.checkpoint = save_checkpoint(self.folder / "checkpoints", self.built.model, state, meta, keep=self.built.recipe.run.keep)
 

@@ -95,12 +95,12 @@ class Group(NamedTuple):
         return pieces.view(-1)[offset : offset + parameter.numel()]
 
 
-def whole_optimizer_state(engine: Any, optimizer: Optimizer, moved: Named) -> Memory:
+def whole_optimizer_state(engine: Any, optimizer: Optimizer, trainable: Named) -> Memory:
     """What the optimizer remembers (momenta, moments, counts) by parameter name, on the CPU; empty on ranks other than 0.  Every rank calls it."""
     if not engine.zero_optimization():
-        return optimizer_state(optimizer, moved) if _first() else {}
-    found: Memory = {name: {} for name in moved}
-    for group in _groups(engine.optimizer, moved):
+        return optimizer_state(optimizer, trainable) if _first() else {}
+    found: Memory = {name: {} for name in trainable}
+    for group in _groups(engine.optimizer, trainable):
         for key, value in optimizer.state.get(group.flat, {}).items():
             if _is_count(value):
                 for name, _, _ in group.places:
@@ -113,20 +113,20 @@ def whole_optimizer_state(engine: Any, optimizer: Optimizer, moved: Named) -> Me
     return found if _first() else {}
 
 
-def load_whole_optimizer_state(engine: Any, optimizer: Optimizer, moved: Named, saved: Memory) -> None:
+def load_whole_optimizer_state(engine: Any, optimizer: Optimizer, trainable: Named, saved: Memory) -> None:
     """The inverse of `whole_optimizer_state`, whatever stage and number of ranks it was saved from.
 
     Raises KeyError on a name that nothing has, ValueError on another shape.
     """
     for name, values in saved.items():
-        shape = _shape(moved[name])
+        shape = _shape(trainable[name])
         for key, value in values.items():
             if not _is_count(value) and value.shape != shape:
                 raise ValueError(f"{key} of {name!r} is {tuple(value.shape)}, not {tuple(shape)}")
     if not engine.zero_optimization():
-        load_optimizer_state(optimizer, moved, saved)
+        load_optimizer_state(optimizer, trainable, saved)
         return
-    for group in _groups(engine.optimizer, moved):
+    for group in _groups(engine.optimizer, trainable):
         state: dict[str, Any] = {}
         for key in dict.fromkeys(key for name, _, _ in group.places for key in saved.get(name, {})):
             values = {name: saved[name][key] for name, _, _ in group.places if key in saved.get(name, {})}
@@ -139,9 +139,9 @@ def _is_count(value: Any) -> bool:
     return not isinstance(value, Tensor) or value.ndim == 0
 
 
-def _groups(zero: Any, moved: Named) -> Iterator[Group]:
+def _groups(zero: Any, trainable: Named) -> Iterator[Group]:
     """As DeepSpeed's optimizer of stage 1, 2 or 3 has laid them out."""
-    names = {id(p): name for name, p in moved.items()}
+    names = {id(p): name for name, p in trainable.items()}
     if hasattr(zero, "fp32_partitioned_groups_flat"):
         for flat, parameters in zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True):
             places, offset = [], 0

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-class _Normalise(torch.autograd.Function):
+class _Normalize(torch.autograd.Function):
     """x [B, C, ...] -> (x - mean) / sqrt(var + eps) with the statistics of all ranks' cells; also mean, var (biased), count.
 
     A rank may bring no cell (B = 0): it takes part in what the ranks say to each other, and counts for nothing.
@@ -64,14 +64,14 @@ class SyncBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """[B, C, ...] -> the same shape and dtype."""
-        found: Tensor = self.after(self._normalised(input))
+        found: Tensor = self.after(self._normalized(input))
         return found
 
-    def _normalised(self, input: Tensor) -> Tensor:
+    def _normalized(self, input: Tensor) -> Tensor:
         if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
             return super().forward(input)
         self._check_input_dim(input)
-        normal, mean, var, count = cast(tuple[Tensor, Tensor, Tensor, Tensor], _Normalise.apply(input, self.eps))
+        normal, mean, var, count = cast(tuple[Tensor, Tensor, Tensor, Tensor], _Normalize.apply(input, self.eps))
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             with torch.no_grad():
                 some = (count > 0).to(self.num_batches_tracked.dtype)  # none on any rank: the statistics stay as they are
@@ -85,7 +85,7 @@ class SyncBatchNorm(_BatchNorm):
         return (normal * self.weight.view(shape) + self.bias.view(shape)).to(input.dtype)
 
 
-def synchronise_batchnorm(module: nn.Module) -> nn.Module:
+def synchronize_batchnorm(module: nn.Module) -> nn.Module:
     """The module with every BatchNorm made synchronous, weights and statistics shared: torch's on a GPU, ours elsewhere.
 
     A subclass that holds modules, applied behind the norm, is always ours: torch's conversion would lose them.
@@ -98,7 +98,7 @@ def synchronise_batchnorm(module: nn.Module) -> nn.Module:
             return cast(nn.Module, nn.SyncBatchNorm.convert_sync_batchnorm(module))  # type: ignore[no-untyped-call]
         return _twin(module)
     for name, child in module.named_children():
-        setattr(module, name, synchronise_batchnorm(child))
+        setattr(module, name, synchronize_batchnorm(child))
     return module
 
 

@@ -1,0 +1,1 @@
+"""What is done with a trained run: score it, export it, draw from it, load it."""

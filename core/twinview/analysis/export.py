@@ -1,0 +1,94 @@
+"""A run's encoder as a file of tensors that its library loads: no DeepSpeed, no twinview."""
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import attrs
+import numpy as np
+from torch import Tensor, nn
+
+from twinview.analysis.load import load_encoder
+from twinview.assembly import assemble
+from twinview.engine.checkpoint import find_checkpoint
+from twinview.errors import CheckpointError, RecipeError
+from twinview.recipe import read
+from twinview.values import Published, Size
+from twinview.version import __version__
+
+OWN = "torch"  # the encoder's own names, for a library that is none of those that publish models
+
+
+@attrs.frozen
+class Export:
+    """What was written, and how it is read again."""
+
+    path: Path  # .safetensors
+    metadata: Path  # .json beside it
+    published: Published
+    size: Size  # of the images that positions are for, pixels
+
+
+def export_encoder(run: Path, out: Path, *, to: str = "", size: Size | None = None, step: int | None = None) -> Export:
+    """Write the online branch's encoder of a run to `out`, a .safetensors file, and what else a user of it needs to know to a .json beside it.
+
+    `to`: the library whose names the tensors have, "" for the one that the encoder comes from; `size`: height, width in pixels that fixed or learned
+    positions are made for (default: the first view's); `step`: the checkpoint of that step.  Raises CheckpointError, RecipeError.
+    """
+    if out.suffix != ".safetensors":
+        raise RecipeError(f"{out}: is no name for the file. Write one that ends in .safetensors.")
+    encoder = load_encoder(run, step)
+    assembly = assemble(read(run / "recipe.toml"))
+    views = assembly.calls.sample_views(size=(256, 256), rng=np.random.default_rng(0))
+    made_for = size or views.sizes[0]
+    published = _published(encoder, assembly.recipe.encoder.use, made_for, to)
+    if size and (published.library == OWN or cast(Any, encoder.spec).patch is None):
+        raise RecipeError("--size: nothing in this file depends on the size of images. Leave it out.")
+    data, tensors = assembly.recipe.data, {name: value.detach().contiguous().clone() for name, value in published.tensors.items()}
+    metadata = {
+        "library": published.library,
+        "model": published.load,  # the expression that makes it
+        "strict": published.strict,
+        "size": made_for,
+        "mean": data.mean,
+        "std": data.std,
+        "white": data.white,  # of 16-bit images: the value that is 1 before mean and std
+        "encoder": assembly.table()["encoder"],
+        "run": str(run.resolve()),
+        "step": find_checkpoint(run / "checkpoints", step).step,
+        "twinview": __version__,
+    }
+    return _write(out, tensors, metadata, published, made_for)
+
+
+def _published(encoder: nn.Module, use: str, size: Size, to: str) -> Published:
+    """The encoder for the library `to`."""
+    ask: Any = getattr(encoder, "published", None)
+    if to == OWN or (ask is None and not to):
+        return Published(OWN, "", encoder.state_dict())
+    try:
+        found: Published | None = ask(size) if ask else None
+    except ValueError as e:
+        raise RecipeError(f"--size: {e}.") from None
+    if found is None and not to:
+        return Published(OWN, "", encoder.state_dict())
+    if found is None or (to and found.library != to):
+        there = f"{found.library} or {OWN}" if found else OWN
+        raise CheckpointError(f"--to {to}: {to} has no network that is this encoder, {use}. Write --to {there}.")
+    return found
+
+
+def _write(out: Path, tensors: dict[str, Tensor], metadata: dict[str, Any], published: Published, size: Size) -> Export:
+    """Both files, each whole or not there."""
+    from safetensors.torch import save_file
+
+    beside = out.with_suffix(".json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    fresh = out.with_name(f".{out.name}.tmp")
+    save_file(tensors, fresh, metadata={"format": "pt"})
+    os.replace(fresh, out)
+    fresh.write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
+    os.replace(fresh, beside)
+    return Export(out, beside, published, size)

@@ -1,0 +1,139 @@
+"""What a recipe's parts must be to each other.  Each check raises RecipeError or PluginError with the place and what to write instead."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from twinview.assembly.plugins import option
+from twinview.errors import PluginError, RecipeError, closest
+from twinview.recipe.schema import PartConfig, Recipe
+from twinview.values import Traits
+
+CORE = "twinview"  # the core's own name on the manager
+SINGLE = ("sample_views", "draw_augment", "apply_augment", "make_masks", "make_encoder", "encode")  # at most one part answers
+NEEDS = {  # word of Traits.needs -> what lacks it
+    **{word: "encoder" for word in ("cells", "pooled", "tokens", "levels")},
+    "crop_draws": "views",
+    "alignment": "align",
+    "masks": "masks",
+    "averaged_target": "target",
+    "labels": "data",
+}
+GIVES = ("cells", "pooled", "tokens", "levels", "hides", "recomputable", "crop_draws", "uses_extra", "any_channels", "deep")
+
+
+class Composition(Protocol):
+    """A recipe's parts as the checks see them: what an Assembly has."""
+
+    recipe: Recipe
+    parts: dict[str, Any]  # by label
+    uses: dict[str, tuple[str, str, PartConfig]]  # label -> slot, place, use
+    traits: dict[str, Traits]  # by label
+
+    def answers(self, hook: str) -> list[str]:
+        """Labels of the parts that answer a hook, wrappers left out, in the recipe's order."""
+        ...
+
+    def wrappers(self, hook: str) -> list[str]:
+        """Labels of the parts that wrap a hook, innermost first."""
+        ...
+
+
+def check_hooks(made: Composition) -> None:
+    """Hooks that take one part, and hooks that go together."""
+    for hook in SINGLE:
+        who = [name for name in made.answers(hook) if name != CORE]
+        if len(who) > 1:
+            places = " and ".join(made.uses[name][1] for name in who)
+            raise RecipeError(f"{hook}: takes one part, the recipe has {len(who)}: {places}. Leave all but one out.")
+    one_by_one = [name for name in (*made.answers("encode"), *made.wrappers("encode")) if name != CORE]
+    if made.recipe.run.views_together and one_by_one:
+        raise RecipeError(f"[run] views_together: {made.uses[one_by_one[0]][1]} answers encode, a view at a time. Leave views_together out.")
+    stray = [name for name in made.answers("align") if made.uses[name][0] != "align"]
+    if stray:
+        raise RecipeError(f"{made.uses[stray[0]][1]}: answers align. Put it in [align], or in [align.NAME] beside another.")
+    draw, apply = made.answers("draw_augment"), made.answers("apply_augment")
+    if draw != apply:
+        one = (draw or apply)[0]
+        raise PluginError(f"{made.uses[one][1]}: answers one of draw_augment and apply_augment; a part answers both or none.")
+
+
+def check_traits(made: Composition) -> None:
+    """What parts need of the encoder, the views and the recipe."""
+    recipe = made.recipe
+    encoder = made.traits[recipe.encoder.label]
+    for label, traits in made.traits.items():
+        place = made.uses[label][1]
+        for word in sorted(traits.needs):
+            if NEEDS[word] == "encoder" and word not in encoder.gives:
+                has = ", ".join(sorted(encoder.gives.intersection(NEEDS))) or "nothing"
+                raise RecipeError(f"{place}: needs {word}, and [encoder] {recipe.encoder.use} gives {has}. Choose another encoder.")
+            if NEEDS[word] == "views" and word not in made.traits[recipe.views.label].gives:
+                raise RecipeError(f"{place}: needs {word}, and [views] {recipe.views.use} does not note them. Choose other views.")
+            if word == "masks" and recipe.masks is None:
+                raise RecipeError(f"{place}: needs masked views. Add a [masks] table.")
+            if word == "averaged_target" and recipe.target.momentum == 0:
+                raise RecipeError(f"{place}: needs an averaged target. Set [target] momentum above 0.")
+    if recipe.masks is not None and "hides" not in encoder.gives:
+        other = recipe.encoder.use
+        raise RecipeError(f"[masks] {recipe.masks.use}: [encoder] {other} cannot hide cells. Leave [masks] out, or choose another encoder.")
+    if recipe.run.activation_checkpointing and "recomputable" not in encoder.gives:
+        other = recipe.encoder.use
+        raise RecipeError(f"[run] activation_checkpointing: [encoder] {other} names no blocks. Leave it out, or choose another encoder.")
+
+
+def check_channels(made: Composition) -> None:
+    """Images that are not three channels of 8 bits, and the parts that touch pixels."""
+    data, pixels = made.recipe.data, made.answers("apply_augment")
+    wanted = [("any_channels", f"channels = {data.channels}: it takes 3", [*made.answers("make_encoder"), *pixels])] * (data.channels != 3)
+    wanted += [("deep", f"white = {data.white}: it takes images of 8 bits", pixels)] * (data.white > 0)
+    for word, said, labels in wanted:
+        for label in labels:
+            if word not in made.traits[label].gives:
+                instead = made.traits[label].instead or "Choose another part."
+                raise RecipeError(f"{made.uses[label][1]}: does not go with [data] {said}. {instead}")
+
+
+def check_alignments(made: Composition) -> None:
+    """Alignments that losses name, and losses that alignments need."""
+    recipe, used = made.recipe, set()
+    for label, part in made.parts.items():
+        place, traits = made.uses[label][1], made.traits[label]
+        wanted = option(part, "align")
+        if wanted is None:
+            continue
+        if not recipe.align:
+            if "alignment" in traits.needs:
+                raise RecipeError(f"{place}: needs an alignment. Add an [align] table.")
+            continue
+        if wanted not in recipe.align:
+            raise RecipeError(f"{place}.align: {_no_alignment(recipe.align, wanted)}")
+        used.add(wanted)
+        gives = made.traits[recipe.align[wanted].label]
+        if gives.extra and "uses_extra" not in traits.gives:
+            other = recipe.align[wanted].use
+            raise RecipeError(f"{place}: does not use what [align] {other} tells a predictor. Choose an alignment that resamples the maps.")
+    for name, use in recipe.align.items():
+        if name not in used:
+            raise RecipeError(f"[align{'.' * bool(name)}{name}] {use.use}: no loss uses it. Leave it out, or add a loss that aligns cells.")
+
+
+def _no_alignment(there: Mapping[str, PartConfig], wanted: str) -> str:
+    """Why no alignment answers to this name, and what to write instead."""
+    if list(there) == [""]:
+        return "the recipe's one alignment, [align], has no name. Leave the key out, or write [align.NAME]."
+    said = f"no alignment has the name {wanted!r}" if wanted else "the recipe names its alignments; say which with align = \"NAME\""
+    return f"{said}.{closest(wanted, there)}"
+
+
+def check_heads(made: Composition) -> None:
+    """Shared heads that parts name, each trained by a loss."""
+    heads = [use.label for use in made.recipe.head]
+    for label, part in made.parts.items():
+        wanted = option(part, "head")
+        if wanted and wanted not in heads:
+            raise RecipeError(f"{made.uses[label][1]}.head: no [[head]] has the name {wanted!r}.{closest(wanted, heads)}")
+    trained = {option(made.parts[label], "head") for label in made.answers("loss")}
+    for name in heads:
+        if name not in trained:
+            raise RecipeError(f'{made.uses[name][1]}: no loss uses it. Leave it out, or say head = "{name}" in a loss.')

@@ -1,0 +1,100 @@
+"""Installed methods and the parts that they offer: found by entry point, imported only when named."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
+from typing import Any
+
+import attrs
+import pluggy
+
+from twinview.errors import PluginError, RecipeError, TwinviewError, closest
+from twinview.hooks import Hooks
+
+GROUP = "twinview"  # of entry points
+
+
+def answered(cls: type) -> list[str]:
+    """The hooks that a part's class answers."""
+    found = {name: getattr(cls, name) for name in dir(cls)}
+    return [impl.get("specname") or name for name, value in found.items() if (impl := getattr(value, f"{GROUP}_impl", None))]
+
+
+def option(part: Any, name: str) -> Any:
+    """A part's option by name, None where it has no such option."""
+    return getattr(part, name) if name in {f.name for f in attrs.fields(type(part))} else None
+
+
+def options(part: Any) -> dict[str, Any]:
+    """A part's options as plain values, those that are None left out."""
+    found = attrs.asdict(part, filter=lambda a, v: a.init and v is not None)
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
+
+
+def distribution(entry: EntryPoint) -> str:
+    """The distribution that an entry point comes from, with its version."""
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
+
+
+def methods() -> list[str]:
+    """Installed methods by name; none is imported."""
+    return sorted({e.name for e in entry_points(group=GROUP)})
+
+
+def load(manager: pluggy.PluginManager, method: str, place: str, offered: EntryPoints | None = None) -> Mapping[str, type]:
+    """Import and register the method that an entry point names (of those `offered`, or installed), and no other; its parts by name.
+
+    Raises RecipeError, PluginError.
+    """
+    offered = entry_points(group=GROUP) if offered is None else offered
+    found = [e for e in offered if e.name == method]
+    if not found:
+        raise RecipeError(f"{place}: no method {method!r} is installed.{closest(method, {e.name for e in offered})}")
+    offers = " and by ".join(sorted({distribution(e) for e in found}))
+    if len({e.value for e in found}) > 1 or len({e.dist.name for e in found if e.dist}) > 1:
+        raise RecipeError(f"{place}: method {method!r} is offered by {offers}. Uninstall all but one.")
+    name = f"method:{method}"
+    if not manager.has_plugin(name):
+        try:
+            module = found[0].load()
+        except TwinviewError:
+            raise
+        except Exception as e:
+            raise PluginError(f"{place}: method {method!r} ({found[0].value}, {offers}) cannot be loaded: {type(e).__name__}: {e}") from e
+        manager.register(module, name=name)
+        hooks = [h.name for h in manager.get_hookcallers(module) or []]
+        if hooks != ["parts"]:
+            said = f"answers {', '.join(hooks) or 'nothing'}"
+            raise PluginError(f"{place}: method {method!r} ({found[0].value}) {said}. A method answers parts() alone; other hooks belong in a part.")
+    plugin = manager.get_plugin(name)
+    others = [p for n, p in manager.list_name_plugin() if p is not None and p is not plugin]
+    answer: list[Mapping[str, type]] = manager.subset_hook_caller("parts", others)()
+    return answer[0]
+
+
+def find_part(manager: pluggy.PluginManager, method: str, name: str, place: str, offered: EntryPoints | None = None) -> type:
+    """The class of a part.  Raises RecipeError with the nearest right name, PluginError where it is no attrs class."""
+    found = load(manager, method, place, offered)
+    if name not in found:
+        raise RecipeError(f"{place}: {method} has no part {name!r}.{closest(name, found)}")
+    if not isinstance(found[name], type) or not attrs.has(found[name]):
+        raise PluginError(f"{place}: {method} offers something for {name!r} that is no part. Make it a class with @twinview.part.")
+    return found[name]
+
+
+def installed(only: str | None = None) -> Iterator[tuple[str, str, Mapping[str, type] | TwinviewError]]:
+    """Every installed method (or one): name, distribution with version, and its parts (or why it cannot be loaded)."""
+    offered = entry_points(group=GROUP)
+    for method in [only] if only else sorted(offered.names):
+        who = next(distribution(e) for e in offered if e.name == method)
+        try:
+            yield method, who, load(pluggy_manager(), method, method, offered)
+        except TwinviewError as e:
+            yield method, who, e
+
+
+def pluggy_manager() -> pluggy.PluginManager:
+    """A manager with the hooks and no parts."""
+    manager = pluggy.PluginManager(GROUP)
+    manager.add_hookspecs(Hooks)
+    return manager

@@ -1,0 +1,192 @@
+"""Open what a recipe's [data] names: shards by path, URL or folder, several sources as one set, or a stream."""
+from __future__ import annotations
+
+import difflib
+import glob
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from twinview.data.dataset.base import Samples
+from twinview.data.dataset.mixture import Mixture, Subset
+from twinview.data.dataset.shards import Shards, refuse_twins
+from twinview.data.dataset.stream import Stream
+from twinview.data.remote.shard import Access, RemoteShard, check_room, is_remote, remote_shards
+from twinview.data.scenes.shards import scenes
+from twinview.data.store import image_folder as images
+from twinview.data.store import index
+from twinview.data.store.listing import folder as image_folder
+from twinview.data.threads import in_threads
+from twinview.errors import DataError
+from twinview.ops.seeding import seed_of, splitmix
+from twinview.progress import progress
+from twinview.recipe.tables import Amount, Data, Source
+
+
+def open_shards(spec: str | Sequence[str], access: Access | None = None, *, rebuild: bool = False) -> Shards:
+    """Open shards by path: `{000..063}`, `*` and folders are expanded, in order; `images:DIR` is a folder of images.
+
+    `scenes:train` and `scenes:val` are the embedded scenes.  URLs and `pipe:` are read by way of a cache, as `access` says.  A shard without a
+    fresh index gets one, with `rebuild` every shard.  Raises DataError with the shard that is missing, damaged or out of reach.
+    """
+    paths = [path for one in ([spec] if isinstance(spec, str) else spec) for path in shard_paths(one, access)]
+    if not paths:
+        raise DataError("[data] shards: names no shard. Write the paths of some .tar files.")
+    remote = [path for path in paths if isinstance(path, RemoteShard)]
+    local = [path for path in paths if isinstance(path, Path)]
+    opened = dict(zip(remote, in_threads(lambda shard: shard.opened(rebuild), remote, "index")))
+    indexes = {path: None if rebuild else images.read(path) if path.is_dir() else index.read(path) for path in local}
+    todo = [path for path, found in indexes.items() if found is None]
+    for path in progress(todo, len(todo), "index", "shards"):
+        indexes[path] = images.build(path) if path.is_dir() else index.build(path)
+    both = [opened[path] if isinstance(path, RemoteShard) else (path, indexes[path]) for path in paths]
+    return Shards([path for path, _ in both], [found for _, found in both if found is not None])
+
+
+def shard_paths(spec: str, access: Access | None = None) -> Iterator[Path | RemoteShard]:
+    """The shards that a path with braces or `*`, a folder, a URL or `scenes:SPLIT` names; of `images:DIR` the folder.  Raises DataError."""
+    if spec.startswith("scenes:"):
+        yield from _folder(scenes(spec.removeprefix("scenes:")))
+        return
+    if spec.startswith("images:"):
+        for text in expand(spec.removeprefix("images:")):
+            yield image_folder(Path(os.path.expanduser(text)), "of images")
+        return
+    if is_remote(spec):
+        yield from remote_shards(spec, list(expand(spec)), access or Access())
+        return
+    for text in expand(spec):
+        path = Path(os.path.expanduser(text))  # Path's own raises where there is no such user
+        if path.is_dir():
+            yield from _folder(path)
+        elif path.is_file():
+            yield path
+        elif found := sorted(glob.glob(str(path))):
+            yield from map(Path, found)
+        else:
+            raise DataError(f"{path}: there is no such shard.{_nearest(path)}")
+
+
+def expand(spec: str) -> Iterator[str]:
+    """`a-{000..063}.tar`, `{train,extra}.tar`: every path that braces stand for, in order, zero-padded as written."""
+    found = re.search(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}", spec)
+    if found is None:
+        yield spec
+        return
+    first, last, words = found.groups()
+    if words is None and int(first) > int(last):
+        raise DataError(f"{spec!r}: {first}..{last} counts down. Write {{{last}..{first}}}.")
+    width = len(first) if first and (first[0] == "0" or last[0] == "0") else 0
+    for word in words.split(",") if words is not None else (f"{n:0{width}}" for n in range(int(first), int(last) + 1)):
+        yield from expand(spec[: found.start()] + word + spec[found.end() :])
+
+
+def _folder(folder: Path) -> list[Path]:
+    found = sorted(folder.glob("*.tar"))
+    if not found:
+        raise DataError(f"{folder}: holds no .tar. Of a folder of images write images:{folder}, or pack it: `twinview shards pack images`.")
+    manifest = folder / "manifest.json"
+    if manifest.is_file():
+        try:
+            listed = [shard["name"] for shard in json.loads(manifest.read_text())["shards"]]
+        except (ValueError, KeyError, TypeError):
+            return found  # not ours
+        missing = [name for name in listed if not (folder / name).is_file()]
+        if missing:
+            listing = f"{len(missing)} of {len(listed)} shards of manifest.json are"
+            raise DataError(f"{folder / missing[0]}: is missing ({listing}). Copy the folder anew.")
+    return found
+
+
+def _nearest(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f" There is no folder {folder} either."
+    names = [p.name for p in folder.iterdir() if p.suffix == ".tar" or p.is_dir()]
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.0)
+    return f" The nearest is {folder / near[0]}." if near else f" {folder} holds no .tar."
+
+log = logging.getLogger(__name__)
+PROMISES = (
+    "[data] streaming: the order depends on ranks and workers, and is shuffled by shards and among %d samples of a worker; an epoch may leave "
+    "samples out and have others twice; a resume reads again what its epoch had read."
+)
+
+
+def open_stream(data: Data, access: Access) -> Stream:
+    """What a recipe with `streaming` trains with; says what that cannot promise.  Raises DataError."""
+    specs = [data.shards] if isinstance(data.shards, str) else data.shards
+    paths = tuple(path for spec in specs for path in shard_paths(spec, access))
+    counts = [_count(path) for path in paths]
+    known = [count for count in counts if count is not None]
+    if len(known) < len(paths) and not data.samples:
+        unknown = next(path for path, count in zip(paths, counts) if count is None)
+        raise DataError(f"[data] streaming: how many samples {unknown} has is not known. Name a folder with its manifest.json, or write samples = N.")
+    if len(known) == len(paths) and data.samples not in (0, sum(known)):
+        raise DataError(f"[data] samples: {data.samples}, and the shards have {sum(known)} by their manifest or index. Leave samples out.")
+    if os.environ.get("RANK", "0") == "0":
+        log.warning(PROMISES, data.buffer)
+    return Stream(paths=paths, counts=tuple(known) if len(known) == len(paths) else None, samples=data.samples or sum(known))
+
+
+def _count(path: Path | RemoteShard) -> int | None:
+    if isinstance(path, RemoteShard):
+        return path.samples
+    if path.is_dir():
+        raise DataError(f"[data] streaming: images:{path} is a folder of images, and is read as it lies. Leave streaming out.")
+    found = index.read(path)
+    return None if found is None else len(found)
+
+SUBSET, HELD_OUT = "subset", "held-out"  # purposes, each with an order of its own
+
+
+def open_data(data: Data, access: Access | None = None) -> Samples:
+    """What a recipe trains with.  Raises DataError: shards at fault, keys that stand twice, subsets or held-out parts that are empty or too large."""
+    access = access or Access.of(data)
+    if data.streaming:
+        return open_stream(data, access)
+    if not data.source and not data.held_out:
+        shards = open_shards(data.shards, access)
+        check_room(shards.paths, data.window)
+        return shards
+    sources = data.source or [Source(shards=data.shards)]
+    opened = [open_shards(source.shards, access) for source in sources]
+    check_room([path for shards in opened for path in shards.paths], data.window * len(sources))
+    if not sources[0].name:
+        refuse_twins(opened, "Keys name samples: write a name = \"...\" into each [[data.source]], to stand before its keys.")
+    hashes = [np.concatenate([found.hashes for found in shards.indexes]) for shards in opened]
+    ends = np.cumsum([len(shards) for shards in opened])
+    held = np.split(_chosen(np.concatenate(hashes), data.held_out, HELD_OUT, "[data] held_out"), ends[:-1]) if data.held_out else None
+    train, kept = list[Subset](), list[Subset]()
+    for i, (source, shards) in enumerate(zip(sources, opened)):
+        part = Subset(name=source.name, shards=shards, rows=np.arange(len(shards)), weight=source.weight)
+        rest = np.flatnonzero(~held[i]) if held else part.rows
+        if not len(rest):
+            raise DataError(f"[data] held_out: {data.held_out} leaves nothing of {part.label} to train with. Write less.")
+        if source.subset != 1.0:
+            rest = rest[_chosen(hashes[i][rest], source.subset, SUBSET, f"[[data.source]] {part.label}: subset")]
+        train.append(attrs.evolve(part, rows=rest))
+        kept += [attrs.evolve(part, rows=np.flatnonzero(held[i]), weight=None)] if held else []
+    return Mixture(train, Mixture(kept) if held else None)
+
+
+def _chosen(hashes: NDArray[np.int64], amount: Amount, purpose: str, place: str) -> NDArray[np.bool_]:
+    """Which samples: of a share those whose mixed hash lies in that share of all numbers, of a count those with the least."""
+    mixed = splitmix(hashes.view(np.uint64) ^ np.uint64(seed_of(purpose)))
+    if isinstance(amount, int) and amount > len(hashes):
+        raise DataError(f"{place}: {amount} is more than the {len(hashes)} samples that there are. Write {len(hashes)} or less.")
+    if isinstance(amount, int):
+        found = np.zeros(len(hashes), np.bool_)
+        found[np.argsort(mixed, kind="stable")[:amount]] = True
+    else:
+        found = mixed < np.uint64(int(amount * 2**64))
+    if not found.any():
+        raise DataError(f"{place}: {amount} of {len(hashes)} samples is none. Write more.")
+    return found

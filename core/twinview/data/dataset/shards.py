@@ -1,0 +1,167 @@
+"""Samples of many shards by number.  Shards are uncompressed tars in WebDataset's layout, read by offset, or folders of images.
+
+Those that lie elsewhere are read out of a cache on this machine.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twinview.data.dataset.order import EpochSampler, Shuffled
+from twinview.data.remote.shard import RemoteShard
+from twinview.data.rng import twins
+from twinview.data.store import index
+from twinview.data.store.image_folder import Folder
+from twinview.data.store.sample import Sample
+from twinview.errors import DataError
+
+OPEN_FILES = 64  # shards held open by a process
+OPEN_CACHED = 1  # where a limited cache holds some of them: it evicts none that is open
+
+
+class Shards:
+    """All samples of a list of shards, in the order of the list.  Safe to fork (reads by `pread` share no position) and to pickle."""
+
+    def __init__(self, paths: Sequence[Path | RemoteShard], indexes: Sequence[index.Index | Folder]) -> None:
+        """Raises DataError where two samples have one key."""
+        self.paths, self.indexes = tuple(paths), tuple(indexes)
+        self.starts: NDArray[np.int64] = np.cumsum([0, *map(len, indexes)], dtype=np.int64)  # [shards + 1]
+        self._files: OrderedDict[int, int] = OrderedDict()  # shard -> descriptor, the longest unused first
+        self._most = OPEN_CACHED if any(isinstance(path, RemoteShard) and path.cache.limit for path in paths) else OPEN_FILES
+        refuse_twins([self], "Keys name samples: pack anew, or list each shard once.")
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def place(self, i: int) -> tuple[int, int]:
+        """(shard, sample within it) of sample `i`."""
+        shard = int(np.searchsorted(self.starts, i, side="right")) - 1
+        return shard, i - int(self.starts[shard])
+
+    def key(self, i: int) -> str:
+        """The key of sample `i`."""
+        shard, local = self.place(i)
+        return self.indexes[shard].key(local)
+
+    def key_hash(self, i: int) -> int:
+        """`draws.key_hash` of the key of sample `i`."""
+        shard, local = self.place(i)
+        return int(self.indexes[shard].hashes[local])
+
+    def path(self, i: int) -> Path | RemoteShard:
+        """The shard that holds sample `i`, or its own file in a folder of images."""
+        shard, local = self.place(i)
+        found = self.indexes[shard]
+        return found.path(local) if isinstance(found, Folder) else self.paths[shard]
+
+    def read(self, i: int, only: Collection[str] | None = None) -> Sample:
+        """Sample `i`, all fields or those named.
+
+        Raises DataError where the shard, or the image's own file, has changed since it was opened; ValueError where that file is gone.
+        """
+        shard, local = self.place(i)
+        found = self.indexes[shard]
+        wanted = [file for file in found.files(local) if only is None or file[0] in only]
+        if isinstance(found, Folder):
+            return Sample(found.key(local), {field: found.read(local) for field, _, _ in wanted})
+        return Sample(found.key(local), {field: self._pread(shard, offset, size, found.stamp) for field, offset, size in wanted})
+
+    def names(self, i: int) -> list[str]:
+        """The fields of sample `i`."""
+        shard, local = self.place(i)
+        return [field for field, _, _ in self.indexes[shard].files(local)]
+
+    def shards_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which of `paths` holds each of these samples."""
+        return np.searchsorted(self.starts, numbers, side="right") - 1
+
+    def replacements(self, i: int) -> range:
+        """All samples."""
+        return range(len(self))
+
+    def order(self, seed: int, window: int) -> EpochSampler:
+        """Every sample once an epoch."""
+        return Shuffled(starts=self.starts, seed=seed, window=window)
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Nothing besides."""
+        return {}
+
+    @property
+    def fields(self) -> set[str]:
+        """Every field that some sample has."""
+        return {field for found in self.indexes for field in found.fields}
+
+    @property
+    def classes(self) -> int:
+        """1 + the largest class number (field `cls`); 0 where not every sample has one."""
+        found = [i.classes for i in self.indexes]
+        return max(found, default=0) if all(found) else 0
+
+    @cached_property
+    def checksum(self) -> str:
+        """A hash of all keys, fields, offsets and sizes, in order: the same set of shards, wherever it lies."""
+        digest = hashlib.blake2b(digest_size=16)
+        for found in self.indexes:
+            digest.update(json.dumps([len(found), found.fields]).encode())
+            for array in found.content:
+                digest.update(array.tobytes())
+        return digest.hexdigest()
+
+    def close(self) -> None:
+        """Close the shards; a later read opens them again."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def __del__(self) -> None:
+        if hasattr(self, "_files"):
+            self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": OrderedDict()}
+
+    def _pread(self, shard: int, offset: int, size: int, stamp: index.Stamp) -> bytes:
+        if shard not in self._files:
+            if len(self._files) >= self._most:
+                os.close(self._files.popitem(last=False)[1])
+            self._files[shard] = _open(self.paths[shard])
+        self._files.move_to_end(shard)
+        data = os.pread(self._files[shard], size, offset)
+        now = os.fstat(self._files[shard])
+        if (now.st_size, now.st_mtime_ns) != stamp:
+            was = f"{now.st_size} bytes, and {stamp.size} when it was indexed"
+            raise DataError(f"{self.paths[shard]}: has changed since it was opened ({was}). Leave shards alone while they are read, and start again.")
+        return data
+
+
+def _open(path: Path | RemoteShard) -> int:
+    if isinstance(path, RemoteShard):
+        return path.open()
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as e:
+        raise DataError(f"{path}: {e.strerror}.") from None
+
+
+def refuse_twins(sources: Sequence[Shards], instead: str) -> None:
+    """Raises DataError where two samples have one key; `instead` says what to do."""
+    hashes = np.concatenate([found.hashes for shards in sources for found in shards.indexes])
+    starts = np.cumsum([0, *map(len, sources)])
+    for pair in twins(hashes):
+        found = []
+        for number in pair:
+            source = int(np.searchsorted(starts, number, side="right")) - 1
+            found.append((sources[source], int(number - starts[source])))
+        keys, paths = [shards.key(i) for shards, i in found], [shards.path(i) for shards, i in found]
+        if keys[0] == keys[1]:
+            raise DataError(f"{paths[0]} and {paths[1]}: both have a sample {keys[0]!r}. {instead}")

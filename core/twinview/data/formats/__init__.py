@@ -1,0 +1,1 @@
+"""Bytes of files to arrays; no knowledge of shards."""

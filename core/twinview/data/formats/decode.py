@@ -1,0 +1,196 @@
+"""Bytes of a sample -> tensors.  A sample that cannot be decoded raises BadSample with the reason; nothing here unpickles."""
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from twinview.data.formats import npy_tiff
+from twinview.data.formats.npy_tiff import Header, reasons
+from twinview.recipe.tables import Data
+from twinview.values import Size
+
+T = TypeVar("T")
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+MAP_MODES = ("1", "L", "P", "I", "I;16", "I;16B")  # PIL's, of one channel of whole numbers
+GREY_16 = ("I;16", "I;16B", "I;16L")  # PIL's modes of 16-bit grey
+DEEP = ("I", "F")  # how PIL's modes of more than 8 bits a channel begin
+GREY = ("1", "L", "LA")  # PIL's modes of one channel, transparency aside
+MAX_PIXELS = 89_478_485  # of an image; from here on PIL warns of a decompression bomb, and the decoders of torchvision would just take the memory
+
+DECODERS: dict[bytes, Callable[..., Tensor]] = {}  # by a file's first bytes; PIL decodes the others
+with suppress(ImportError):  # torchvision means to drop it; PIL then reads all, at two thirds of the speed
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    DECODERS = {JPEG: decode_jpeg}  # its decode_png ends the whole process where the pixels of a file end early, and gains a sixth over PIL
+
+
+class PixelFormat(NamedTuple):
+    """What a recipe has its images be."""
+
+    channels: int = 3  # 3: grey becomes three equal ones
+    white: int = 0  # of files of 16 bits: the value that becomes 255; 0: they are refused
+
+    @classmethod
+    def of(cls, data: Data) -> PixelFormat:
+        """As [data] says."""
+        return cls(data.channels, data.white)
+
+
+RGB = PixelFormat()
+
+
+def image(data: bytes, form: PixelFormat = RGB) -> Tensor:
+    """A file -> [C, H, W] uint8 as `form` says; float32 on the scale 0..255 where it names a white.  Raises ValueError with the reason."""
+    if form.channels == 3 and not _is_wide(data):
+        pixels = _eight_bits(data, 3)
+    else:
+        pixels = values(data)
+        if pixels.dtype == torch.uint16 and not form.white:
+            raise ValueError("has 16 bits a channel; [data] white = 65535, or the value that is full scale, has such images read")
+        if len(pixels) == 1 and form.channels == 3:
+            pixels = pixels.expand(3, -1, -1)
+        if len(pixels) != form.channels:
+            grey = "; channels = 3 takes grey images too" if {len(pixels), form.channels} == {1, 3} else ""
+            raise ValueError(f"has {len(pixels)} channel{'s' * (len(pixels) > 1)}, and [data] channels is {form.channels}{grey}")
+    if not form.white:
+        return pixels
+    return pixels.float().mul_(255 / form.white).clamp_(max=255) if pixels.dtype == torch.uint16 else pixels.float()
+
+
+def values(data: bytes) -> Tensor:
+    """A file as it is: [C, H, W] uint8 or uint16, upright, transparency dropped.  Raises ValueError with the reason."""
+    if npy_tiff.holds(data):
+        return npy_tiff.read(data, 3 * MAX_PIXELS)
+    opened = open_image(data)
+    if opened.mode not in GREY_16:
+        return _eight_bits(data, 1 if opened.mode in GREY else 3)
+    with reasons("cannot be decoded"):
+        return torch.from_numpy(np.array(ImageOps.exif_transpose(opened)).astype(np.uint16))[None]
+
+
+def _eight_bits(data: bytes, channels: int) -> Tensor:
+    """JPEG, PNG or whatever PIL reads -> RGB [3, H, W] uint8, or of a grey one [1, H, W], turned as EXIF says.  Raises ValueError with the reason.
+
+    Grey and palette become RGB, transparency is dropped, CMYK is converted; more than 8 bits a channel and more than MAX_PIXELS are refused.
+    """
+    for begin, decode in DECODERS.items():
+        if data.startswith(begin) and (size := _stated_size(data)):
+            _check(size)
+            with suppress(RuntimeError):  # PIL reads some that torchvision does not, and says why it does not read the others
+                mode = ImageReadMode.RGB if channels == 3 else ImageReadMode.GRAY
+                return decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=mode, apply_exif_orientation=True)
+    pixels = torch.from_numpy(np.array(picture(data).convert("RGB" if channels == 3 else "L")))
+    return pixels.permute(2, 0, 1) if channels == 3 else pixels[None]
+
+
+def picture(data: bytes) -> Image.Image:
+    """An image that PIL reads, upright and of mode L or RGB.  Raises ValueError with the reason, also for one of more than 8 bits."""
+    opened = open_image(data)
+    if opened.mode in GREY_16:
+        raise ValueError("has 16 bits a channel")
+    with reasons("cannot be decoded"):
+        return ImageOps.exif_transpose(opened).convert("L" if opened.mode in GREY else "RGB")
+
+
+def label_map(data: bytes) -> Tensor:
+    """A picture of class numbers (grey of 8 or 16 bits, or palette: the palette's places) -> [H, W] int64.  Raises ValueError."""
+    opened = _open_map(data)
+    with reasons("cannot be decoded"):
+        return torch.from_numpy(np.array(opened).astype(np.int64))
+
+
+def image_header(data: bytes) -> Header:
+    """Height and width as EXIF turns them, channels and bits, from the header alone.  Raises ValueError where `values` would for the header."""
+    if npy_tiff.holds(data):
+        return npy_tiff.header(data)
+    opened = open_image(data)
+    with reasons("cannot be opened"):
+        turned = opened.getexif().get(0x0112, 1) >= 5
+    size = (opened.width, opened.height) if turned else (opened.height, opened.width)
+    deep = opened.mode in GREY_16
+    return Header(size, 1 if deep or opened.mode in GREY else 3, 16 if deep else 8)
+
+
+def map_size(data: bytes) -> Size:
+    """Height and width of a label map, from the header alone.  Raises ValueError for a picture that `label_map` does not read."""
+    opened = _open_map(data)
+    return opened.height, opened.width
+
+
+def resize(pixels: Tensor, size: Size) -> Tensor:
+    """[C, H, W] uint8 or float32 -> [C, h, w] of the same type, bilinear, antialiased where it shrinks."""
+    batch = pixels[None]
+    if pixels.stride(0) == 1:  # interleaved, as decoders give it: in one piece and marked as such it takes half the time
+        batch = pixels.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)
+    return F.interpolate(batch, size, mode="bilinear", antialias=True)[0]
+
+
+def resize_map(labels: Tensor, size: Size) -> Tensor:
+    """[H, W] -> [h, w]: the label at the middle of each new pixel."""
+    rows, columns = (((torch.arange(n) + 0.5) * old / n).long() for n, old in zip(size, labels.shape))
+    return labels[rows[:, None], columns]
+
+
+def _is_wide(data: bytes) -> bool:
+    """Whether a file is read by `values`: of 16 bits, or of any number of channels."""
+    return npy_tiff.holds(data) or _is_png_16(data)
+
+
+def _is_png_16(data: bytes) -> bool:
+    return data.startswith(PNG) and data[24:25] == b"\x10"
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Its header read by PIL, and no pixels yet.  Raises ValueError for what `values` refuses by the header."""
+    opened = _open(data)
+    if opened.mode not in GREY_16 and (opened.mode.startswith(DEEP) or _is_png_16(data)):
+        what = f"PIL mode {opened.mode}" if opened.mode.startswith(DEEP) else "a PNG in colour or with transparency"
+        raise ValueError(f"has more than 8 bits a channel ({what}); these are read of grey PNGs, TIFFs and .npy files of 16 bits")
+    return opened
+
+
+def _open_map(data: bytes) -> Image.Image:
+    opened = _open(data)
+    if opened.mode not in MAP_MODES:
+        raise ValueError(f"is of PIL mode {opened.mode}, and a label map is a PNG of class numbers: of mode L, P or 1, or of 16 bits")
+    return opened
+
+
+def _open(data: bytes) -> Image.Image:
+    if not data:
+        raise ValueError("is an empty file")
+    if size := _stated_size(data):
+        _check(size)  # before PIL warns of it
+    try:
+        with reasons("cannot be opened", (UnidentifiedImageError,)):
+            opened = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        raise ValueError(f"is no image; it begins with {data[:12]!r}") from None
+    _check((opened.height, opened.width))
+    return opened
+
+
+def _check(size: Size) -> None:
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"has {size[0]}x{size[1]} pixels; images have at most {MAX_PIXELS}")
+
+
+def _stated_size(data: bytes) -> Size | None:
+    """Height and width in the header of a PNG or JPEG; None where there is none.  Takes 1 us, where PIL takes 50 to open a file."""
+    if data.startswith(PNG):
+        return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
+    at = 2 if data.startswith(JPEG) else len(data)
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame header: SOF0..SOF15
+            return int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None

@@ -1,0 +1,135 @@
+"""What `before_epoch` and `evaluate` read images with: whole images without any draw, or an epoch's own batches."""
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+
+import torch
+from torch import Tensor
+
+from twinview.data.dataset.base import Samples
+from twinview.data.dataset.mixture import Mixture
+from twinview.data.dataset.open import open_shards
+from twinview.data.dataset.order import steps_per_epoch
+from twinview.data.dataset.read import BadSample, bad_sample, read_class, read_image, read_map
+from twinview.data.dataset.stream import NUMBERED, Stream
+from twinview.data.formats import decode
+from twinview.data.formats.decode import PixelFormat
+from twinview.data.loading.loader import load, training_batches
+from twinview.data.loading.views import BadSamples
+from twinview.data.remote.shard import Access
+from twinview.errors import DataError, closest
+from twinview.recipe import Recipe
+from twinview.recipe.tables import HELD_OUT
+from twinview.values import Batch, Dims, PlainBatch, Size
+
+LABELS = ("class", "map")
+
+
+class Factory:
+    """A rank's share of the run's data; implements `values.DataFactory`."""
+
+    def __init__(self, recipe: Recipe, dims: Dims, shards: Samples, rank: int = 0, world: int = 1) -> None:
+        self.recipe, self.dims, self.shards, self.rank, self.world = recipe, dims, shards, rank, world
+        self._opened: dict[tuple[str, ...], Samples] = {}
+
+    @property
+    def channels(self) -> int:
+        """Of an image."""
+        return self.recipe.data.channels
+
+    def views(self, epoch: int) -> Generator[Batch]:
+        """The training batches of this rank just as `epoch` draws them, to its end."""
+        length = steps_per_epoch(len(self.shards), self.recipe.run.batch_size)
+        return training_batches(self.recipe, self.dims, self.shards, rank=self.rank, world=self.world, start=epoch * length, steps=length)
+
+    def plain(
+        self, shards: str | Sequence[str] | None = None, *, size: Size, labels: Sequence[str] = (), batch_size: int = 64, crop: bool = False
+    ) -> Generator[PlainBatch]:
+        """Whole images of `shards`, every `world`-th from `rank` on, in order, with the labels `class`, `map`.
+
+        By default the samples that the run trains with; "held-out": those that it keeps from training.  Images [B, 3, H, W] float are resized
+        bilinearly with antialiasing and normalised; label maps take the nearest label.  `crop` cuts out the largest central box of the shape of
+        `size` first.  Images that do not decode are left out, up to [data] bad_samples.  Raises DataError, also where a label is missing.
+        """
+        for label in labels:
+            if label not in LABELS:
+                raise DataError(f"plain(labels=...): there are no labels {label!r}.{closest(label, LABELS)}")
+        source = self._open(shards)
+        share = range(self.rank, len(source), self.world)
+        places = [share[at : at + batch_size] for at in range(0, len(share), batch_size)]
+
+        def batches() -> Generator[PlainBatch]:
+            bad = BadSamples(self.recipe.data.bad_samples)
+            loaded = load(_Plain(source, PixelFormat.of(self.recipe.data), size, tuple(labels), crop), places, self.recipe.data.workers)
+            try:
+                for batch, failed in loaded:
+                    bad.add(failed)
+                    if batch.keys:
+                        yield batch._replace(images=self._normalized(batch.images))
+            finally:
+                loaded.close()
+
+        return batches()
+
+    def _open(self, shards: str | Sequence[str] | None) -> Samples:
+        if shards is None and isinstance(self.shards, Stream):
+            raise DataError(NUMBERED)
+        if shards is None:
+            return self.shards
+        if shards == HELD_OUT:
+            if not isinstance(self.shards, Mixture) or self.shards.held_out is None:
+                raise DataError(f"{HELD_OUT}: [data] held_out keeps no samples from training. Write held_out = 0.05, or the paths of shards.")
+            return self.shards.held_out
+        names = (shards,) if isinstance(shards, str) else tuple(shards)
+        if names not in self._opened:
+            self._opened[names] = open_shards(names, Access.of(self.recipe.data))
+        return self._opened[names]
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        mean, std = (torch.tensor(numbers).view(-1, 1, 1) * 255 for numbers in self.recipe.data.colors())
+        return (images.float() - mean) / std
+
+
+def central(pixels: Tensor, size: Size) -> Tensor:
+    """[..., H, W] -> the largest central box of the shape (height : width) of `size`."""
+    height, width = pixels.shape[-2:]
+    h, w = min(height, round(width * size[0] / size[1])), min(width, round(height * size[1] / size[0]))
+    y, x = (height - h) // 2, (width - w) // 2
+    return pixels[..., y : y + max(h, 1), x : x + max(w, 1)]
+
+
+class _Plain:
+    """Makes a batch of whole images; they are normalised out of the worker."""
+
+    def __init__(self, shards: Samples, form: PixelFormat, size: Size, labels: tuple[str, ...], crop: bool) -> None:
+        self.shards, self.form, self.size, self.labels, self.crop = shards, form, size, labels, crop
+
+    def __call__(self, places: Sequence[int]) -> tuple[PlainBatch, tuple[BadSample, ...]]:
+        good, images, bad = list[int](), list[Tensor](), list[BadSample]()
+        labels: dict[str, list[Tensor]] = {name: [] for name in self.labels}
+        for i in places:
+            try:
+                pixels = read_image(self.shards, i, self.form)
+            except BadSample as e:
+                bad.append(e)
+                continue
+            good.append(i)
+            images.append(decode.resize(self._cut(pixels), self.size))
+            if "class" in labels:
+                labels["class"].append(torch.tensor(read_class(self.shards, i)))
+            if "map" in labels:
+                labels["map"].append(decode.resize_map(self._cut(self._map(i, pixels)), self.size))
+        keys = tuple(self.shards.key(i) for i in good)
+        stacked = {name: torch.stack(found) for name, found in labels.items() if found}
+        pixels = torch.stack(images) if images else torch.empty(0, self.form.channels, *self.size, dtype=torch.uint8)
+        return PlainBatch(keys, torch.tensor(good), pixels, stacked), tuple(bad)
+
+    def _cut(self, pixels: Tensor) -> Tensor:
+        return central(pixels, self.size) if self.crop else pixels
+
+    def _map(self, i: int, pixels: Tensor) -> Tensor:
+        found = read_map(self.shards, i)
+        if found.shape != pixels.shape[-2:]:
+            sizes = f"its label map is {tuple(found.shape)} pixels (height, width), its image {tuple(pixels.shape[-2:])}"
+            raise DataError(f"{bad_sample(self.shards, i, sizes)}.")
+        return found

@@ -1,0 +1,230 @@
+"""Training samples: an image is decoded once, its views are cut from it, and every draw is one of the sample itself."""
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twinview.assembly import Assembly, assemble
+from twinview.data import rng as draws
+from twinview.data.dataset.base import Samples
+from twinview.data.dataset.order import SampleIndex
+from twinview.data.dataset.read import BadSample, read, read_class, read_image, tried
+from twinview.data.formats import decode, jpeg_draft
+from twinview.data.formats.decode import PixelFormat
+from twinview.data.rng import Rekeyed
+from twinview.errors import DataError, PluginError
+from twinview.recipe import Recipe
+from twinview.values import Batch, Dims, Geometry, Size
+
+log = logging.getLogger(__name__)
+
+
+class Item(NamedTuple):
+    """One image's part of a Batch; the same fields, without the batch dimension."""
+
+    key: str
+    id: int
+    seed: int
+    epoch: int
+    images: tuple[Tensor, ...]  # V x [C, h, w] uint8, or float32 of 0..255
+    geometry: Geometry
+    hidden: tuple[Tensor | None, ...]
+    augment: tuple[dict[str, Tensor], ...] | None
+    labels: dict[str, Tensor]
+    bad: tuple[BadSample, ...] = ()  # samples that this one stands in for
+
+
+class WorkerHooks:
+    """What a worker process asks for every sample."""
+
+    def __init__(self, assembly: Assembly) -> None:
+        self.calls, self.rng = assembly.calls, Rekeyed()
+        self.augment, self.masks = assembly.has("draw_augment"), assembly.has("make_masks")
+
+
+class _Image(NamedTuple):
+    size: Size
+    scalable: bool
+    pixels: Callable[[int], Tensor]  # of a unit (`reduced.unit`), 1 unless it is scalable
+
+
+class ViewDataset:
+    """Items by (epoch, number): a map-style data set whose worker processes each make their own parts from the recipe."""
+
+    def __init__(self, recipe: Recipe, dims: Dims, shards: Samples) -> None:
+        self.recipe, self.dims, self.shards = recipe, dims, shards
+        self._parts: WorkerHooks | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_parts": None}
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __getitem__(self, place: SampleIndex) -> Item:
+        """A sample's views; should it not decode, those of another, drawn from (seed, epoch, key) alone.  Raises DataError, PluginError.
+
+        A sample that an epoch has again is drawn anew: how often it had it before is part of every draw's name.
+        """
+        epoch, (again, index) = place[0], divmod(place[1], len(self))
+        bad: list[BadSample] = []
+        for candidate in self._candidates(epoch, again, index):
+            try:
+                return self._item(epoch, again, candidate)._replace(bad=tuple(bad))
+            except BadSample as e:
+                bad.append(e)
+        raise too_many(bad[-1], self.recipe.data.bad_samples)
+
+    def collate(self, places: Sequence[SampleIndex]) -> tuple[Batch, tuple[BadSample, ...]]:
+        """The batch of some places of one epoch, and the samples in it that had to be replaced."""
+        items = [self[place] for place in places]
+        batch, bad = collate(items), tuple(bad for item in items for bad in item.bad)
+        if batch.augment is not None and self.recipe.data.augment_on == "worker":
+            apply = self._made().calls.apply_augment
+            images = tuple(apply(pixels=raw, params=params) for raw, params in zip(batch.images, batch.augment))
+            batch = batch._replace(images=images, augment=None)
+        return batch._replace(images=tuple(i.contiguous() for i in batch.images)), bad
+
+    def _made(self) -> WorkerHooks:
+        self._parts = self._parts or WorkerHooks(assemble(self.recipe))
+        return self._parts
+
+    def _candidates(self, epoch: int, again: int, index: int) -> Iterator[int]:
+        """The sample, then as many others of its source as may be bad; a run of neighbours from a random place, so none is tried twice."""
+        yield index
+        if self.recipe.data.bad_samples:
+            replacements = self.shards.replacements(index)
+            first = draws.rng(self.recipe.run.seed, epoch, self.shards.key(index), draws.again("replacement", again)).integers(len(replacements))
+            yield from (replacements[(int(first) + n) % len(replacements)] for n in range(self.recipe.data.bad_samples))
+
+    def _image(self, index: int) -> _Image:
+        shards, form = self.shards, PixelFormat.of(self.recipe.data)
+        if self.recipe.data.decode == "scaled":
+            data, size = read(shards, index, lambda data: (data, jpeg_draft.full_size(data)))
+            if size is not None:
+                return _Image(size, True, lambda unit: tried(shards, index, lambda: jpeg_draft.image(data, unit)))
+        pixels = read_image(shards, index, form)
+        return _Image((pixels.shape[1], pixels.shape[2]), False, lambda _: pixels)
+
+    def _item(self, epoch: int, again: int, index: int) -> Item:
+        parts, key = self._made(), self.shards.key(index)
+        drawn = 0 if self.recipe.data.frozen_draws else epoch
+
+        def rng(purpose: str) -> np.random.Generator:
+            return parts.rng(self.recipe.run.seed, drawn, key, draws.again(purpose, again))
+
+        image = self._image(index)
+        height, width = image.size
+        geometry = parts.calls.sample_views(size=(height, width), rng=rng("views"))
+        if geometry.sizes != self.dims.sizes or geometry.pairs != self.dims.pairs:
+            raise PluginError(f"[views] {self.recipe.views.use}: gives other sizes or pairs for an image of {height}x{width} than for the first. "
+                              "They are the same for every image.")
+        unit = jpeg_draft.unit(geometry, image.size) if image.scalable else 1
+        geometry, boxes = on_pixels(geometry, height, width, unit)
+        pixels = image.pixels(unit)
+        images = tuple(cut(pixels, box, size, flip) for box, size, flip in zip(boxes, geometry.sizes, geometry.flips.tolist()))
+
+        augment = masks = None
+        if parts.augment:
+            augment = tuple(parts.calls.draw_augment(view=v, size=size, rng=rng(f"augment/{v}")) or {} for v, size in enumerate(geometry.sizes))
+        if parts.masks:
+            masks = parts.calls.make_masks(geometry=geometry, grids=self.dims.grids, rng=rng("masks"))
+        return Item(
+            key=key,
+            id=index,
+            seed=draws.key_hash(draws.again(key, again)) if again else self.shards.key_hash(index),
+            epoch=epoch,
+            images=images,
+            geometry=geometry,
+            hidden=masks or (None,) * len(images),
+            augment=augment,
+            labels={"class": torch.tensor(read_class(self.shards, index))} if self.dims.classes else {},
+        )
+
+
+def on_pixels(geometry: Geometry, height: int, width: int, unit: int = 1) -> tuple[Geometry, list[list[int]]]:
+    """Round boxes to whole pixels of the source, at least one: what is cut is what Geometry says.  Gives x0 y0 x1 y1 in pixels too.
+
+    Of a source decoded with `unit` x `unit` pixels in one, these are the pixels; what is left of a side at its end is not cut.
+    """
+    pixels, columns, rows = [], width // unit, height // unit
+    for left, top, right, bottom in geometry.boxes.tolist():  # a few numbers: sooner done without arrays
+        x0, y0 = min(max(round(left * width / unit), 0), columns - 1), min(max(round(top * height / unit), 0), rows - 1)
+        x1, y1 = min(max(round(right * width / unit), x0 + 1), columns), min(max(round(bottom * height / unit), y0 + 1), rows)
+        pixels.append([x0, y0, x1, y1])
+    boxes = np.array(pixels) * unit / (width, height, width, height)
+    return geometry._replace(boxes=torch.from_numpy(boxes.astype(np.float32)), source=torch.tensor([height, width])), pixels
+
+
+def cut(pixels: Tensor, box: Sequence[int], size: tuple[int, int], flip: bool) -> Tensor:
+    """[C, H, W] -> [C, h, w] of the same type: the box x0 y0 x1 y1, resized with antialiasing, then mirrored."""
+    x0, y0, x1, y1 = box
+    view = decode.resize(pixels[:, y0:y1, x0:x1], size)
+    return view.flip(-1) if flip else view
+
+
+def collate(items: Sequence[Item]) -> Batch:
+    """Items of one epoch -> a Batch."""
+    first = items[0]
+    views = range(len(first.images))
+
+    def stack(tensors: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: torch.stack([t[name] for t in tensors]) for name in tensors[0]}
+
+    if any(len({item.hidden[v] is None for item in items}) > 1 for v in views):
+        raise PluginError("[masks]: hides cells of a view in some images only. The count is the same for every image.")
+    geometries = [item.geometry for item in items]
+    hidden = [[h for item in items if (h := item.hidden[v]) is not None] for v in views]
+    return Batch(
+        keys=tuple(item.key for item in items),
+        ids=torch.tensor([item.id for item in items]),
+        seeds=torch.tensor([item.seed for item in items]),
+        epoch=first.epoch,
+        images=tuple(stacked([item.images[v] for item in items]) for v in views),
+        geometry=Geometry(
+            boxes=torch.stack([g.boxes for g in geometries]),
+            flips=torch.stack([g.flips for g in geometries]),
+            source=torch.stack([g.source for g in geometries]),
+            sizes=first.geometry.sizes,
+            pairs=first.geometry.pairs,
+            notes=stack([g.notes for g in geometries]),
+        ),
+        hidden=tuple(torch.stack(masks) if masks else None for masks in hidden),
+        augment=tuple(stack([item.augment[v] for item in items if item.augment]) for v in views) if first.augment else None,
+        labels=stack([item.labels for item in items]),
+    )
+
+
+def stacked(images: Sequence[Tensor]) -> Tensor:
+    """Images [C, h, w] -> [B, C, h, w]; interleaved as they are, where all are."""
+    if all(image.stride(0) == 1 for image in images):
+        return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+    return torch.stack(tuple(images))
+
+
+class BadSamples:
+    """Counts the samples that a rank could not decode, names each once, and stops the run where they are too many."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.seen: dict[int, str] = {}  # index of a sample -> its place, and why
+
+    def add(self, bad: Sequence[BadSample]) -> None:
+        """Raises DataError where there are more than `limit` different ones."""
+        for one in bad:
+            if one.index not in self.seen:
+                self.seen[one.index] = str(one)
+                if len(self.seen) > self.limit:
+                    raise too_many(one, self.limit)
+                log.warning("%s. Another sample takes its place (%d of %d).", one, len(self.seen), self.limit)
+
+
+def too_many(last: BadSample, limit: int) -> DataError:
+    """More samples are bad than the recipe lets pass."""
+    passed = f"[data] bad_samples lets {limit} pass" + (", and this is one more" if limit else "; raise it to have such samples replaced")
+    return DataError(f"{last}. {passed}.")

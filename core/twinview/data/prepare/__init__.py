@@ -1,0 +1,1 @@
+"""What `twinview shards` does: pack data sets, check shards, count labels."""

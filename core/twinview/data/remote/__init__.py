@@ -1,0 +1,1 @@
+"""Shards that lie elsewhere, by http, fsspec or a program, and their cache."""

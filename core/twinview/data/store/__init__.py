@@ -1,0 +1,1 @@
+"""What lies on disk: tars, their indexes, folders of images."""

@@ -1,0 +1,1 @@
+"""Writing shards: samples in, tars with index and manifest out."""

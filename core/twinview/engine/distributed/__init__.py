@@ -1,0 +1,1 @@
+"""Processes: ranks, the rendezvous, launchers, preemption."""

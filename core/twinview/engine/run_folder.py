@@ -1,0 +1,151 @@
+"""A run's folder: what it was made of, where it stands, and whether a recipe may go on in it."""
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+
+from twinview.assembly import assemble
+from twinview.engine.checkpoint import Checkpoint, find_checkpoint, steps_in
+from twinview.engine.deepspeed_config import MONITORS
+from twinview.engine.metrics import read_metrics
+from twinview.errors import CheckpointError, TwinviewError
+from twinview.recipe import from_table
+from twinview.recipe.tables import FORMAT
+
+Resume = Literal["auto"] | bool
+HARMLESS = (  # keys that may change on a resume: no good sample's draw and no loss depends on them
+    "data.source.shards",
+    *("data.workers", "data.shards", "data.bad_samples", "run.log_every", "run.checkpoint_every", "run.keep", "run.keep_best"),
+    *("data.cache", "data.cache_gb", "data.allow_pipes"),
+    *("run.bad_steps", "evaluate"),
+    "run.activation_checkpointing",
+    "deepspeed.zero_optimization",  # checkpoints are whole, whatever stage wrote them
+    *(f"deepspeed.{m}" for m in MONITORS),
+)
+PACKAGES = ("twinview", "torch", "torchvision", "deepspeed", "webdataset", "timm", "numpy", "attrs", "cattrs", "pluggy")
+
+
+# ---- the folder
+def check_folder(folder: Path, resume: Resume) -> None:
+    """Refuse to start over a run that has made a step, or to go on where there is none; make the folder.  Raises CheckpointError."""
+    begun = bool(steps_in(folder / "checkpoints")) or any(read_metrics(folder / "metrics.jsonl"))
+    if begun and not resume:
+        raise CheckpointError(f"{folder}: holds a run already. Add --resume to go on with it, or --run DIR for another folder.")
+    if resume is True and not begun and not (folder / "recipe.toml").is_file():
+        raise CheckpointError(f"{folder}: holds no run to go on with. Leave --resume out to start one.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise CheckpointError(f"{folder}: cannot be made: {e.strerror}. Name another folder with --run.") from None
+
+
+def find_start(folder: Path, table: Mapping[str, Any], data: str, resume: Resume) -> Checkpoint | None:
+    """The checkpoint to go on from, or None for a new run.  Raises CheckpointError where `resume` does not fit what `folder` holds.
+
+    `table`: the recipe as resolved; `data`: checksum of the shards.  "auto" goes on where there is a checkpoint and starts where there is none.
+    """
+    check_folder(folder, resume)
+    if not resume:
+        return None
+    if not steps_in(folder / "checkpoints"):
+        reached = max((row["step"] for row in read_metrics(folder / "metrics.jsonl")), default=0)
+        if reached > table["run"]["checkpoint_every"]:
+            raise CheckpointError(f"{folder}: has made {reached} steps, and its checkpoints are gone. Start another run with --run DIR.")
+        if (folder / "recipe.toml").exists():  # killed before its first checkpoint
+            print(f"{folder}: holds no checkpoint yet. Starting at the first step.", file=sys.stderr)
+        return None
+    found = find_checkpoint(folder / "checkpoints")
+    changed = list(differences(_as_now(found.meta.get("recipe", {})), table))
+    if changed:
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise CheckpointError(f"{folder}: the run began with another recipe: {', '.join(changed[:5])}{more}. Write these as they were, or --run DIR.")
+    if found.meta.get("data") != data:
+        raise CheckpointError(f"{folder}: the run began with other shards. Name the same in [data], or start another run with --run DIR.")
+    return found
+
+
+def _as_now(before: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A recipe that an earlier version resolved, with the defaults of keys that came since: they leave its run as it was."""
+    try:
+        return assemble(from_table(before)).table()
+    except TwinviewError:
+        return before  # something of it is gone; the differences name it
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """`run.batch_size 32 -> 64` for every key of two resolved recipes that may change what is learned."""
+    old, new = dict(_flat(before)), dict(_flat(now))
+    for key in [*old, *(k for k in new if k not in old)]:
+        plain = re.sub(r"\.\d+(?=\.)", "", key)  # data.source.0.shards -> data.source.shards
+        harmless = any(plain == h or plain.startswith(f"{h}.") for h in HARMLESS)
+        if not harmless and old.get(key) != new.get(key):
+            yield f"{key} {_said(old, key)} -> {_said(new, key)}"
+
+
+def _said(flat: Mapping[str, Any], key: str) -> str:
+    return json.dumps(flat[key]) if key in flat else "(not there)"
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves by dotted key.  A list of tables is gone into, a list of numbers is one leaf."""
+    if isinstance(value, Mapping):
+        items: Any = value.items()
+    elif isinstance(value, (list, tuple)) and any(isinstance(v, Mapping) for v in value):
+        items = enumerate(value)
+    else:
+        yield path, list(value) if isinstance(value, tuple) else value
+        return
+    for key, inner in items:
+        yield from _flat(inner, f"{path}.{key}".lstrip("."))
+
+
+def write_run(folder: Path, table: Mapping[str, Any], metadata: Mapping[str, Any], sitting: Mapping[str, Any], *, fresh: bool) -> None:
+    """Write `recipe.toml` and `manifest.json`; a resumed run adds a sitting to the manifest.
+
+    `metadata`: what holds for the whole run (methods, data); `sitting`: what holds from this start on (command, ranks, device, step).
+    """
+    if fresh:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # what a kill before the first checkpoint left
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    _replace(folder / "recipe.toml", tomli_w.dumps(dict(table)))
+    path = folder / "manifest.json"
+    before = [] if fresh else _sittings(path)
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    now = {"started": started, **sitting, "machine": platform.platform(), "python": platform.python_version(), "versions": versions()}
+    _replace(path, json.dumps({"format": FORMAT, **metadata, "sittings": [*before, now]}, indent=2) + "\n")
+
+
+def _sittings(path: Path) -> list[Any]:
+    """What the manifest tells of earlier starts; a damaged one tells nothing, and stops no run."""
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8"))["sittings"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what a run's numbers may depend on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _replace(path: Path, text: str) -> None:
+    fresh = path.with_name(path.name + ".tmp")
+    fresh.write_text(text, encoding="utf-8")
+    os.replace(fresh, path)

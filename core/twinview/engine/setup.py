@@ -1,0 +1,153 @@
+"""From a recipe to a model on its device, its optimizer, its shards, and the DeepSpeed engine around them."""
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import attrs
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from twinview.assembly import Assembly, assemble
+from twinview.data.dataset.base import Samples
+from twinview.data.dataset.open import open_data
+from twinview.data.dataset.order import steps_per_epoch
+from twinview.data.dataset.statistics import with_measured
+from twinview.data.remote.shard import Access, RemoteShard
+from twinview.engine.compiled import compile_encoders
+from twinview.engine.deepspeed_config import check_recipe, deepspeed_config, micro_batch, stage
+from twinview.engine.distributed.process import Ranks, join, on_first
+from twinview.engine.loss_scale import LossScale, install
+from twinview.engine.optimizer import make_optimizer
+from twinview.engine.precision import resolve_precision
+from twinview.engine.schedule import warmup_share
+from twinview.errors import RecipeError
+from twinview.model import Siamese
+from twinview.ops.seeding import seed_of
+from twinview.recipe import Recipe
+from twinview.values import Dims
+
+
+class TrainSetup(NamedTuple):
+    """What a run trains with, on one rank."""
+
+    ranks: Ranks
+    recipe: Recipe  # as resolved: precision said plainly, mean and std in numbers
+    assembly: Assembly
+    shards: Samples
+    dims: Dims
+    model: Siamese
+    optimizer: Optimizer
+    trainable: dict[str, nn.Parameter]  # what the optimizer moves, by name in the online branch
+    epoch: int  # steps of an epoch
+    steps: int  # of the run; 0 where it is measured in hours
+    warmup: float  # share of the run
+
+
+def build(recipe: Recipe, *, going_on: bool = False) -> TrainSetup:
+    """Join the ranks and make everything that a recipe names; every rank calls it.  Raises TwinviewError before the first step.
+
+    Faults of composition come before the shards are opened.  `going_on`: weights come from a checkpoint, not from [encoder] weights, which may
+    be gone by now.
+    """
+    check_recipe(recipe)
+    ranks = join(recipe.run.device)
+    micro_batch(recipe, ranks.world)
+    recipe = resolve_precision(recipe, ranks.device.type)
+    assembly = assemble(recipe)
+    shards = _open_data(recipe)
+    recipe = with_measured(recipe, shards)
+    assembly = assembly if recipe is assembly.recipe else assemble(recipe)
+    epoch = steps_per_epoch(len(shards), recipe.run.batch_size)
+    encoder = assembly.encoder(random=going_on)
+    dims = assembly.dims(encoder, len(shards), shards.classes)
+    model = Siamese(assembly, dims, encoder).to(ranks.device)
+    if recipe.run.sync_batchnorm and ranks.world > 1:
+        from twinview.ops.sync_batchnorm import synchronize_batchnorm
+
+        for branch in (model.online, model.target):
+            if branch is not None:
+                synchronize_batchnorm(branch)
+    if recipe.run.activation_checkpointing:
+        _recompute_blocks(model)
+    _check_batchnorm(model, recipe, ranks.world)
+    _check_state(model, recipe)
+    optimizer, trainable = make_optimizer(assembly, model.online)
+    _seed(recipe.run.seed, ranks.rank)
+    steps = _steps(recipe, epoch)
+    return TrainSetup(ranks, recipe, assembly, shards, dims, model, optimizer, trainable, epoch, steps, warmup_share(recipe, steps, epoch))
+
+
+def _recompute_blocks(model: Siamese) -> None:
+    from twinview.ops.recompute import recompute
+
+    encoder: Any = model.online.encoder
+    if not hasattr(encoder, "recomputable") or not encoder.recomputable():
+        raise no_blocks(model.assembly.recipe)
+    for block in model.online.recomputable():
+        recompute(block)
+
+
+def no_blocks(recipe: Recipe) -> RecipeError:
+    """What to say where activation checkpointing has nothing to work on."""
+    what = f"[encoder] {recipe.encoder.use} names no blocks of this network"
+    return RecipeError(f"[run] activation_checkpointing: {what}. Leave it out, or choose another network.")
+
+
+def _check_batchnorm(model: Siamese, recipe: Recipe, world: int) -> None:
+    alone = world == 1 or not recipe.run.sync_batchnorm
+    if alone and micro_batch(recipe, world) == 1 and any(isinstance(m, nn.BatchNorm1d) for m in model.modules()):
+        raise RecipeError("[run] batch_size, accumulation: leave one image at a time, and BatchNorm needs two. Write a larger batch_size.")
+
+
+def _check_state(model: Siamese, recipe: Recipe) -> None:
+    """Parameters of `state` modules are written to in place, which ZeRO-3 would not notice."""
+    name = next((name for name, _ in model.state.named_parameters()), "")
+    if name and stage(recipe) == 3:
+        raise RecipeError(f"[deepspeed] zero_optimization.stage: 3 shards parameters, and the state {name!r} is one. Write stage = 2.")
+
+
+def _open_data(recipe: Recipe) -> Samples:
+    """Rank 0 first: it may have to draw the scenes, or to index the tars, and the others read what it left, and what it was told of URLs."""
+    mine, access = list[Samples](), Access.of(recipe.data)
+
+    def opened() -> dict[str, list[RemoteShard]]:
+        mine.append(open_data(recipe.data, access))
+        return access.found
+
+    found = on_first(opened)
+    return mine[0] if mine else open_data(recipe.data, attrs.evolve(access, found=found))
+
+
+def _steps(recipe: Recipe, epoch: int) -> int:
+    run = recipe.run
+    return run.steps or (round(run.epochs * epoch) or 1 if run.epochs else 0)
+
+
+def _seed(seed: int, rank: int) -> None:
+    """Other draws on each rank, for dropout and its like; starts of weights and draws of samples have seeds of their own."""
+    torch.manual_seed(seed_of(seed, "rank", rank))
+    random.seed(seed_of(seed, "python", rank))
+    np.random.seed(seed_of(seed, "numpy", rank) % 2**32)
+
+
+def wrap(built: TrainSetup, folder: Path) -> Any:
+    """The DeepSpeed engine around the model: it averages gradients over ranks, clips, accumulates, steps and feeds the monitors."""
+    import deepspeed
+
+    built.model.train()
+    config = deepspeed_config(built.recipe, built.ranks.world, folder)
+    try:
+        engine, *_ = deepspeed.initialize(model=built.model, optimizer=built.optimizer, config=config)
+    except ValueError as e:  # pydantic's, of a table of DeepSpeed
+        raise RecipeError(f"[deepspeed]: DeepSpeed refuses it: {' '.join(str(e).split())}") from None
+    install(engine, LossScale(built.recipe.run.precision == "fp16", list(built.trainable.values())))
+    if not stage(built.recipe):
+        engine.enable_backward_allreduce = built.ranks.world > 1  # alone it would copy every gradient there and back
+        if built.recipe.run.channels_last:  # only now: DeepSpeed's first broadcast reads parameters as plain bytes
+            built.model.to(memory_format=torch.channels_last)  # not under stages 1-3, where weights lie in rows: convolutions turn them at each call
+    compile_encoders(built.recipe, built.model)
+    return engine

@@ -1,0 +1,333 @@
+"""The one module that DeepSpeed wraps, and the step that it offers to losses."""
+from __future__ import annotations
+
+import contextlib
+import copy
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from twinview.assembly import Assembly
+from twinview.branch import Branch, Branches, Head
+from twinview.errors import PluginError, RecipeError
+from twinview.ops.seeding import seeded, uniform
+from twinview.ops.spread import effective_rank, feature_spread
+from twinview.values import Alignment, Batch, Dims, Features, Geometry, Progress, Role, Step, box_area
+
+
+class Outcome(NamedTuple):
+    """What a forward pass gives the engine."""
+
+    loss: Tensor  # scalar with gradient: the weighted sum of the terms
+    terms: dict[str, Tensor]  # each term as its part gave it, detached
+    notes: dict[str, Tensor]  # scalars to log beside them; empty unless watched
+    step: LazyStep
+
+
+class Siamese(nn.Module):
+    """Online branch, target branch and state, and the losses between them: `model(batch, progress) -> Outcome`."""
+
+    mean: Tensor
+    std: Tensor
+    fused_attention = False  # on a CPU in low precision too: to measure what a GPU keeps
+
+    def __init__(self, assembly: Assembly, dims: Dims, encoder: nn.Module | None = None) -> None:
+        """`encoder`: the one that `dims` was worked out from, to save making it again."""
+        super().__init__()
+        self.assembly, self.dims = assembly, dims
+        heads = dict(_heads(assembly, dims))
+        labels = {id(part): assembly.key(label) for label, part in assembly.parts.items()}
+        state = {key: head.module.requires_grad_(False) for key, head in heads.items() if head.kind == "state"}
+        self.state = nn.ModuleDict(state)
+        trained = {key: head.module for key, head in heads.items() if head.kind != "state"}
+        rules = {key: head.rule for key, head in heads.items() if head.rule is not None}
+        self.online = Branch(encoder or assembly.encoder(), trained, labels, state, rules)
+        self.target: Branch | None = None
+        if assembly.recipe.target.momentum > 0:
+            copies = {key: _copy(head.module) for key, head in heads.items() if head.kind == "averaged"}
+            self.target = Branch(_copy(self.online.encoder), copies, labels, state)
+        self.followed = False  # the target has followed these very weights of the online branch: the step that came then was left out
+        self.together = _together(assembly, dims) if assembly.recipe.run.views_together else _NONE_TOGETHER
+        self.branches = Branches(self.online, self.target or self.online, lambda: assembly.encoder(random=True))
+        mean, std = (torch.tensor(numbers).view(1, -1, 1, 1) * 255 for numbers in assembly.recipe.data.colors())
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters lie."""
+        return self.mean.device
+
+    def forward(self, batch: Batch, progress: Progress, watch: bool = False) -> Outcome:
+        """All losses of a micro-batch.  `watch`: also work out what is only logged.  Autocast, where the recipe asks for it, is in here."""
+        low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.assembly.recipe.run.precision)
+        plain_attention = low is not None and self.device.type == "cpu" and not self.fused_attention
+        with torch.autocast(self.device.type, low, enabled=low is not None), _attention(plain_attention):
+            step = LazyStep(self, batch, progress, watch)
+            total, terms = torch.zeros((), device=self.device), dict[str, Tensor]()
+            for label in self.assembly.answers("loss"):
+                step.speaker = name = self.assembly.uses[label][2].name
+                for answer in self.assembly.only("loss", label)(step=step):
+                    if not isinstance(answer, Mapping):
+                        raise PluginError(f"{self.assembly.uses[label][1]}: loss() gives a {type(answer).__name__}. Give {{term: scalar}}.")
+                    for term, value in answer.items():
+                        term = f"{name}.{term}" if name else term
+                        if term in terms:
+                            raise PluginError(f"{self.assembly.uses[label][1]}: another loss has a term {term!r} too. Give one of the two a `name`.")
+                        if value.ndim:
+                            raise PluginError(f"{self.assembly.uses[label][1]}: the term {term!r} has shape {tuple(value.shape)}. Give a scalar.")
+                        terms[term] = value.detach()
+                        total = total + self.assembly.weight(label) * value.float()
+            step.speaker = ""
+            if watch:
+                step.watch_features()
+        return Outcome(total, terms, step.notes if watch else {}, step)
+
+    @torch.no_grad()
+    def follow(self, momentum: float) -> None:
+        """target <- momentum * target + (1 - momentum) * online, parameters only; buffers are each branch's own (BYOL).
+
+        Under ZeRO-3 each rank averages its own shards: both branches are cut alike, and nothing is gathered.
+        """
+        if self.target is not None:
+            online = dict(self.online.named_parameters())
+            pairs = [pair for name, t in self.target.named_parameters() for pair in zip(*_held(t, online[name]), strict=True)]
+            torch._foreach_lerp_([t for t, _ in pairs], [o for _, o in pairs], 1 - momentum)
+
+
+class LazyStep(Step):
+    """A step that computes what it is asked for, once."""
+
+    def __init__(self, model: Siamese, batch: Batch, progress: Progress, watch: bool) -> None:
+        """`batch` may lie on the CPU; what is asked for is moved."""
+        self.batch, self.progress, self.branches, self.watch = batch, progress, model.branches, watch
+        self.notes: dict[str, Tensor] = {}
+        self.speaker = ""  # the `name` of the part whose loss is being worked out: its notes bear it
+        self._model = model
+        self._geometry: Geometry | None = None
+        self._memo: dict[tuple[Any, ...], Any] = {}
+        views, me = len(batch.images), weakref.proxy(self)  # no cycle: a step's activations go when the step goes
+        self._pixels = _Views(views, lambda v: me._make_pixels(v))
+        self._online = _Views(views, lambda v: me._encode(v, "online"))
+        self._target = _Views(views, lambda v: me._make_target(v))
+
+    @property
+    def online(self) -> Sequence[Features]:
+        return self._online
+
+    @property
+    def target(self) -> Sequence[Features]:
+        return self._target
+
+    @property
+    def pixels(self) -> Sequence[Tensor]:
+        return self._pixels
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        return self.batch.geometry.pairs
+
+    @property
+    def geometry(self) -> Geometry:
+        if self._geometry is None:
+            g, device = self.batch.geometry, self._model.device
+            notes = {name: value.to(device) for name, value in g.notes.items()}
+            self._geometry = g._replace(boxes=g.boxes.to(device), flips=g.flips.to(device), source=g.source.to(device), notes=notes)
+        return self._geometry
+
+    @property
+    def hidden(self) -> tuple[Tensor | None, ...]:
+        device, found = self._model.device, self.batch.hidden
+        return cast(tuple[Tensor | None, ...], self._once(("hidden",), lambda: tuple(None if h is None else h.to(device) for h in found)))
+
+    def alignment(self, online: int, target: int, name: str = "") -> Alignment:
+        """As the recipe's part gives it, with the visibility of cells in its weight: the online view's, and without an average the target's."""
+        return cast(Alignment, self._once(("align", online, target, name), lambda: self._align(online, target, name)))
+
+    def head(self, part: object, name: str) -> str:
+        return self.branches.online.key(part, name)
+
+    def apply(self, heads: str | Sequence[str], view: int, role: Role, on: str = "cells") -> Tensor:
+        chain = (heads,) if isinstance(heads, str) else tuple(heads)
+        if role == "target" and self._model.target is None:
+            return self.apply(chain, view, "online", on).detach()
+        return cast(Tensor, self._once(("apply", chain, view, role, on), lambda: self._apply(chain, view, role, on)))
+
+    def uniform(self, purpose: str, n: int) -> Tensor:
+        seed = self._model.assembly.recipe.run.seed
+        return uniform(self.batch.seeds, n, seed, self.batch.epoch, purpose).to(self._model.device)
+
+    def note(self, name: str, value: Tensor) -> None:
+        if self.watch:
+            self.notes[f"{self.speaker}.{name}" if self.speaker else name] = value.detach().float().mean()
+
+    # ---- for the engine
+    def watch_features(self) -> None:
+        """Note where views lay, and feature spread and effective rank of what the branches gave (collapse shows here)."""
+        g = self.geometry
+        overlap = {"iou": g.iou(*self.pairs[0])} if self.pairs else {}
+        for name, value in {"crop_area": box_area(g.boxes).mean(-1), **overlap, **g.notes}.items():
+            self.note(f"views/{name}", value)
+        for role, views in (("online", self._online), ("target", self._target)):
+            made = next(views.made(), None)
+            if made is not None:
+                pooled = (made.pooled if made.pooled is not None else made.at("cells").mean((2, 3))).detach().float()
+                self.note(f"spread/{role}", feature_spread(pooled))
+                self.note(f"erank/{role}", effective_rank(pooled))
+
+    def settle(self) -> LazyStep:
+        """Drop every gradient: what `after_step` is given."""
+        for views in (self._online, self._target):
+            views.replace(lambda features: features.detach())
+        self._memo = {key: value.detach() if isinstance(value, Tensor) else value for key, value in self._memo.items() if key[0] != "align"}
+        return self
+
+    # ---- making
+    def _once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        if key not in self._memo:
+            self._memo[key] = make()
+        return self._memo[key]
+
+    def _make_pixels(self, view: int) -> Tensor:
+        model, raw = self._model, self.batch.images[view].to(self._model.device, non_blocking=True)
+        if self.batch.augment is not None:
+            raw = model.assembly.calls.apply_augment(pixels=raw, params=self.batch.augment[view])
+        pixels = (raw.float() - model.mean) / model.std
+        return pixels.contiguous(memory_format=torch.channels_last) if model.assembly.recipe.run.channels_last else pixels
+
+    def _encode(self, view: int, role: Role) -> Features:
+        """A view; under [run] views_together in one pass with those that the pairs ask of this branch besides, which are then made too."""
+        branch, hidden, made = self.branches.online, self.hidden, self._online
+        if role == "target":
+            branch, hidden, made = self.branches.target, (None,) * len(hidden), self._target
+        views = [v for v in self._model.together[role].get(view, ()) if self._hides(v, role) == self._hides(view, role)]
+        if len(views) < 2:
+            return self._model.assembly.calls.encode(branch=branch, images=self.pixels[view], hidden=hidden[view], view=view, role=role)
+        images, masks = torch.cat([self.pixels[v] for v in views]), [h for v in views if (h := hidden[v]) is not None]
+        found = self._model.assembly.calls.encode(branch=branch, images=images, hidden=torch.cat(masks) if masks else None, view=view, role=role)
+        for v, features in zip(views, found.split(len(views)), strict=True):
+            made.put(v, features)
+        return cast(Features, made[view])
+
+    def _hides(self, view: int, role: Role) -> int:
+        """Cells of an image that this branch does not see of a view: an encoder that drops them takes as many of each."""
+        mask = self.batch.hidden[view] if role == "online" else None
+        return 0 if mask is None else int(mask[0].sum())
+
+    def _make_target(self, view: int) -> Features:
+        if self._model.target is None:
+            return self.online[view].detach()
+        with torch.no_grad():
+            return self._encode(view, "target")
+
+    def _apply(self, chain: tuple[str, ...], view: int, role: Role, on: str) -> Tensor:
+        branch = self.branches.online if role == "online" else self.branches.target
+        with torch.set_grad_enabled(torch.is_grad_enabled() and role == "online"):
+            if len(chain) > 1:
+                before = self.apply(chain[:-1], view, role, on)
+            else:
+                before = (self.online if role == "online" else self.target)[view].at(on)
+            return cast(Tensor, branch.find(chain[-1])(before))
+
+    def _align(self, online: int, target: int, name: str) -> Alignment:
+        found = cast(Alignment, self._model.assembly.align(name)(step=self, online=online, target=target))
+        masked = [] if found.fills_hidden else [(online, found.online)]
+        if self._model.target is None:  # the target's map is the online one, masked as it is
+            masked.append((target, found.target))
+        for view, operator in masked:
+            hidden = self.hidden[view]
+            if hidden is not None:
+                seen = operator((~hidden).float().view(-1, 1, *self._model.dims.grids[view]))[:, 0]
+                found = found._replace(weight=found.weight * seen.clamp(0, 1))
+        return found
+
+
+class _Views(Sequence[Any]):
+    """One value per view, each made when first asked for."""
+
+    def __init__(self, n: int, make: Callable[[int], Any]) -> None:
+        self._n, self._make, self._made = n, make, dict[int, Any]()
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __getitem__(self, view: Any) -> Any:
+        if not -self._n <= view < self._n:
+            raise IndexError(f"there is no view {view}; there are {self._n}")
+        view %= self._n
+        if view not in self._made:
+            self.put(view, self._make(view))
+        return self._made[view]
+
+    def put(self, view: int, value: Any) -> None:
+        """What has been made with another."""
+        self._made[view] = value
+
+    def made(self) -> Iterator[Any]:
+        """What has been made so far, by view."""
+        return iter([self._made[v] for v in sorted(self._made)])
+
+    def replace(self, change: Callable[[Any], Any]) -> None:
+        """Change what has been made."""
+        self._made = {view: change(value) for view, value in self._made.items()}
+
+
+_NONE_TOGETHER: dict[Role, dict[int, list[int]]] = {"online": {}, "target": {}}
+
+
+def _together(assembly: Assembly, dims: Dims) -> dict[Role, dict[int, list[int]]]:
+    """For each branch, the views of one size that the pairs ask of it, by view.  Raises RecipeError where that is never two."""
+    online, target = (list(dict.fromkeys(pair[i] for pair in dims.pairs)) for i in (0, 1))
+    if assembly.recipe.target.momentum == 0:  # what the target gives is the online branch's
+        online, target = list(dict.fromkeys([*online, *target])), []
+    found: dict[Role, dict[int, list[int]]] = {
+        "online": {v: [w for w in online if dims.sizes[w] == dims.sizes[v]] for v in online},
+        "target": {v: [w for w in target if dims.sizes[w] == dims.sizes[v]] for v in target},
+    }
+    if not any(len(views) > 1 for groups in found.values() for views in groups.values()):
+        views = f"the pairs of {assembly.recipe.views.use} ask no branch for two views of one size"
+        raise RecipeError(f"[run] views_together: {views}. Leave it out, or choose other views.")
+    return found
+
+
+def _heads(assembly: Assembly, dims: Dims) -> Iterator[tuple[str, Head]]:
+    """Every part's heads by key, each with a random start of its own, whatever else the recipe holds."""
+    sent = {use.label: dims.aligned_widths.get(name, ()) for name, use in assembly.recipe.align.items()}
+    for label in assembly.answers("heads"):
+        own = attrs.evolve(dims, sent=sent.get(label, ()))
+        with seeded(assembly.recipe.run.seed, "heads", label):
+            for answer in assembly.only("heads", label)(dims=own):
+                for name, head in answer.items():
+                    if not isinstance(head, Head):
+                        said = f"heads() gives a {type(head).__name__} for {name!r}"
+                        raise PluginError(f"{assembly.uses[label][1]}: {said}. Give a twinview.values.Head.")
+                    yield f"{assembly.key(label)}/{name}", head
+
+
+def _attention(plain: bool) -> contextlib.AbstractContextManager[None]:
+    """`plain`: attention by matrix products; in bf16 the fused kernel's backward pass takes three times as long on a CPU."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    chosen: contextlib.AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext()
+    return chosen
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    return copy.deepcopy(module).requires_grad_(False)
+
+
+def _held(target: Any, online: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """The tensors in which this rank holds two parameters of one shape: themselves, or under ZeRO-3 their shards."""
+    if not hasattr(target, "ds_tensor"):
+        return [target], [online]
+    shards = [target.ds_tensor.data], [online.ds_tensor.data]
+    if target.ds_status.name != "AVAILABLE" or target.data_ptr() == target.ds_tensor.data_ptr():  # cut; or whole in one shard, on one rank
+        return shards
+    if online.ds_status.name != "AVAILABLE":
+        target.partition()  # lets go of a copy that would be stale
+        return shards
+    return [*shards[0], target.data], [*shards[1], online.data]  # DeepSpeed keeps small parameters whole beside their shards

@@ -1,0 +1,86 @@
+"""Progress of long work: a bar on a terminal, plain lines in a log."""
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+EVERY = 10.0  # seconds between two lines of a log
+SHARE = "{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"  # of a run that is measured in hours
+
+
+def progress(items: Iterable[T], total: int, what: str, unit: str) -> Iterator[T]:
+    """The same items, while stderr says how far they are; of several ranks, rank 0 speaks."""
+    if os.environ.get("RANK", "0") != "0":
+        yield from items
+    elif sys.stderr.isatty():
+        yield from tqdm(items, total=total, desc=what, unit=f" {unit}", dynamic_ncols=True)
+    else:
+        said = time.monotonic()
+        for done, item in enumerate(items, 1):
+            yield item
+            if time.monotonic() - said >= EVERY:
+                said = time.monotonic()
+                print(f"{what}: {done} of {total} {unit}", file=sys.stderr, flush=True)
+
+
+class Bar:
+    """How far a run is.  `steps` 0: the run is measured in hours, and its share is shown."""
+
+    def __init__(self, steps: int, start: int, share: float) -> None:
+        """`start`, `share`: where this sitting begins."""
+        self._steps, self._share, self._began, self._said = steps, share, time.monotonic(), float("-inf")
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            total, initial = (steps, start) if steps else (1000, round(1000 * share))
+            self._bar = tqdm(total=total, initial=initial, unit=" step", dynamic_ncols=True, bar_format=None if steps else SHARE)
+
+    def update(self, step: int, share: float) -> None:
+        """After every step."""
+        if self._bar is not None:
+            self._bar.update((step if self._steps else round(1000 * share)) - self._bar.n)
+
+    def tell(self, row: dict[str, Any], share: float) -> None:
+        """After every logged step."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {row['loss']:.4f}{self._scored(row)}, {row['images_per_second']:.0f} images/s")
+        elif share >= 1 or self._scored(row) or time.monotonic() - self._said >= EVERY:
+            self._said = time.monotonic()
+            at = f"step {row['step']}" + (f" of {self._steps}" if self._steps else f" ({share:.0%})")
+            pace = f"{row['images_per_second']:.0f} images/s{self._left(share)}"
+            print(f"{at}, epoch {row['epoch']}: loss {row['loss']:.4f}{self._scored(row)}, {pace}", file=sys.stderr, flush=True)
+
+    def say(self, line: str) -> None:
+        """A line of its own."""
+        tqdm.write(line, file=sys.stderr)  # above the bar, where there is one
+        sys.stderr.flush()
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.close()
+
+    @staticmethod
+    def _scored(row: dict[str, Any]) -> str:
+        """The first score of each evaluation that this row holds, without its baselines."""
+        first: dict[str, str] = {}
+        for name, value in row.items():
+            head, *words = name.split("/")
+            if head == "score" and len(words) == 2 and value is not None:
+                first.setdefault(words[0], f", {words[0]} {words[1]} {value:.1f}")
+        return "".join(first.values())
+
+    def _left(self, share: float) -> str:
+        gone = share - self._share
+        if gone <= 0 or share >= 1:
+            return ""
+        seconds = (time.monotonic() - self._began) * (1 - share) / gone
+        for unit, size, digits in (("h", 3600, 1), ("min", 60, 0)):
+            if seconds >= 1.5 * size:
+                return f", {seconds / size:.{digits}f} {unit} left"
+        return f", {seconds:.0f} s left"

@@ -1,0 +1,91 @@
+"""What a recipe holds, as typed tables."""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+from attrs import field
+from attrs.validators import ge, lt
+
+from twinview.recipe.tables import FORMAT, OPTIMIZERS, Data, Rates, Run, Schedule, Target
+
+
+@attrs.frozen(kw_only=True)
+class PartConfig:
+    """A part as a recipe names it: `use`, the keys that every slot takes, and the part's own options."""
+
+    use: str  # method.part
+    name: str = ""  # [[...]] and [align.NAME] only: stable name, needed when a part is used twice
+    weight: float = field(default=1.0, validator=lt(math.inf))  # [[loss]] only
+    every: int = field(default=0, validator=ge(0))  # [[evaluate]] only: steps between evaluations, 0 = at the end
+    options: dict[str, Any] = field(factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The part's stable name in this recipe."""
+        return self.name or self.use
+
+
+SLOT_KEYS = {"head": ("name",), "loss": ("name", "weight"), "extra": ("name",), "evaluate": ("name", "every")}  # beside use
+TABLES: dict[str, type] = {"target": Target, "data": Data, "schedule": Schedule, "run": Run}
+SLOTS = ("views", "augment", "masks", "encoder", "align", "head", "loss", "extra", "evaluate")  # in which data flows
+
+
+@attrs.frozen(kw_only=True)
+class Recipe:
+    """What a run is made of.  Slots first, then the core's own tables."""
+
+    format: int = FORMAT
+    views: PartConfig
+    augment: PartConfig | None = None
+    masks: PartConfig | None = None
+    encoder: PartConfig
+    align: dict[str, PartConfig] = field(factory=dict)  # by name; "" for a recipe that has one
+    head: list[PartConfig] = field(factory=list)
+    loss: list[PartConfig]
+    extra: list[PartConfig] = field(factory=list)
+    evaluate: list[PartConfig] = field(factory=list)
+    target: Target = field(factory=Target)
+    data: Data
+    optimizer: Rates
+    schedule: Schedule = field(factory=Schedule)
+    run: Run
+    deepspeed: dict[str, Any] = field(factory=dict)
+    name: str = field(default="recipe", eq=False)  # where it was read from
+
+    def uses(self) -> Iterator[tuple[str, str, PartConfig]]:
+        """Each (slot, place as messages name it, part), in the order in which data flows."""
+        for slot in SLOTS:
+            found = getattr(self, slot)
+            if isinstance(found, PartConfig):
+                yield slot, f"[{slot}] {found.use}", found
+            elif isinstance(found, dict):
+                yield from ((slot, f"[{slot}{'.' * bool(k)}{k}] {u.use}", u) for k, u in found.items())
+            elif found:
+                yield from ((slot, f"[[{slot}]] {u.use}", u) for u in found)
+
+    def table(self) -> dict[str, Any]:
+        """The recipe as plain tables, every default written out: what `recipe.toml` of a run holds."""
+        out: dict[str, Any] = {"format": self.format}
+        for f in attrs.fields(Recipe):
+            value = getattr(self, f.name)
+            if f.name in SLOTS:
+                if value:
+                    out[f.name] = _use_table(f.name, value)
+            elif attrs.has(type(value)):
+                out[f.name] = attrs.asdict(value, filter=lambda _, v: v is not None and v != [])
+            elif f.name == "deepspeed" and value:
+                out[f.name] = value
+        out["optimizer"] = {"use": next(k for k, c in OPTIMIZERS.items() if type(self.optimizer) is c), **out["optimizer"]}
+        return out
+
+
+def _use_table(slot: str, value: Any) -> Any:
+    if isinstance(value, PartConfig):
+        own = {k: getattr(value, k) for k in SLOT_KEYS.get(slot, ()) if getattr(value, k) != ""}
+        return {"use": value.use, **own, **value.options}
+    if isinstance(value, dict):
+        return _use_table(slot, value[""]) if list(value) == [""] else {k: _use_table(slot, u) for k, u in value.items()}
+    return [_use_table(slot, u) for u in value]
