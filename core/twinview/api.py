@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from twinview.assembly import Assembly
+    from twinview.data.loading.factory import Factory
+    from twinview.engine.setup import TrainSetup
     from twinview.engine.train import RunResult
 
 RUNS = Path("runs")
@@ -46,7 +48,7 @@ def train(
     machine; under torchrun or the deepspeed launcher leave it at 1.  Raises TwinviewError.
     """
     made = read(recipe, overrides)
-    checked(made)
+    assembly = checked(made)
     from twinview.engine.distributed.launch import launch
     from twinview.engine.run_folder import check_folder
     from twinview.engine.train import train as train_rank
@@ -54,11 +56,18 @@ def train(
     folder = run_folder(made, run)
     if is_first():
         check_folder(folder, resume)
-    result: RunResult = launch(ranks, lambda: train_rank(made, folder, resume=resume, command=" ".join(sys.argv)), device=made.run.device)
-    if is_first():
-        from twinview.analysis.figures import save_pictures
 
-        save_pictures(folder)
+    def draw(setup: TrainSetup, data: Factory) -> None:
+        from twinview.analysis.figures import draw_trained, save_pictures
+
+        pictures = draw_trained(setup.model, setup.shards, data)
+        if setup.ranks.rank == 0:
+            save_pictures(folder / "pictures", pictures)
+
+    def work() -> RunResult:
+        return train_rank(made, folder, assembly=assembly, resume=resume, command=" ".join(sys.argv), on_end=draw)
+
+    result: RunResult = launch(ranks, work, device=made.run.device)
     return result
 
 

@@ -99,6 +99,16 @@ class Siamese(nn.Module):
             torch._foreach_lerp_([t for t, _ in pairs], [o for _, o in pairs], 1 - momentum)
 
 
+def make_model(assembly: Assembly, images: int, classes: int = 0, *, weights: bool = True) -> Siamese:
+    """The model that a recipe trains on a data set of so many images and label classes, on the CPU.
+
+    `weights`: load what [encoder] weights names; without, it has its random start (a checkpoint is about to be loaded, or only sizes matter).
+    Raises RecipeError, PluginError, CheckpointError.
+    """
+    encoder = assembly.encoder(random=not weights)
+    return Siamese(assembly, assembly.dims(encoder, images, classes), encoder)
+
+
 class LazyStep(Step):
     """A step that computes what it is asked for, once."""
 

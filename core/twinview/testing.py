@@ -17,7 +17,7 @@ from twinview.data.dataset.open import open_shards
 from twinview.data.loading.views import ViewDataset
 from twinview.engine.optimizer import make_optimizer
 from twinview.errors import RecipeError
-from twinview.model import Siamese
+from twinview.model import make_model
 from twinview.recipe import from_table, structure
 from twinview.values import Progress, Traits
 
@@ -180,12 +180,10 @@ def attempt(combination: Combination, shards: str) -> Attempt:
     try:
         recipe = from_table(recipe_of(combination, shards))
         assembly, source = assemble(recipe), open_shards(shards)
-        encoder = assembly.encoder()
-        dims = assembly.dims(encoder, len(source), source.classes)
-        model = Siamese(assembly, dims, encoder).train()
+        model = make_model(assembly, len(source), source.classes).train()
     except RecipeError as e:
         return Attempt(refused=str(e))
-    batch, _ = ViewDataset(recipe, dims, source).collate([(0, i) for i in range(IMAGES)])
+    batch, _ = ViewDataset(recipe, model.dims, source, assembly).collate([(0, i) for i in range(IMAGES)])
     optimizer, trainable = make_optimizer(assembly, model.online)
     losses, untouched = [], set(trainable)
     for step in range(STEPS):

@@ -147,6 +147,6 @@ def test_the_encoder_of_a_run_is_found_without_deepspeed(tiny: dict[str, Any], t
     assert all(torch.equal(v, weights[f"online.encoder.{k}"]) for k, v in encoder.state_dict().items())
     earlier = load_encoder(tmp_path / "run", step=8).state_dict()
     assert not torch.equal(earlier["body.0.weight"], encoder.state_dict()["body.0.weight"])
-    code = "import sys; from pathlib import Path; from twinview.engine.checkpoint import load_encoder; load_encoder(Path(sys.argv[1])); "
+    code = "import sys; from pathlib import Path; from twinview.analysis.load import load_encoder; load_encoder(Path(sys.argv[1])); "
     code += "assert 'deepspeed' not in sys.modules"
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], check=True)

@@ -101,7 +101,7 @@ def test_what_lives_is_known_to_the_byte_and_nothing_is_left(two: Table) -> None
     dims: Dims = assembly.dims(encoder, 10)
     model = Siamese(assembly, dims, encoder)
     _, moved = make_optimizer(assembly, model.online)
-    live = _live(model, moved, noise(recipe, dims, 3))
+    live = _live(model, moved, noise(assembly, dims, 3))
     assert [*live.marks] == [FORWARD, "encoder.second.weight", "encoder.first.weight", "backward pass"]
     assert all(p.grad is None for p in model.parameters())
     peak, after = live.marks["encoder.second.weight"]

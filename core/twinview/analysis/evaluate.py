@@ -9,14 +9,14 @@ from typing import Any
 import attrs
 import torch
 
-from twinview.assembly import answered, assemble, installed
+from twinview.assembly import Assembly, answered, installed
 from twinview.data.dataset.open import open_data
 from twinview.data.dataset.statistics import with_measured
 from twinview.data.loading.factory import Factory
 from twinview.engine.checkpoint import find_checkpoint, load_model
 from twinview.engine.distributed.process import join, on_first
 from twinview.errors import CheckpointError, RecipeError, closest
-from twinview.model import Siamese
+from twinview.model import make_model
 from twinview.recipe import PartConfig, Recipe, read
 from twinview.values import Progress
 
@@ -62,17 +62,16 @@ def _asked(recipe: Recipe, what: str) -> PartConfig:
     return own[0] if own else PartConfig(use=kind)
 
 
-def evaluate(recipe: Recipe, run: Path, step: int | None = None) -> dict[str, float]:
-    """Scores of the recipe's one evaluation on a checkpoint of `run` (the last, or that of `step`); every rank calls it.
+def evaluate(assembly: Assembly, run: Path, step: int | None = None) -> dict[str, float]:
+    """Scores of the assembled recipe's one evaluation on a checkpoint of `run` (the last, or that of `step`); every rank calls it.
 
     Adds a line to the run's `evaluations.jsonl`.  Raises TwinviewError.
     """
-    ranks = join(recipe.run.device)
-    shards = open_data(recipe.data)
-    recipe = with_measured(recipe, shards)
-    assembly = assemble(recipe)
-    encoder = assembly.encoder(random=True)
-    model = Siamese(assembly, assembly.dims(encoder, len(shards), shards.classes), encoder).to(ranks.device)
+    ranks = join(assembly.recipe.run.device)
+    shards = open_data(assembly.recipe.data)
+    recipe = with_measured(assembly.recipe, shards)
+    assembly = assembly.under(recipe)
+    model = make_model(assembly, len(shards), shards.classes, weights=False).to(ranks.device)
     checkpoint = find_checkpoint(run / "checkpoints", step)
     load_model(checkpoint, model, ranks.rank, ranks.world)
     model.eval()

@@ -10,11 +10,8 @@ import attrs
 import numpy as np
 from torch import Tensor, nn
 
-from twinview.analysis.load import load_encoder
-from twinview.assembly import assemble
-from twinview.engine.checkpoint import find_checkpoint
+from twinview.analysis.load import read_encoder
 from twinview.errors import CheckpointError, RecipeError
-from twinview.recipe import read
 from twinview.values import Published, Size
 from twinview.version import __version__
 
@@ -39,8 +36,7 @@ def export_encoder(run: Path, out: Path, *, to: str = "", size: Size | None = No
     """
     if out.suffix != ".safetensors":
         raise RecipeError(f"{out}: is no name for the file. Write one that ends in .safetensors.")
-    encoder = load_encoder(run, step)
-    assembly = assemble(read(run / "recipe.toml"))
+    encoder, assembly, at_step = read_encoder(run, step)
     views = assembly.calls.sample_views(size=(256, 256), rng=np.random.default_rng(0))
     made_for = size or views.sizes[0]
     published = _published(encoder, assembly.recipe.encoder.use, made_for, to)
@@ -57,7 +53,7 @@ def export_encoder(run: Path, out: Path, *, to: str = "", size: Size | None = No
         "white": data.white,  # of 16-bit images: the value that is 1 before mean and std
         "encoder": assembly.table()["encoder"],
         "run": str(run.resolve()),
-        "step": find_checkpoint(run / "checkpoints", step).step,
+        "step": at_step,
         "twinview": __version__,
     }
     return _write(out, tensors, metadata, published, made_for)

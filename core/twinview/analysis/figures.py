@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from twinview.assembly import assemble
+from twinview.data.dataset.base import Samples
 from twinview.data.dataset.open import open_data
 from twinview.data.dataset.read import read_image
 from twinview.data.dataset.statistics import with_measured
@@ -18,48 +19,55 @@ from twinview.data.formats.decode import PixelFormat
 from twinview.data.loading.factory import Factory
 from twinview.data.loading.views import ViewDataset
 from twinview.engine.checkpoint import find_checkpoint, load_model, steps_in
-from twinview.model import LazyStep, Siamese
+from twinview.model import LazyStep, Siamese, make_model
 from twinview.ops.pictures import three_channels
-from twinview.recipe import Recipe, read
+from twinview.recipe import Recipe
 from twinview.values import Batch, DataFactory, Geometry, Progress, cell_centers
 
+IMAGES = 6  # in a picture
 HEIGHT, GAP, TITLE = 200, 8, 20  # pixels: of a picture, between pictures, of a heading
 BOXES = ("#ff3030", "#30a0ff", "#30d030", "#ffc020")  # a colour per view
 SHOWN = 5  # matched cells along a side, at most
 
 
-def draw(recipe: Recipe, run: Path | None = None, *, images: int = 6) -> dict[str, Image.Image]:
+def draw(recipe: Recipe, run: Path | None = None, *, images: int = IMAGES) -> dict[str, Image.Image]:
     """`views` of the recipe's own images (spread over the data set, as epoch 0 draws them), and what the parts of a run offer, by name.
 
     Without a `run` the networks are untrained, and only `views` is drawn.  Raises TwinviewError.
     """
-    assemble(recipe)  # whose faults come before those of the data
+    assembly = assemble(recipe)  # whose faults come before those of the data
     shards = open_data(recipe.data)
-    recipe = with_measured(recipe, shards)
-    assembly = assemble(recipe)
-    encoder = assembly.encoder(random=run is not None)  # a run's own weights follow: the file that it started from may be gone
-    dims = assembly.dims(encoder, len(shards), shards.classes)
-    model = Siamese(assembly, dims, encoder)
-    if run is not None and steps_in(run / "checkpoints"):
+    assembly = assembly.under(with_measured(recipe, shards))
+    trained = run is not None and bool(steps_in(run / "checkpoints"))
+    model = make_model(assembly, len(shards), shards.classes, weights=run is None)  # a run's own weights follow: the file it started from may be gone
+    if run is not None and trained:
         load_model(find_checkpoint(run / "checkpoints"), model, rank=0, world=1)
     model.eval()
-    shards = shards.first(images) if isinstance(shards, Stream) else shards
-    count = min(images, len(shards))
-    chosen = [i * len(shards) // count for i in range(count)]
-    batch, _ = ViewDataset(recipe, dims, shards).collate([(0, i) for i in chosen])
+    return _draw(model, shards, Factory(assembly.recipe, model.dims, shards) if run is not None else None, images)
+
+
+def draw_trained(model: Siamese, shards: Samples, data: DataFactory) -> dict[str, Image.Image]:
+    """All pictures of a model that has just been trained, by name; every rank calls it, since parts may ask the other ranks."""
+    return _draw(model, shards, data, IMAGES)
+
+
+def save_pictures(folder: Path, pictures: Mapping[str, Image.Image]) -> None:
+    """Write pictures as NAME.png."""
+    folder.mkdir(exist_ok=True)
+    for name, picture in pictures.items():
+        picture.save(folder / f"{name}.png")
+
+
+def _draw(model: Siamese, shards: Samples, data: DataFactory | None, images: int) -> dict[str, Image.Image]:
+    """`views`, and with `data` what the parts offer."""
+    recipe = model.assembly.recipe
+    shown = shards.first(images) if isinstance(shards, Stream) else shards
+    count = min(images, len(shown))
+    chosen = [i * len(shown) // count for i in range(count)]
+    batch, _ = ViewDataset(recipe, model.dims, shown, model.assembly).collate([(0, i) for i in chosen])
     form = PixelFormat.of(recipe.data)
-    found = {"views": views_sheet(model, batch, [read_image(shards, int(i), form) for i in batch.ids])}
-    return found | (part_pictures(model, batch, Factory(recipe, dims, shards)) if run is not None else {})
-
-
-def save_pictures(run: Path) -> list[Path]:
-    """Draw everything there is to draw of a run into its folder."""
-    (run / "pictures").mkdir(exist_ok=True)
-    paths = []
-    for name, picture in draw(read(run / "recipe.toml"), run).items():
-        paths.append(run / "pictures" / f"{name}.png")
-        picture.save(paths[-1])
-    return paths
+    found = {"views": views_sheet(model, batch, [read_image(shown, int(i), form) for i in batch.ids])}
+    return found | (part_pictures(model, batch, data) if data is not None else {})
 
 
 def views_sheet(model: Siamese, batch: Batch, sources: Sequence[Tensor]) -> Image.Image:

@@ -2,29 +2,43 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import nn
 
+from twinview.assembly import Assembly, assemble
 from twinview.engine.checkpoint import find_checkpoint
 from twinview.errors import CheckpointError
+from twinview.recipe import read
 
 
-def load_encoder(run: Path, step: int | None = None) -> nn.Module:
-    """The online branch's encoder of a run, in eval mode, on the CPU: of its newest checkpoint, or that of `step`.
+class TrainedEncoder(NamedTuple):
+    """A run's encoder, and where it comes from."""
+
+    encoder: nn.Module  # of the online branch, in eval mode, on the CPU
+    assembly: Assembly  # of the run's recipe
+    step: int  # of the checkpoint
+
+
+def read_encoder(run: Path, step: int | None = None) -> TrainedEncoder:
+    """The encoder of a run's newest checkpoint, or of that of `step`.
 
     Needs the methods that the run's recipe names, and no DeepSpeed.  Raises CheckpointError.
     """
-    from twinview.assembly import assemble
-    from twinview.recipe import read
-
     if not (run / "recipe.toml").is_file():
         raise CheckpointError(f"{run}: is no run's folder: it holds no recipe.toml.")
     checkpoint = find_checkpoint(run / "checkpoints", step)
-    encoder = assemble(read(run / "recipe.toml")).encoder(random=True)
+    assembly = assemble(read(run / "recipe.toml"))
+    encoder = assembly.encoder(random=True)
     start = "online.encoder."
     weights = {k.removeprefix(start): v for k, v in checkpoint.load("model.pt").items() if k.startswith(start)}
     try:
         encoder.load_state_dict(weights)
     except RuntimeError as e:
         raise CheckpointError(f"{checkpoint.path}: does not fit the run's recipe.toml: {' '.join(str(e).split())}") from None
-    return encoder.eval()
+    return TrainedEncoder(encoder.eval(), assembly, checkpoint.step)
+
+
+def load_encoder(run: Path, step: int | None = None) -> nn.Module:
+    """The online branch's encoder of a run, in eval mode, on the CPU; see `read_encoder`."""
+    return read_encoder(run, step).encoder

@@ -1,6 +1,7 @@
 """From a recipe to its parts on a per-run manager.  Every fault of composition is found here, before data or device is touched."""
 from __future__ import annotations
 
+import copy
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, cast
 
@@ -8,7 +9,7 @@ import attrs
 import pluggy
 
 from twinview.errors import PluginError, RecipeError, closest
-from twinview.hooks import HOOKS, Calls, Hooks, hookimpl
+from twinview.hooks import HOOKS, Calls, hookimpl
 from twinview.recipe.schema import PartConfig, Recipe
 from twinview.recipe.structuring import structure
 from twinview.values import Dims, Features, Traits
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from twinview.branch import Branch
 from twinview.assembly.checks import CORE, GIVES, NEEDS, check_alignments, check_channels, check_heads, check_hooks, check_traits
-from twinview.assembly.plugins import GROUP, answered, distribution, find_part, option, options
+from twinview.assembly.plugins import GROUP, answered, distribution, find_part, option, options, pluggy_manager
 
 ANSWERS = {  # slot -> the hook that its part must answer
     "views": "sample_views",
@@ -50,8 +51,7 @@ class Assembly:
         self.uses: dict[str, tuple[str, str, PartConfig]] = {}  # label -> slot, place, use
         self._callers: dict[tuple[str, str], Any] = {}
         self._offered = entry_points(group=GROUP)  # once: it reads a file of every installed distribution
-        self.manager = pluggy.PluginManager(GROUP)
-        self.manager.add_hookspecs(Hooks)
+        self.manager = pluggy_manager()
         self.manager.register(_Defaults(), name=CORE)
         for slot, place, use in recipe.uses():
             self._add(slot, place, use)
@@ -106,11 +106,9 @@ class Assembly:
         """A new encoder, always with the same random start for a seed.  `random`: leave `[encoder] weights` out."""
         from twinview.ops.seeding import seeded
 
-        if random and self.recipe.encoder.options.get("weights"):
-            plain = attrs.evolve(self.recipe.encoder, options={k: v for k, v in self.recipe.encoder.options.items() if k != "weights"})
-            return Assembly(attrs.evolve(self.recipe, encoder=plain)).encoder()
+        make = self._without_weights() if random and self.recipe.encoder.options.get("weights") else self.calls.make_encoder
         with seeded(self.recipe.run.seed, "encoder"):
-            made = self.calls.make_encoder(masked=self.recipe.masks is not None, channels=self.recipe.data.channels)
+            made = make(masked=self.recipe.masks is not None, channels=self.recipe.data.channels)
         if not hasattr(made, "spec"):
             raise PluginError(f"[encoder] {self.recipe.encoder.use}: its module carries no `spec` (twinview.values.EncoderSpec).")
         return made
@@ -159,7 +157,23 @@ class Assembly:
         slots = {slot: resolve(getattr(self.recipe, slot)) for slot in {s for s, _, _ in self.uses.values()}}
         return attrs.evolve(self.recipe, **slots).table()
 
+    def under(self, recipe: Recipe) -> Assembly:
+        """The same parts under a recipe whose own tables say more: precision in plain words, mean and std in numbers."""
+        made = copy.copy(self)
+        made.recipe = recipe
+        return made
+
     # ---- making
+    def _without_weights(self) -> Any:
+        """The hook `make_encoder` of this recipe's encoder without its option `weights`; what wraps it stays around it."""
+        encoder = self.recipe.encoder
+        plain = structure({k: v for k, v in encoder.options.items() if k != "weights"}, type(self.parts[encoder.label]), self.uses[encoder.label][1])
+        manager = pluggy_manager()
+        for label in self.wrappers("make_encoder"):
+            manager.register(self.parts[label], name=label)
+        manager.register(plain, name=encoder.label)
+        return manager.hook.make_encoder
+
     def _add(self, slot: str, place: str, use: PartConfig) -> None:
         method, _, name = use.use.partition(".")
         cls = find_part(self.manager, method, name, place, self._offered)

@@ -24,8 +24,8 @@ def evaluate(args: argparse.Namespace) -> None:
     of_recipe = [text for text in args.overrides if "." in text.partition("=")[0]]
     options = override({}, [text for text in args.overrides if text not in of_recipe])
     recipe = evaluation_recipe(run, args.what, args.shards, options, of_recipe)
-    api.checked(recipe)
-    scores = launch(args.ranks, lambda: score(recipe, run, args.step), device=recipe.run.device)
+    assembly = api.checked(recipe)
+    scores = launch(args.ranks, lambda: score(assembly, run, args.step), device=recipe.run.device)
     leave()
     if api.is_first():
         print("\n".join([*score_table(scores), *(f"COLLAPSED   {line}" for line in collapses({f"score/{k}": v for k, v in scores.items()}))]))

@@ -44,7 +44,7 @@ def dry_run(args: argparse.Namespace) -> None:
 
     recipe = read(args.recipe, args.overrides)
     assembly = api.checked(recipe)
-    report = launch(args.ranks, lambda: measure(recipe), device=recipe.run.device)
+    report = launch(args.ranks, lambda: measure(recipe, assembly), device=recipe.run.device)
     leave()
     if not api.is_first():
         return

@@ -66,7 +66,8 @@ def find_start(folder: Path, table: Mapping[str, Any], data: str, resume: Resume
             print(f"{folder}: holds no checkpoint yet. Starting at the first step.", file=sys.stderr)
         return None
     found = find_checkpoint(folder / "checkpoints")
-    changed = list(differences(_as_now(found.meta.get("recipe", {})), table))
+    began = found.meta.get("recipe", {})
+    changed = list(differences(began, table)) and list(differences(_as_now(began), table))
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise CheckpointError(f"{folder}: the run began with another recipe: {', '.join(changed[:5])}{more}. Write these as they were, or --run DIR.")

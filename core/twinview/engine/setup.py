@@ -25,7 +25,7 @@ from twinview.engine.optimizer import make_optimizer
 from twinview.engine.precision import resolve_precision
 from twinview.engine.schedule import warmup_share
 from twinview.errors import RecipeError
-from twinview.model import Siamese
+from twinview.model import Siamese, make_model
 from twinview.ops.seeding import seed_of
 from twinview.recipe import Recipe
 from twinview.values import Dims
@@ -47,24 +47,22 @@ class TrainSetup(NamedTuple):
     warmup: float  # share of the run
 
 
-def build(recipe: Recipe, *, going_on: bool = False) -> TrainSetup:
+def build(recipe: Recipe, *, assembly: Assembly | None = None, going_on: bool = False) -> TrainSetup:
     """Join the ranks and make everything that a recipe names; every rank calls it.  Raises TwinviewError before the first step.
 
-    Faults of composition come before the shards are opened.  `going_on`: weights come from a checkpoint, not from [encoder] weights, which may
-    be gone by now.
+    Faults of composition come before the shards are opened.  `assembly`: the recipe's parts, where they are made already.  `going_on`: weights
+    come from a checkpoint, not from [encoder] weights, which may be gone by now.
     """
     check_recipe(recipe)
     ranks = join(recipe.run.device)
     micro_batch(recipe, ranks.world)
     recipe = resolve_precision(recipe, ranks.device.type)
-    assembly = assemble(recipe)
+    assembly = assembly or assemble(recipe)
     shards = _open_data(recipe)
     recipe = with_measured(recipe, shards)
-    assembly = assembly if recipe is assembly.recipe else assemble(recipe)
+    assembly = assembly.under(recipe)
     epoch = steps_per_epoch(len(shards), recipe.run.batch_size)
-    encoder = assembly.encoder(random=going_on)
-    dims = assembly.dims(encoder, len(shards), shards.classes)
-    model = Siamese(assembly, dims, encoder).to(ranks.device)
+    model = make_model(assembly, len(shards), shards.classes, weights=not going_on).to(ranks.device)
     if recipe.run.sync_batchnorm and ranks.world > 1:
         from twinview.ops.sync_batchnorm import synchronize_batchnorm
 
@@ -78,7 +76,7 @@ def build(recipe: Recipe, *, going_on: bool = False) -> TrainSetup:
     optimizer, trainable = make_optimizer(assembly, model.online)
     _seed(recipe.run.seed, ranks.rank)
     steps = _steps(recipe, epoch)
-    return TrainSetup(ranks, recipe, assembly, shards, dims, model, optimizer, trainable, epoch, steps, warmup_share(recipe, steps, epoch))
+    return TrainSetup(ranks, recipe, assembly, shards, model.dims, model, optimizer, trainable, epoch, steps, warmup_share(recipe, steps, epoch))
 
 
 def _recompute_blocks(model: Siamese) -> None:

@@ -13,6 +13,7 @@ import attrs
 import torch
 from torch import nn
 
+from twinview.assembly import Assembly
 from twinview.data.loading.loader import training_batches
 from twinview.engine.deepspeed_config import MONITORS, check_recipe, micro_batch
 from twinview.engine.distributed.process import peak_memory
@@ -63,14 +64,22 @@ class Report:
         yield "loss", f"{self.loss:.4f} ({', '.join(f'{name} {value:.4f}' for name, value in self.terms.items())})"
 
 
-def dry_run(recipe: Recipe) -> Report:
-    """Load one real batch and train a few steps on it.  Raises TwinviewError as `train` would; every rank calls it."""
+def dry_run(recipe: Recipe, assembly: Assembly | None = None) -> Report:
+    """Load one real batch and train a few steps on it.  Raises TwinviewError as `train` would; every rank calls it.
+
+    `assembly`: the recipe's parts, where they are made already.
+    """
     check_recipe(recipe)
-    built = build(attrs.evolve(recipe, deepspeed={k: v for k, v in recipe.deepspeed.items() if k not in MONITORS}))
+    silent = attrs.evolve(recipe, deepspeed={k: v for k, v in recipe.deepspeed.items() if k not in MONITORS})
+    built = build(silent, assembly=assembly)
     run = built.recipe.run
     progress = Progress(0, built.steps, 0, 0.0)
     asked = time.perf_counter()
-    with closing(training_batches(built.recipe, built.dims, built.shards, rank=built.ranks.rank, world=built.ranks.world, steps=1)) as loaded:
+    ranks = built.ranks
+    loading = training_batches(
+        built.recipe, built.dims, built.shards, rank=ranks.rank, world=ranks.world, steps=1, assembly=built.assembly
+    )
+    with closing(loading) as loaded:
         batch = list(loaded)
     data_seconds = time.perf_counter() - asked
     engine = wrap(built, Path())

@@ -19,7 +19,7 @@ from twinview.assembly import Assembly
 from twinview.data.dataset.open import open_shards
 from twinview.data.loading.views import ViewDataset
 from twinview.engine.optimizer import make_optimizer
-from twinview.model import Siamese
+from twinview.model import Siamese, make_model
 from twinview.ops.recompute import recompute
 from twinview.recipe import Recipe
 from twinview.values import Batch, Dims, Progress
@@ -87,20 +87,18 @@ def measure(recipe: Recipe, assembly: Assembly, *, gpu: bool) -> Footprint:
 
     `gpu`: with the attention that a GPU has; a CPU in low precision keeps all of its probabilities.
     """
-    encoder = assembly.encoder(random=True)
     needs_labels = any("labels" in traits.needs for traits in assembly.traits.values())
-    dims = assembly.dims(encoder, ASSUMED_IMAGES, ASSUMED_CLASSES if needs_labels else 0)
-    model = Siamese(assembly, dims, encoder).train()
+    model = make_model(assembly, ASSUMED_IMAGES, ASSUMED_CLASSES if needs_labels else 0, weights=False).train()
     model.fused_attention = gpu
     optimizer, trainable = make_optimizer(assembly, model.online)
     norms = [0]
     hooks = [m.register_forward_hook(lambda m, *_: norms.__setitem__(0, norms[0] + m.num_features)) for m in _norms(model)]
-    batches = [noise(recipe, dims, images) for images in IMAGES]
+    batches = [noise(assembly, model.dims, images) for images in IMAGES]
     _live(model, trainable, batches[0])  # the first pass makes what is made once
     for hook in hooks:
         hook.remove()
     plain, recomputed = _working(model, trainable, batches), None
-    if hasattr(encoder, "recomputable") and model.online.recomputable():
+    if hasattr(model.online.encoder, "recomputable") and model.online.recomputable():
         for block in model.online.recomputable():
             recompute(block)
         recomputed = _working(model, trainable, batches)
@@ -129,14 +127,15 @@ def optimizer_bytes(optimizer: Optimizer) -> int:
     return total
 
 
-def noise(recipe: Recipe, dims: Dims, images: int) -> Batch:
+def noise(assembly: Assembly, dims: Dims, images: int) -> Batch:
     """A batch of the recipe's views, masks and draws, of images of noise."""
+    recipe = assembly.recipe
     with tempfile.TemporaryDirectory(prefix="twinview-plan-") as folder:
         rng = np.random.default_rng(0)
         for i in range(images):
             np.save(Path(folder) / f"{i}.npy", rng.integers(0, 256, (SIDE, SIDE, recipe.data.channels), dtype=np.uint8))
         shards = open_shards(f"images:{folder}")
-        batch, _ = ViewDataset(recipe, attrs.evolve(dims, classes=0), shards).collate([(0, i) for i in range(images)])
+        batch, _ = ViewDataset(recipe, attrs.evolve(dims, classes=0), shards, assembly).collate([(0, i) for i in range(images)])
         shards.close()
     return batch._replace(labels={"class": torch.zeros(images, dtype=torch.int64)} if dims.classes else {})
 

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar, cast
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from twinview.assembly import Assembly
 from twinview.data.dataset.base import Samples
 from twinview.data.dataset.order import BatchSampler
 from twinview.data.dataset.read import BadSample
@@ -27,18 +28,19 @@ T = TypeVar("T")
 
 
 def training_batches(
-    recipe: Recipe, dims: Dims, shards: Samples, *, rank: int, world: int, start: int = 0, steps: int | None = None, bad: BadSamples | None = None
+    recipe: Recipe, dims: Dims, shards: Samples, *, rank: int, world: int, start: int = 0, steps: int | None = None, bad: BadSamples | None = None,
+    assembly: Assembly | None = None,
 ) -> Generator[Batch]:
     """This rank's micro-batches, `run.accumulation` for each optimizer step, from optimizer step `start` on, for `steps` or without end.
 
-    Close it to end its workers.  `bad` counts the samples that do not decode, for a caller that wants to know them.  Raises DataError: at once
-    where the batch size does not fit, on the way where too many samples do not decode.
+    Close it to end its workers.  `bad` counts the samples that do not decode, for a caller that wants to know them; `assembly`: the recipe's parts,
+    where they are made already.  Raises DataError: at once where the batch size does not fit, on the way where too many samples do not decode.
     """
     pin = recipe.run.device != "cpu" and torch.cuda.is_available()
     if isinstance(shards, Stream):
         a = recipe.run.accumulation
         numbers = count(start * a) if steps is None else range(start * a, (start + steps) * a)
-        return _counted(load(StreamBatches(recipe, dims, shards, rank, world), numbers, recipe.data.workers, pin=pin), recipe, bad)
+        return _counted(load(StreamBatches(recipe, dims, shards, rank, world, assembly), numbers, recipe.data.workers, pin=pin), recipe, bad)
     plan = BatchSampler(
         order=shards.order(recipe.run.seed, recipe.data.window),
         global_batch=recipe.run.batch_size,
@@ -46,7 +48,7 @@ def training_batches(
         rank=rank,
         world=world,
     )
-    make, window = ViewDataset(recipe, dims, shards).collate, recipe.data.window * max(1, len(recipe.data.source))
+    make, window = ViewDataset(recipe, dims, shards, assembly).collate, recipe.data.window * max(1, len(recipe.data.source))
     if window and any(isinstance(path, RemoteShard) for path in shards.paths):
         work = prefetch_batches(plan, shards, window, start, steps)
         return _counted(load(ShardPrefetcher(make, shards.paths), work, recipe.data.workers, pin=pin), recipe, bad)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from twinview.assembly import Assembly
 from twinview.data.dataset.in_memory import BufferedSample, InMemorySamples
 from twinview.data.dataset.order import micro_batch, permutation, steps_per_epoch
 from twinview.data.dataset.read import BadSample
@@ -39,8 +40,11 @@ class Numbered(NamedTuple):
 class StreamBatches:
     """Batches by number: the n-th micro-batch of this rank in the run.  A worker process keeps its place, and asked for another it reads up to it."""
 
-    def __init__(self, recipe: Recipe, dims: Dims, stream: Stream, rank: int, world: int) -> None:
-        """Raises DataError where the batch size does not fit, or there are fewer shards than workers."""
+    def __init__(self, recipe: Recipe, dims: Dims, stream: Stream, rank: int, world: int, assembly: Assembly | None = None) -> None:
+        """`assembly`: the recipe's parts, where they are made already.
+
+        Raises DataError where the batch size does not fit, or there are fewer shards than workers.
+        """
         run = recipe.run
         self.recipe, self.dims, self.stream, self.rank = recipe, dims, stream, rank
         self.workers = max(1, recipe.data.workers)
@@ -51,6 +55,7 @@ class StreamBatches:
         if len(stream.paths) < self.consumers:
             readers = f"{world} rank{'s' * (world > 1)} x {self.workers} worker{'s' * (self.workers > 1)}"
             raise DataError(f"[data] streaming: {readers} want a shard each, and there are {len(stream.paths)}. Write fewer workers, or more shards.")
+        self._assembly = assembly
         self._forget()
 
     def _forget(self) -> None:
@@ -64,6 +69,7 @@ class StreamBatches:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._assembly = None
         self._forget()
 
     def __call__(self, number: int) -> tuple[Batch, tuple[BadSample, ...]]:
@@ -80,7 +86,7 @@ class StreamBatches:
         self._place = (epoch, consumer, at + 1)
         recent = list(self._recent)
         if self._views is None:
-            self._views = ViewDataset(self.recipe, self.dims, InMemorySamples({}, self._span))
+            self._views = ViewDataset(self.recipe, self.dims, InMemorySamples({}, self._span), self._assembly)
         self._views.shards = InMemorySamples({one.number % self._span: one.held for one in recent}, self._span)
         return self._views.collate([(epoch, one.number) for one in recent[-self.size :]])
 

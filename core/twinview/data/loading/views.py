@@ -54,11 +54,15 @@ class _Image(NamedTuple):
 
 
 class ViewDataset:
-    """Items by (epoch, number): a map-style data set whose worker processes each make their own parts from the recipe."""
+    """Items by (epoch, number): a map-style data set.
 
-    def __init__(self, recipe: Recipe, dims: Dims, shards: Samples) -> None:
+    A worker process that is started anew makes its own parts from the recipe; one that is forked has those of `assembly`, where they were given.
+    """
+
+    def __init__(self, recipe: Recipe, dims: Dims, shards: Samples, assembly: Assembly | None = None) -> None:
+        """`assembly`: the recipe's parts, where they are made already."""
         self.recipe, self.dims, self.shards = recipe, dims, shards
-        self._parts: WorkerHooks | None = None
+        self._parts = WorkerHooks(assembly) if assembly else None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_parts": None}

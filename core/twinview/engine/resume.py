@@ -1,0 +1,70 @@
+"""Where a run starts: its folder is opened, or a checkpoint of it is gone on from."""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from twinview.engine.checkpoint import Checkpoint, set_random_states
+from twinview.engine.distributed.process import on_first
+from twinview.engine.loss_scale import scale_of
+from twinview.engine.run_folder import Resume, find_start, write_run
+from twinview.engine.setup import TrainSetup
+from twinview.engine.zero import load_whole_optimizer_state
+from twinview.errors import CheckpointError
+
+
+def start_run(setup: TrainSetup, folder: Path, resume: Resume, command: str) -> tuple[Checkpoint | None, dict[str, Any]]:
+    """Write the run's recipe and manifest; the checkpoint to go on from, if any, and what every checkpoint says of the run.
+
+    Every rank calls it.  Raises CheckpointError where `resume` does not fit what `folder` holds.
+    """
+    table, data = setup.assembly.table(), str(setup.shards.checksum)
+    return on_first(lambda: _open(setup, folder, table, data, resume, command)), {"data": data, "recipe": table}
+
+
+def _open(setup: TrainSetup, folder: Path, table: dict[str, Any], data: str, resume: Resume, command: str) -> Checkpoint | None:
+    start = find_start(folder, table, data, resume)
+    if start and setup.recipe.data.streaming:
+        _check_readers(start, setup)
+    images = setup.recipe.data
+    metadata = {
+        "methods": setup.assembly.distributions(),
+        "colours": {"channels": images.channels, "white": images.white, "mean": images.mean, "std": images.std},
+        "data": {"shards": [str(p) for p in setup.shards.paths], "images": len(setup.shards), **setup.shards.metadata, "checksum": data},
+    }
+    sitting = {
+        "command": command,
+        "step": start.step if start else 0,
+        "ranks": setup.ranks.world,
+        "device": torch.cuda.get_device_name(setup.ranks.device) if setup.ranks.device.type == "cuda" else "cpu",
+        "precision": setup.recipe.run.precision,
+    }
+    write_run(folder, table, metadata, sitting, fresh=start is None)
+    if start and start.meta["ranks"] != setup.ranks.world:
+        print(f"{start.path}: was written by {start.meta['ranks']} ranks and goes on with {setup.ranks.world}: not to the last bit.", file=sys.stderr)
+    return start
+
+
+def _check_readers(start: Checkpoint, setup: TrainSetup) -> None:
+    """A stream goes on in the middle of an epoch only where each worker has the share that it had.  Raises CheckpointError."""
+    before = (start.meta["ranks"], max(1, start.meta["recipe"]["data"]["workers"]))
+    now = (setup.ranks.world, max(1, setup.recipe.data.workers))
+    if start.step % setup.epoch and before != now:
+        said = " and ".join(f"{ranks} ranks x {workers} workers" for ranks, workers in (before, now))
+        ends = start.step + -start.step % setup.epoch
+        raise CheckpointError(f"{start.path}: streamed by {said}: they change only between epochs (the next ends at step {ends}). Write as it was.")
+
+
+def restore(setup: TrainSetup, engine: Any, start: Checkpoint) -> None:
+    """What a checkpoint holds besides weights: optimizer, random states, loss scale.  Every rank calls it.  Raises CheckpointError."""
+    try:
+        load_whole_optimizer_state(engine, setup.optimizer, setup.trainable, start.load("optimizer.pt"))
+    except (KeyError, ValueError) as e:
+        raise CheckpointError(f"{start.path}: belongs to another model: optimizer.pt: {e}.") from None
+    if start.meta["ranks"] == setup.ranks.world:
+        set_random_states(start.load(f"rank-{setup.ranks.rank}.pt")["random"], setup.ranks.device)
+    scale_of(engine).load(start.meta.get("loss_scale", {}))
+    setup.model.followed = start.meta.get("followed", False)

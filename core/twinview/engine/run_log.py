@@ -1,0 +1,70 @@
+"""What a run tells while it goes on: rows of metrics.jsonl, DeepSpeed's monitors, a progress bar or lines in a log."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from twinview.engine.collapse import CollapseWatch
+from twinview.engine.metrics import Metrics, read_metrics
+from twinview.progress import Bar
+
+OnProgress = Callable[[dict[str, Any]], None]
+
+
+class RunLog:
+    """The log of rank 0; on the other ranks every method does nothing."""
+
+    def __init__(
+        self, folder: Path, *, first: bool, step: int, steps: int, steps_per_epoch: int, share: float, images: int, monitors: Any = None,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        """`first`: this is rank 0; `step`, `share`: where this sitting begins; `images`: in a micro-batch of a rank; `monitors`: DeepSpeed's."""
+        self.path, self.monitors, self.on_progress = folder / "metrics.jsonl", monitors, on_progress
+        self.last: dict[str, Any] = {}  # the newest row of this sitting
+        self._epoch, self._collapse = steps_per_epoch, CollapseWatch(images)
+        self._metrics = Metrics(self.path, upto=step) if first else None
+        self._bar = Bar(steps, step, share) if first else None
+
+    def write(self, step: int, values: Mapping[str, float], scores: Mapping[str, float], share: float) -> None:
+        """Add the row of a step."""
+        if self._metrics is None or self._bar is None:
+            return
+        self.last = {"step": step, "epoch": (step - 1) // self._epoch, **values, **scores}
+        self._metrics.write(self.last)
+        if self.monitors:
+            self.monitors.write_events([(name, value, step) for name, value in {**values, **scores}.items()])
+        self.say(self._collapse.see(self.last))
+        self._bar.tell(self.last, share)
+        if self.on_progress:
+            self.on_progress(self.last)
+
+    def has(self, step: int) -> bool:
+        """Whether the file holds the row of a step."""
+        return any(row["step"] == step for row in read_metrics(self.path))
+
+    def newest(self) -> dict[str, Any]:
+        """The last row, of this sitting or of an earlier one."""
+        return self.last or list(read_metrics(self.path))[-1]
+
+    def say(self, line: str) -> None:
+        """A line of its own; nothing where it is empty."""
+        if self._bar and line:
+            self._bar.say(line)
+
+    def moved(self, step: int, share: float) -> None:
+        """After every step."""
+        if self._bar:
+            self._bar.update(step, share)
+
+    def sync(self) -> None:
+        """Wait until all rows are on disk."""
+        if self._metrics:
+            self._metrics.sync()
+
+    def close(self) -> None:
+        """Leave the terminal as it was, and close the file."""
+        if self._bar:
+            self._bar.close()
+        if self._metrics:
+            self._metrics.close()
