@@ -97,7 +97,7 @@ def test_coco(tmp_path: Path) -> None:
     (root / "annotations/instances_train2017.json").write_text("[]")
     refused("instances_train2017.json: is no such annotation file: TypeError", "coco", root, tmp_path)
     tree(root, {"annotations/instances_train2017.json": {"images": [{"id": 1}], "annotations": [], "categories": []}})
-    refused("instances_train2017.json: is not of COCO's format: KeyError: 'file_name'.", "coco", root, tmp_path)
+    refused("instances_train2017.json: is not of COCO's format: images[0] has no file_name.", "coco", root, tmp_path)
 
 
 @pytest.mark.parametrize("below", ["", "images/"])
@@ -244,6 +244,6 @@ def test_a_key_that_leads_out_of_a_folder_is_not_passed_on(write: Write, tmp_pat
 
 def test_every_kind_says_what_it_takes(tmp_path: Path) -> None:
     for kind in layouts.KINDS:
-        takes = {"images": "--labels", "imagefolder": "no options", "webdataset": "no options", "cityscapes": "--split, --classes"}.get(kind, "--split")
+        takes = {"images": "--labels", "imagefolder": "no options", "webdataset": "--fields, --dots, --keys", "coco": "--split, --annotations", "cityscapes": "--split, --classes"}.get(kind, "--split")
         with pytest.raises(DataError, match=rf"^--weather: {kind} has no such choice\. It takes {takes}"):
             layouts.find(kind, str(tmp_path), {"weather": "fine"})

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from twinview.errors import DataError
 
+CHOICES = ("labels", "split", "classes", "annotations", "fields", "dots", "keys")  # of some kinds of data sets
 
 def pack(args: argparse.Namespace) -> None:
     """Pack a data set into shards."""
@@ -15,7 +16,7 @@ def pack(args: argparse.Namespace) -> None:
 
     recode = Recode(shorter_side=args.shorter_side, quality=args.quality)
     options = Options(shard_size=args.shard_size, recode=recode, workers=args.workers, bad_samples=args.bad_samples)
-    chosen = {name: value for name in ("labels", "split", "classes") if (value := getattr(args, name)) is not None}
+    chosen = {name: value for name in CHOICES if (value := getattr(args, name)) is not None}
     print(write(args.kind, args.source, Path(args.out), options, **chosen).text())
 
 

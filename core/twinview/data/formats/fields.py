@@ -6,7 +6,10 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "npy")
+IMAGE_FIELDS = (
+    *("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "npy"),
+    *("jpe", "jfif", "mpo", "gif", "avif", "jp2", "j2k", "jpx", "jpf", "heic", "heif"),
+)
 MAP_FIELD = "seg.png"  # `png` too, where the image is another field
 
 

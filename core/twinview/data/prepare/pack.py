@@ -35,5 +35,7 @@ def pack_images(images: Path, out: Path, labels: Path | None = None, *, name: st
 def _pack(found: layouts.Found, out: Path, options: Options, metadata: Mapping[str, Any], name: str | None = None) -> Summary:
     size = min(options.shard_size, -(-found.total // FEWEST))
     fitted = attrs.evolve(options, shard_size=max(size, 1))
+    unmatched = {kind: count for kind, count in found.unmatched.items() if count}
+    metadata = {**metadata, **({"unmatched": unmatched} if unmatched else {})}
     written = write_shards(found.entries, out, total=found.total, options=fitted, name=name, what="pack", metadata=metadata)
-    return attrs.evolve(written, passed_over=found.passed_over)
+    return attrs.evolve(written, passed_over=found.passed_over, unmatched=unmatched)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from twinview.errors import DataError
 FORMAT = 1
 SUFFIX = ".index.npz"
 EMPTY = "holds no samples. WebDataset names the files of a tar KEY.FIELD, for example 000123.jpg."
+Split = Callable[[str], tuple[str, str]]
 ARRAYS = ("hashes", "keys", "key_starts", "members", "offsets", "sizes", "kinds")
 
 
@@ -119,8 +120,11 @@ def save(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, Any], mode: i
         raise
 
 
-def scan(path: Path, name: str = "") -> Index:
-    """Read every header of a shard.  Raises DataError with the shard (`name`, or its path), the offset and what is wrong there."""
+def scan(path: Path, name: str = "", rule: Split | None = None) -> Index:
+    """Read every header of a shard.  Raises DataError with the shard (`name`, or its path), the offset and what is wrong there.
+
+    `rule` cuts a member's name into key and field, otherwise than `split`.
+    """
     stamp, name = _stamp(path), name or str(path)
     kinds: dict[str, int] = {}
     keys: list[str] = []
@@ -128,7 +132,7 @@ def scan(path: Path, name: str = "") -> Index:
     firsts: list[int] = []
     classes: list[int | None] = []
     with _open(path) as file:
-        for key, field, member in labeled(members(partial(os.pread, file.fileno()), stamp.size, name), name):
+        for key, field, member in labeled(members(partial(os.pread, file.fileno()), stamp.size, name), name, rule):
             if not keys or key != keys[-1]:
                 firsts.append(len(files))
                 keys.append(key)
@@ -153,12 +157,12 @@ def scan(path: Path, name: str = "") -> Index:
     )
 
 
-def labeled(found: Iterable[Member], shard: str) -> Iterator[tuple[str, str, Member]]:
+def labeled(found: Iterable[Member], shard: str, rule: Split | None = None) -> Iterator[tuple[str, str, Member]]:
     """Key and field of each member that belongs to a sample.  Raises DataError: a key or field that stands twice in the shard."""
     seen: dict[str, int] = {}  # key -> offset of its first file
     last, fields = "", set[str]()
     for member in found:
-        key, field = split(member.name)
+        key, field = (rule or split)(member.name)
         if not field:
             continue
         if key != last:
@@ -178,6 +182,17 @@ def split(name: str) -> tuple[str, str]:
     folder, slash, base = name.rpartition("/")
     stem, _, field = base.partition(".")
     if not stem or (stem.startswith("__") and stem.endswith("__")):
+        return name, ""
+    return folder + slash + stem, field.lower()
+
+
+def split_at_last_dot(name: str) -> tuple[str, str]:
+    """`a/v1.2/b.0001.JPG` -> (`a/v1.2/b.0001`, `jpg`), for names whose dots are no fields; `b.0001.seg.png` keeps its field `seg.png`."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, field = base.rpartition(".")
+    if stem.endswith(".seg") and field.lower() == "png":
+        stem, field = stem.removesuffix(".seg"), "seg.png"
+    if not stem or stem.startswith(".") or (stem.startswith("__") and stem.endswith("__")):
         return name, ""
     return folder + slash + stem, field.lower()
 

@@ -21,6 +21,7 @@ from webdataset.writer import TarWriter
 
 from twinview.data.formats.fields import map_field
 from twinview.data.store import index
+from twinview.data.store.listing import passed_over
 from twinview.data.threads import in_order
 from twinview.data.writing.entry import Content
 from twinview.data.writing.prepare_sample import BadEntry, Prepared, Recode, prepare
@@ -49,7 +50,8 @@ class Summary:
     seconds: float
     kept: int = 0  # images that an earlier try had packed
     left_out: int = 0  # samples that could not be packed
-    passed_over: int = 0  # files that are no images by their suffix
+    passed_over: Mapping[str, int] = attrs.field(factory=dict)  # what was not packed, by kind: files by their suffix, hidden folders
+    unmatched: Mapping[str, int] = attrs.field(factory=dict)  # what met no partner, by kind
 
     @property
     def images_per_second(self) -> float:
@@ -60,8 +62,9 @@ class Summary:
         """One line for a person."""
         maps = f" with {self.labels} label maps" if self.labels else ""
         speed = f"{self.seconds:.1f} s, {self.images_per_second:.0f} images/s"
-        others = f"; {self.passed_over} other files passed over" if self.passed_over else ""
-        others += f"; {self.left_out} bad samples left out, named in manifest.json" if self.left_out else ""
+        said = [passed_over(self.passed_over), *(f"{count} {kind}" for kind, count in self.unmatched.items())]
+        said += [f"{self.left_out} bad samples left out, named in manifest.json"] if self.left_out else []
+        others = "".join(f"; {one}" for one in said if one)
         return f"{self.out}: {self.images} images{maps} in {self.shards} shard{'s' * (self.shards != 1)}, {self.bytes / 1e6:.1f} MB ({speed}){others}"
 
 

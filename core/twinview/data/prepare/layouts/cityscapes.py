@@ -5,11 +5,13 @@
 """
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from twinview.data.formats.fields import MAP_FIELD
 from twinview.data.prepare.layouts import Found
 from twinview.data.prepare.layouts.common import keyed, label_maps, split_of, table
+from twinview.data.prepare.layouts.partners import spare_maps, visible
 from twinview.data.store.listing import folder, image_field, images
 from twinview.data.writing.entry import Content, Entry, Relabeled
 from twinview.errors import DataError
@@ -33,12 +35,13 @@ def find(source: str | Path, split: str = "train", classes: int = 19) -> Found:
     if classes not in KEPT:
         raise DataError(f"--classes: Cityscapes is packed with 19, 27 or 34 classes, not {classes}.")
     left = folder(Path(source) / "leftImg8bit", "of Cityscapes' images")
-    split_of(split, {path.name for path in left.iterdir() if path.is_dir()})
+    split_of(split, {path.name for path in visible(left.iterdir()) if path.is_dir()})
     paths, others = images(left / split)
     numbers = table({one: n for n, one in enumerate(KEPT[classes])})
     fine = Path(source) / "gtFine" / split
     bare = split in BARE
-    drawn = {} if bare else label_maps(paths, lambda path: fine / path.parent.name / path.name.replace("_leftImg8bit", "_gtFine_labelIds"))
+    drawn = {} if bare else label_maps(paths, lambda path: fine / path.parent.name / f"{path.stem.removesuffix('_leftImg8bit')}_gtFine_labelIds.png")
+    spare = Counter[str]() if bare else spare_maps(fine, "*/*_gtFine_labelIds.png", drawn.values())
 
     def fields(path: Path) -> dict[str, Content]:
         image: dict[str, Content] = {image_field(path): path}
@@ -47,4 +50,4 @@ def find(source: str | Path, split: str = "train", classes: int = 19) -> Found:
     keys = keyed(left / split, paths, lambda key: key.removesuffix("_leftImg8bit"))
     entries = [Entry(key, fields(path)) for key, path in keys.items()]
     metadata = {} if bare else {"classes": [NAMES[n] for n in KEPT[classes]]}
-    return Found(entries=entries, total=len(entries), metadata=metadata, passed_over=others)
+    return Found(entries=entries, total=len(entries), metadata=metadata, passed_over=others, unmatched=spare)

@@ -2,30 +2,35 @@
 
     SOURCE/train2017/000000000009.jpg
     SOURCE/annotations/instances_train2017.json
+
+Other tools write the format too: Roboflow beside the images (SPLIT/_annotations.coco.json), CVAT and Label Studio as `--annotations` says.
 """
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from twinview.data.prepare.layouts import Found
-from twinview.data.prepare.layouts.common import json_bytes, keyed, names_of, read_json, split_of
+from twinview.data.prepare.layouts.common import json_bytes, keyed, read_json, split_of
+from twinview.data.prepare.layouts.partners import Catalogue
 from twinview.data.store.listing import folder, image_field, images
 from twinview.data.writing.entry import Entry
 from twinview.errors import DataError
 
 
-def find(source: str | Path, split: str = "train2017") -> Found:
-    """Every image of a split, by file name; without annotations (test2017, unlabeled2017) images alone.
+def find(source: str | Path, split: str = "train2017", annotations: str | Path | None = None) -> Found:
+    """Every image of a split that its annotation file lists, by file name; without such a file (test2017, unlabeled2017) every image.
 
     The field `json` has what the annotations say of the image: `image` (its width and height, which boxes count in, among others) and `annotations`.
+    `annotations`: a file of another name.
     """
     root = folder(Path(source), "of COCO")
-    split_of(split, {path.name for path in root.iterdir() if path.is_dir() and path.name != "annotations"})
-    annotations = root / "annotations" / f"instances_{split}.json"
-    return annotated(root / split, annotations) if annotations.is_file() else bare(root / split)
+    split_of(split, {path.name for path in root.iterdir() if path.is_dir() and path.name != "annotations" and not path.name.startswith(".")})
+    if annotations is not None and not Path(annotations).is_file():
+        raise DataError(f"--annotations: there is no file {annotations}.")
+    places = [Path(annotations)] if annotations else [root / "annotations" / f"instances_{split}.json", root / split / "_annotations.coco.json"]
+    place = next((path for path in places if path.is_file()), None)
+    return annotated(root / split, place) if place else bare(root / split)
 
 
 def bare(pictures: Path) -> Found:
@@ -37,20 +42,14 @@ def bare(pictures: Path) -> Found:
 
 def annotated(pictures: Path, annotations: Path) -> Found:
     """The images that an annotation file of COCO's format lists, by name, each with its part of that file."""
-    said = read_json(annotations, "images", "annotations", "categories")
-    try:
-        listed: dict[Path, dict[str, Any]] = {pictures / one["file_name"]: one for one in said["images"]}
-        drawn = defaultdict[int, list[dict[str, Any]]](list)
-        for one in said["annotations"]:
-            drawn[one["image_id"]].append(one)
-        categories = names_of(said["categories"])
-    except (KeyError, TypeError) as e:
-        raise DataError(f"{annotations}: is not of COCO's format: {type(e).__name__}: {e}.") from None
-    paths = keyed(pictures, sorted(listed))
+    files, others = images(pictures)
+    found = Catalogue(pictures, files, read_json(annotations, "images"), annotations)
+    paths = keyed(pictures, sorted(found.images))
 
     def entries() -> Iterator[Entry]:
         for key, path in paths.items():
-            image = listed[path]
-            yield Entry(key, {image_field(path): path, "json": json_bytes({"image": image, "annotations": drawn.get(image["id"], [])})})
+            said = {"image": found.images[path], "annotations": found.annotations[path]}
+            yield Entry(key, {image_field(path): path, "json": json_bytes(said)})
 
-    return Found(entries=entries(), total=len(paths), metadata={"categories": categories})
+    metadata = {"categories": found.categories}
+    return Found(entries=entries(), total=len(paths), metadata=metadata, passed_over=others, unmatched=found.unmatched)

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,10 @@ def label_maps(pictures: Iterable[Path], place: Callable[[Path], Path]) -> dict[
 
 
 def read_json(path: Path, *wanted: str) -> dict[str, Any]:
-    """A JSON table with the keys `wanted`.  Raises DataError."""
+    """A JSON table that has the keys `wanted`.  Raises DataError."""
     try:
         table = json.loads(path.read_bytes())
-        return {key: table[key] for key in wanted}
+        return {**table, **{key: table[key] for key in wanted}}
     except OSError as e:
         raise DataError(f"{path}: {e.strerror}.") from None
     except (ValueError, TypeError, KeyError) as e:
@@ -65,8 +65,3 @@ def table(numbers: dict[int, int], other: int = 255) -> tuple[int, ...]:
 def json_bytes(value: Any) -> bytes:
     """JSON with sorted keys and no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
-
-
-def names_of(categories: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """COCO's categories as {id: name}."""
-    return {str(one["id"]): str(one["name"]) for one in sorted(categories, key=lambda one: int(one["id"]))}

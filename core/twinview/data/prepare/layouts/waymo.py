@@ -12,6 +12,7 @@ from typing import Any
 
 from twinview.data.prepare.layouts import Found
 from twinview.data.prepare.layouts.common import split_of
+from twinview.data.prepare.layouts.partners import visible
 from twinview.data.store.listing import folder
 from twinview.data.writing.entry import Entry
 from twinview.errors import DataError
@@ -25,31 +26,40 @@ def find(source: str | Path, split: str = "training") -> Found:
     """Every camera image of `training`, `validation` or `testing`; a sample's key is SEGMENT/TIME_CAMERA.  Raises DataError, also without pyarrow."""
     parquet = _parquet()
     root = folder(Path(source), "of Waymo's splits")
-    split_of(split, {path.parent.name for path in root.glob("*/camera_image")})
-    paths = sorted((root / split / "camera_image").glob("*.parquet"))
+    splits = {path.parent.name for path in visible(root.glob("*/camera_image"))}
+    if not splits and next(root.glob("**/*.tfrecord"), None):
+        raise DataError(f"{root}: holds .tfrecord files, which are of version 1. Download version 2, whose splits hold camera_image/*.parquet.")
+    split_of(split, splits)
+    paths = sorted(visible((root / split / "camera_image").glob("*.parquet")))
     if not paths:
         raise DataError(f"{root / split / 'camera_image'}: holds no .parquet.")
     total = 0
     for path in paths:
         try:
-            metadata = parquet.read_metadata(path)
+            about = parquet.read_metadata(path)
         except (OSError, ValueError) as e:  # pyarrow's ArrowInvalid is a ValueError
             raise DataError(f"{path}: is no parquet file: {' '.join(str(e).split())}. Copy it anew.") from None
-        missing = {SEGMENT, TIME, CAMERA, IMAGE} - set(metadata.schema.to_arrow_schema().names)
+        missing = {SEGMENT, TIME, CAMERA, IMAGE} - set(about.schema.to_arrow_schema().names)
         if missing:
             raise DataError(f"{path}: has no column {min(missing)}. It is no camera_image file of version 2.")
-        total += metadata.num_rows
+        total += about.num_rows
     return Found(entries=_entries(parquet, paths), total=total)
 
 
 def _entries(parquet: Any, paths: list[Path]) -> Iterator[Entry]:
+    homes: dict[str, Path] = {}  # segment -> its file
     for path in paths:
+        seen = set[str]()
         try:
             with parquet.ParquetFile(path) as file:
                 for rows in file.iter_batches(batch_size=ROWS, columns=[SEGMENT, TIME, CAMERA, IMAGE]):
                     for row in rows.to_pylist():
                         camera = CAMERAS.get(row[CAMERA], str(row[CAMERA]))
-                        yield Entry(f"{row[SEGMENT]}/{row[TIME]}_{camera}", {"jpg": row[IMAGE]})
+                        key = f"{row[SEGMENT]}/{row[TIME]}_{camera}"
+                        if key in seen or homes.setdefault(row[SEGMENT], path) != path:
+                            raise DataError(f"{path}: its image {key} stands in {homes[row[SEGMENT]]} already. Remove one of the two.")
+                        seen.add(key)
+                        yield Entry(key, {"jpg": row[IMAGE] or b""})  # without bytes it is a bad sample
         except (OSError, ValueError) as e:
             raise DataError(f"{path}: is damaged: {' '.join(str(e).split())}. Copy it anew.") from None
 

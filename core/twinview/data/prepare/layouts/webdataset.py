@@ -1,20 +1,93 @@
-"""Other shards in WebDataset's layout (github.com/webdataset/webdataset, README): packed anew with all their fields, in their order."""
+"""Other shards in WebDataset's layout (github.com/webdataset/webdataset, README): packed anew, all their fields or those chosen, in their order."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
-from twinview.data.dataset.open import open_shards
+from twinview.data.dataset.open import shard_paths
+from twinview.data.dataset.shards import Shards, refuse_twins
 from twinview.data.prepare.layouts import Found
+from twinview.data.remote.shard import RemoteShard
+from twinview.data.store import index
 from twinview.data.writing.entry import Entry
+from twinview.errors import DataError, closest
+
+DOTS = {"first": index.split, "last": index.split_at_last_dot}
+KEYS = ("own", "shard")
+AGAIN = "`--keys shard` puts the shard's name before them."
 
 
-def find(source: str) -> Found:
-    """Every sample of the shards that `source` names, as `data.shards` of a recipe would."""
-    shards = open_shards(source)
+def find(source: str, fields: str | None = None, dots: str = "first", keys: str = "own") -> Found:
+    """Every sample of the shards that `source` names, as `data.shards` of a recipe would.
+
+    `fields`: those that are kept, and what they are called in the new shards: `jpg=left.jpg,seg.png=left_mask.png,json`.  `dots`: a key ends at the
+    `first` dot of a name, as WebDataset has it, or at the `last`; dots within keys become `_`.  `keys`: `shard` puts the shard's name before each.
+    """
+    if dots not in DOTS:
+        raise DataError(f"--dots: wants the dot where a key ends.{closest(dots, DOTS)}")
+    if keys not in KEYS:
+        raise DataError(f"--keys: wants what a key is.{closest(keys, KEYS)}")
+    chosen = _chosen(fields) if fields is not None else None
+    opened = [_opened(path, dots) for path in shard_paths(source)]
+    if keys == "own":
+        refuse_twins(opened, f"Keys name samples: list each shard once; where each shard counts its samples anew, {AGAIN}")
+    there = {field for shards in opened for field in shards.fields}
+    for field in (chosen or {}).values():
+        if field not in there:
+            raise DataError(f"--fields: no sample has a file {field!r}.{closest(field, there)}")
+    before = _names(opened) if keys == "shard" else [""] * len(opened)
 
     def entries() -> Iterator[Entry]:
-        for i in range(len(shards)):
-            key, fields = shards.read(i)
-            yield Entry(key, {**fields})
+        for shards, name in zip(opened, before):
+            for i in range(len(shards)):
+                key, found = shards.read(i, set(chosen.values()) if chosen else None)
+                named = {new: found[old] for new, old in chosen.items() if old in found} if chosen else found
+                yield Entry(name + _plain(key), {**named})
+            shards.close()
 
-    return Found(entries=entries(), total=len(shards))
+    return Found(entries=_once(entries()), total=sum(map(len, opened)))
+
+
+def _chosen(text: str) -> Mapping[str, str]:
+    """`jpg=left.jpg,json` -> {"jpg": "left.jpg", "json": "json"}."""
+    found: dict[str, str] = {}
+    for word in text.split(","):
+        new, _, old = (part.strip().lower() for part in word.partition("="))
+        if not re.fullmatch(r"[\w.-]+", new) or new in found:
+            raise DataError(f"--fields: wants names such as jpg=left.jpg,seg.png=mask.png,json, each new one once, not {text!r}.")
+        found[new] = old or new
+    return found
+
+
+def _opened(path: Path | RemoteShard, dots: str) -> Shards:
+    if isinstance(path, RemoteShard):
+        path.fetch()
+        return Shards([path], [index.scan(path.path, str(path), DOTS[dots])])
+    if path.is_dir():
+        raise DataError(f"images:{path} is a folder of images. Pack it with `images`.")
+    return Shards([path], [index.load(path) if dots == "first" else index.scan(path, rule=DOTS[dots])])
+
+
+def _names(opened: list[Shards]) -> list[str]:
+    """What stands before the keys of each shard: its name, behind its folder's where two have the same."""
+    places = [str(shards.paths[0]).removesuffix(".tar").split("/") for shards in opened]
+    count = Counter(place[-1] for place in places)
+    return ["/".join(_plain(part) for part in (place[-1:] if count[place[-1]] == 1 else place[-2:])) + "/" for place in places]
+
+
+def _plain(key: str) -> str:
+    """A key whose last part has no dot: where it stands in a tar, a dot would end it."""
+    folder, slash, base = key.rpartition("/")
+    return folder + slash + base.replace(".", "_")
+
+
+def _once(entries: Iterator[Entry]) -> Iterator[Entry]:
+    """The same.  Raises DataError where two have one key, now that dots are gone and names stand before."""
+    seen = set[str]()
+    for entry in entries:
+        if entry.key in seen:
+            raise DataError(f"{entry.key!r}: two samples have this key. Keys name samples; {AGAIN}")
+        seen.add(entry.key)
+        yield entry
