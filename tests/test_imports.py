@@ -13,9 +13,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 CORE = ROOT / "core" / "twinview"
 ROOMS = [  # a room imports from rooms further up in this list; rooms that share a line know nothing of each other
-    {"errors", "machine", "version", "paths", "progress"},
+    {"terminal"},
+    {"errors", "version", "paths", "progress"},
+    {"machine"},
+    {"faults"},
     {"branch"},
     {"values", "recipe"},
+    {"saved"},
     {"hooks", "ops"},
     {"assembly"},
     {"data", "model"},

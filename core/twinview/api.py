@@ -1,13 +1,13 @@
 """What the command line does, from Python: `twinview.train(recipe)`, `twinview.load(run)`."""
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from twinview.errors import CheckpointError
+from twinview.machine import rank_variable
 from twinview.recipe import Recipe, read
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def train(
 
 def is_first() -> bool:
     """Whether this process speaks for all: it is alone, or a launcher made it rank 0."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return rank_variable("RANK") == 0
 
 
 def run_folder(recipe: Recipe, run: str | Path | None = None) -> Path:

@@ -4,9 +4,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from twinview.terminal import printable
+
 
 class TwinviewError(Exception):
     """A fault of the input.  The message is one line: the place, what is wrong, what to write instead."""
+
+    def __str__(self) -> str:
+        """The message, without the control codes that names of files and words of servers may hold."""
+        return printable(super().__str__())
 
 
 class RecipeError(TwinviewError):
@@ -26,7 +32,9 @@ class CheckpointError(TwinviewError):
 
 
 class Preempted(TwinviewError):
-    """The run was told to end (SIGTERM), and has saved where it stands."""
+    """The run was told to end (SIGTERM, or SIGINT: Ctrl-C); what it saved is in the message."""
+
+    number = 15  # of the signal; the exit code is 128 more
 
 
 class RankLost(TwinviewError):

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from twinview.terminal import say
+
 T = TypeVar("T")
 EVERY = 10.0  # seconds between two lines of a log
 SHARE = "{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"  # of a run that is measured in hours
@@ -26,7 +28,7 @@ def progress(items: Iterable[T], total: int, what: str, unit: str) -> Iterator[T
             yield item
             if time.monotonic() - said >= EVERY:
                 said = time.monotonic()
-                print(f"{what}: {done} of {total} {unit}", file=sys.stderr, flush=True)
+                say(f"{what}: {done} of {total} {unit}")
 
 
 class Bar:
@@ -53,7 +55,7 @@ class Bar:
             self._said = time.monotonic()
             at = f"step {row['step']}" + (f" of {self._steps}" if self._steps else f" ({share:.0%})")
             pace = f"{row['images_per_second']:.0f} images/s{self._left(share)}"
-            print(f"{at}, epoch {row['epoch']}: loss {row['loss']:.4f}{self._scored(row)}, {pace}", file=sys.stderr, flush=True)
+            say(f"{at}, epoch {row['epoch']}: loss {row['loss']:.4f}{self._scored(row)}, {pace}")
 
     def say(self, line: str) -> None:
         """A line of its own."""

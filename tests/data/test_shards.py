@@ -55,7 +55,7 @@ def test_braces() -> None:
 
 def test_what_a_path_may_not_be(shards: list[str], tmp_path: Path) -> None:
     for spec, said in (
-        ("pipe:curl http://x/a.tar", "runs a program. Allow it by name"),
+        ("pipe:curl http://x/a.tar", "runs a program. Allow it in a recipe of your own"),
         (str(tmp_path / "{a,bb}.tar"), f"{tmp_path / 'bb.tar'}: there is no such shard. The nearest is {tmp_path / 'b.tar'}."),
         (str(tmp_path / "no" / "a.tar"), f"There is no folder {tmp_path / 'no'} either."),
         ("scenes:vla", "scenes:vla: there is no such split. Did you mean 'val'?"),

@@ -93,7 +93,7 @@ def test_ranks_form_a_group_and_a_failure_is_told_once_and_ends_all() -> None:
     assert found["is_killed"][:2] == ["TwinviewError", "rank 1 failed: killed by SIGKILL (out of memory?)"]
     assert found["leaves"][:2] == ["TwinviewError", "rank 1 failed: ended with exit code 7"]
     assert all(found[how][2] < 10 for how in ("faults", "crashes", "is_killed", "leaves"))  # seconds
-    assert "rank 0 failed" in found["stalls"][1] and 3 <= found["stalls"][2] < 30
+    assert "rank 0: another rank has not answered for 3 s (TWINVIEW_TIMEOUT)" in found["stalls"][1] and 3 <= found["stalls"][2] < 30
     assert found["children"] == "none"
 
 

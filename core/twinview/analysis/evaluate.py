@@ -15,9 +15,10 @@ from twinview.data.dataset.statistics import with_measured
 from twinview.data.loading.factory import Factory
 from twinview.engine.checkpoint import find_checkpoint, load_model
 from twinview.engine.distributed.process import join, on_first
-from twinview.errors import CheckpointError, RecipeError, closest
+from twinview.engine.run_recipe import run_recipe
+from twinview.errors import RecipeError, closest
 from twinview.model import make_model
-from twinview.recipe import PartConfig, Recipe, read
+from twinview.recipe import PartConfig, Recipe
 from twinview.values import Progress
 
 
@@ -37,9 +38,7 @@ def evaluation_recipe(run: Path, what: str, shards: str | None, options: Mapping
 
     `overrides`: of other keys of the recipe, such as data.shards where the run's own have moved.  Raises RecipeError, CheckpointError.
     """
-    if not (run / "recipe.toml").is_file():
-        raise CheckpointError(f"{run}: there is no run here. Give the folder that `twinview train` wrote.")
-    recipe = read(run / "recipe.toml", overrides)
+    recipe = run_recipe(run, overrides)
     use = _asked(recipe, what)
     given = {**use.options, **options, **({"val": shards} if shards else {})}
     return attrs.evolve(recipe, evaluate=[attrs.evolve(use, options=given)])

@@ -8,8 +8,9 @@ from torch import nn
 
 from twinview.assembly import Assembly, assemble
 from twinview.engine.checkpoint import find_checkpoint
+from twinview.engine.run_recipe import run_recipe
 from twinview.errors import CheckpointError
-from twinview.recipe import read
+from twinview.saved import check_finite
 
 
 class TrainedEncoder(NamedTuple):
@@ -25,13 +26,13 @@ def read_encoder(run: Path, step: int | None = None) -> TrainedEncoder:
 
     Needs the methods that the run's recipe names, and no DeepSpeed.  Raises CheckpointError.
     """
-    if not (run / "recipe.toml").is_file():
-        raise CheckpointError(f"{run}: is no run's folder: it holds no recipe.toml.")
+    recipe = run_recipe(run)
     checkpoint = find_checkpoint(run / "checkpoints", step)
-    assembly = assemble(read(run / "recipe.toml"))
+    assembly = assemble(recipe)
     encoder = assembly.encoder(random=True)
     start = "online.encoder."
     weights = {k.removeprefix(start): v for k, v in checkpoint.load("model.pt").items() if k.startswith(start)}
+    check_finite(weights, encoder, str(checkpoint.path))
     try:
         encoder.load_state_dict(weights)
     except RuntimeError as e:

@@ -10,17 +10,20 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn, TypeAlias
 
+from twinview.cli.words import Parser, in_options, tidied, unknown
 from twinview.data.prepare.layouts import KINDS
-from twinview.errors import Preempted, TwinviewError
+from twinview.errors import Preempted
+from twinview.faults import explained
+from twinview.terminal import one_line, say
 from twinview.version import __version__
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 EPILOG = "A wrong input gets one line and exit code 2.  Recipes by name: `twinview recipes`.  Options of a part: `twinview parts METHOD`."
 
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line; each command names the module that answers it."""
-    top = argparse.ArgumentParser(prog="twinview", description="Pre-train vision backbones on unlabelled images.", epilog=EPILOG)
+    top = Parser(prog="twinview", description="Pre-train vision backbones on unlabelled images.", epilog=EPILOG)
     top.add_argument("--version", action="version", version=f"twinview {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
 
@@ -117,38 +120,43 @@ def top_level(commands: Commands, name: str, text: str) -> Commands:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 0, 2 for a fault of the input, 130 when interrupted, 143 when told to end."""
-    given = sys.argv[1:] if argv is None else argv
-    words = [w for w in given if not w.startswith("--local_rank")]  # the deepspeed launcher puts it anywhere
-    words = words[1:] if words[:1] == ["--"] else words  # torchrun needs it to leave --run alone
-    for i, word in enumerate(words):
-        if word == "--resume=auto" or words[i : i + 2] == ["--resume", "auto"]:
-            words[i : i + (1 if "=" in word else 2)] = ["--resume-auto"]
-            break
-    args, rest = parser().parse_known_args(words)
-    if rest and hasattr(args, "overrides") and all("=" in word and not word.startswith("-") for word in rest):
-        args.overrides += rest  # those that stand behind an option
-    elif rest:
-        parser().error(f"unrecognized arguments: {' '.join(rest)}")
-    module, _, function = args.answer.partition(".")
+    args = None
     try:
+        args, rest = (top := parser()).parse_known_args(tidied(sys.argv[1:] if argv is None else argv))
+        if rest and hasattr(args, "overrides") and all("=" in word and not word.startswith("-") for word in rest):
+            args.overrides += rest  # those that stand behind an option
+        elif rest:
+            top.error(unknown(rest, args))
+        module, _, function = args.answer.partition(".")
         getattr(importlib.import_module(f"twinview.cli.{module}"), function)(args)
-    except TwinviewError as e:
-        print(f"twinview: {e}", file=sys.stderr)
-        return 143 if isinstance(e, Preempted) else 2
+        sys.stdout.flush()
     except KeyboardInterrupt:
-        print("twinview: interrupted", file=sys.stderr)
+        say("twinview: interrupted")
         return 130
-    except BrokenPipeError:  # `twinview parts | head`
-        sys.stderr.close()
-        return 0
-    except OSError as e:
-        print(f"twinview: {e.filename or 'a file'}: {e.strerror or e}. Name another place.", file=sys.stderr)
-        return 2
     except Exception as e:
-        traceback.print_exc()  # whoever wrote the part needs it
-        print(f"twinview: {_culprit(e)}: {type(e).__name__}: {e}", file=sys.stderr)
+        if isinstance(e, BrokenPipeError) and not _stdout_is_read():
+            return 0  # `twinview parts | head`
+        fault = explained(e)
+        if fault is not None:
+            say(f"twinview: {in_options(str(fault), args)}")
+            return 128 + fault.number if isinstance(fault, Preempted) else 2
+        if isinstance(e, OSError):
+            say(f"twinview: {one_line(e.filename or 'a file')}: {e.strerror or e}. Name another place.")
+            return 2
+        say(traceback.format_exc().rstrip())  # whoever wrote the part needs it
+        say(f"twinview: {_culprit(e)}: {type(e).__name__}: {e}")
         return 1
     return 0
+
+
+def _stdout_is_read() -> bool:
+    """Whether anyone still reads what is printed; where nobody does, nothing more is written."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 def entry() -> NoReturn:
@@ -156,9 +164,9 @@ def entry() -> NoReturn:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: names of files may be no text
     code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    _stdout_is_read()
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        sys.stderr.flush()
         os._exit(code)  # threads of the ranks' groups may outlive the groups; the interpreter's own shutdown aborts when it meets one
     sys.exit(code)
 

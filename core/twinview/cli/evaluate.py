@@ -5,6 +5,7 @@ import argparse
 from pathlib import Path
 
 from twinview.errors import TwinviewError
+from twinview.terminal import answer
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -28,4 +29,4 @@ def evaluate(args: argparse.Namespace) -> None:
     scores = launch(args.ranks, lambda: score(assembly, run, args.step), device=recipe.run.device)
     leave()
     if api.is_first():
-        print("\n".join([*score_table(scores), *(f"COLLAPSED   {line}" for line in collapses({f"score/{k}": v for k, v in scores.items()}))]))
+        answer("\n".join([*score_table(scores), *(f"COLLAPSED   {line}" for line in collapses({f"score/{k}": v for k, v in scores.items()}))]))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twinview.errors import TwinviewError
+from twinview.terminal import answer
 
 if TYPE_CHECKING:
     from twinview.analysis.export import Export
@@ -18,7 +19,7 @@ def export(args: argparse.Namespace) -> None:
     size = size_of(args.size) if args.size else None
     from twinview.analysis.export import export_encoder
 
-    print("\n".join(loading(export_encoder(Path(args.run), Path(args.out), to=args.to or "", size=size, step=args.step))))
+    answer("\n".join(loading(export_encoder(Path(args.run), Path(args.out), to=args.to or "", size=size, step=args.step))))
 
 
 def size_of(text: str) -> Size:

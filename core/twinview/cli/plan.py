@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from twinview.terminal import answer
+
 if TYPE_CHECKING:
     from twinview.planning.plan import Choice, Plan
 
@@ -20,7 +22,7 @@ def plan(args: argparse.Namespace) -> None:
     from twinview.recipe import read
 
     found = make(read(args.recipe, args.overrides), gpus=args.gpus, memory=args.memory, bandwidth=args.bandwidth)
-    print(json.dumps(as_table(found), indent=1) if args.json else "\n".join(lines(found)))
+    answer(json.dumps(as_table(found), indent=1) if args.json else "\n".join(lines(found)))
 
 
 def as_table(found: Plan) -> dict[str, object]:

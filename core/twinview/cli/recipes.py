@@ -11,6 +11,7 @@ import attrs
 
 from twinview.errors import RecipeError, TwinviewError, closest
 from twinview.recipe.tables import Data
+from twinview.terminal import answer
 
 
 def check(args: argparse.Namespace) -> None:
@@ -20,9 +21,9 @@ def check(args: argparse.Namespace) -> None:
     from twinview.api import check as check_recipe
 
     assembly = check_recipe(args.recipe, *args.overrides)
-    print(tomli_w.dumps(assembly.table()).rstrip())
-    print()
-    print("\n".join(f"# {line}" for line in (*sources(assembly.recipe.data), *answers(assembly))))
+    answer(tomli_w.dumps(assembly.table()).rstrip())
+    answer()
+    answer("\n".join(f"# {line}" for line in (*sources(assembly.recipe.data), *answers(assembly))))
 
 
 def sources(data: Data) -> Iterator[str]:
@@ -60,7 +61,7 @@ def recipes(_: argparse.Namespace) -> None:
     width = max(map(len, names()))
     for name in names():
         first = find(name).read_text(encoding="utf-8").splitlines()[0]
-        print(f"{name:<{width}}  {first.lstrip('# ')}")
+        answer(f"{name:<{width}}  {first.lstrip('# ')}")
 
 
 def parts(args: argparse.Namespace) -> None:
@@ -72,14 +73,14 @@ def parts(args: argparse.Namespace) -> None:
     broken = None
     for method, distribution, found in installed(args.method):
         if isinstance(found, TwinviewError):
-            print(f"{method} ({distribution}): {found}")
+            answer(f"{method} ({distribution}): {found}")
             broken = found
         elif args.installed:
-            print(f"{method} ({distribution})")
+            answer(f"{method} ({distribution})")
         else:
-            print(f"{method} ({distribution})")
+            answer(f"{method} ({distribution})")
             for name, cls in found.items():
-                print("\n".join(_part(f"{method}.{name}", cls, bool(args.method))))
+                answer("\n".join(_part(f"{method}.{name}", cls, bool(args.method))))
     if args.method and broken is not None:
         raise broken
 

@@ -5,8 +5,10 @@ import argparse
 from pathlib import Path
 
 from twinview.errors import DataError
+from twinview.terminal import answer
 
 CHOICES = ("labels", "split", "classes", "annotations", "fields", "dots", "keys")  # of some kinds of data sets
+
 
 def pack(args: argparse.Namespace) -> None:
     """Pack a data set into shards."""
@@ -17,7 +19,7 @@ def pack(args: argparse.Namespace) -> None:
     recode = Recode(shorter_side=args.shorter_side, quality=args.quality)
     options = Options(shard_size=args.shard_size, recode=recode, workers=args.workers, bad_samples=args.bad_samples)
     chosen = {name: value for name in CHOICES if (value := getattr(args, name)) is not None}
-    print(write(args.kind, args.source, Path(args.out), options, **chosen).text())
+    answer(write(args.kind, args.source, Path(args.out), options, **chosen).text())
 
 
 def check(args: argparse.Namespace) -> None:
@@ -26,20 +28,20 @@ def check(args: argparse.Namespace) -> None:
 
     found = check_shards(args.shards, workers=args.workers)
     for fault in found.faults:
-        print(fault)
+        answer(fault)
     if found.faults:
         raise DataError(f"{len(found.faults)} faults in {found.text()}.")
-    print(f"{found.text()}: nothing wrong")
+    answer(f"{found.text()}: nothing wrong")
 
 
 def stat(args: argparse.Namespace) -> None:
     """Count what shards hold, and draw some of it."""
     from twinview.data.prepare.stats import count, draw_sheet
 
-    print("\n".join(count(args.shards, args.images).lines()))
+    answer("\n".join(count(args.shards, args.images).lines()))
     if args.out:
         draw_sheet(args.shards, Path(args.out))
-        print(f"picture     {args.out}")
+        answer(f"picture     {args.out}")
 
 
 def scenes(args: argparse.Namespace) -> None:
@@ -54,7 +56,7 @@ def scenes(args: argparse.Namespace) -> None:
     if args.seed < 0:
         raise DataError(f"--seed: wants a number of at least 0, not {args.seed}.")
     found = write_scenes(Path(args.out), count=args.count, size=(int(height), int(width)), seed=args.seed)
-    print(found.text())
+    answer(found.text())
 
 
 def index(args: argparse.Namespace) -> None:
@@ -62,4 +64,4 @@ def index(args: argparse.Namespace) -> None:
     from twinview.data.dataset.open import open_shards
 
     found = open_shards(args.shards, rebuild=True)
-    print(f"{len(found.paths)} shards, {len(found)} samples, fields {', '.join(sorted(found.fields))}")
+    answer(f"{len(found.paths)} shards, {len(found)} samples, fields {', '.join(sorted(found.fields))}")

@@ -5,6 +5,7 @@ import argparse
 from pathlib import Path
 
 from twinview.errors import RecipeError, TwinviewError, closest
+from twinview.terminal import answer
 
 
 def show(args: argparse.Namespace) -> None:
@@ -18,13 +19,14 @@ def show(args: argparse.Namespace) -> None:
     if args.what != "views" and not is_run:
         raise TwinviewError(f"{of}: there is no run here. `twinview show {args.what}` wants the folder that `twinview train` wrote.")
     from twinview.analysis.figures import draw
+    from twinview.engine.run_recipe import run_recipe
     from twinview.recipe import read
 
-    recipe = read(of / "recipe.toml" if is_run else args.of, args.overrides)
+    recipe = run_recipe(of, args.overrides) if is_run else read(args.of, args.overrides)
     found = draw(recipe, of if is_run else None, images=args.images)
     if args.what not in found:
         raise RecipeError(f"show {args.what}: no part of this run draws it.{closest(args.what, ['views', *found])}")
     out = Path(args.out) if args.out else (of / "pictures" if is_run else Path()) / f"{args.what}.png"
     out.parent.mkdir(parents=True, exist_ok=True)
     found[args.what].save(out)
-    print(out)
+    answer(out)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from twinview.errors import TwinviewError
+from twinview.terminal import answer
 
 if TYPE_CHECKING:
     from twinview.engine.run_folder import Resume
@@ -29,7 +30,7 @@ def train(args: argparse.Namespace) -> None:
     resume: Resume = "auto" if args.resume_auto else bool(args.resume)
     result = api.train(args.recipe, *args.overrides, run=args.run, resume=resume, ranks=args.ranks)
     if api.is_first():
-        print("\n".join(summary(result)))
+        answer("\n".join(summary(result)))
     leave()
 
 
@@ -49,8 +50,8 @@ def dry_run(args: argparse.Namespace) -> None:
     if not api.is_first():
         return
     for name, value in report.items():
-        print(f"{name:<11} {value}")
-    print("\n".join(answers(assembly)))
+        answer(f"{name:<11} {value}")
+    answer("\n".join(answers(assembly)))
 
 
 def summary(result: RunResult) -> list[str]:

@@ -14,23 +14,25 @@ import os
 import random
 import re
 import shutil
-import sys
-import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from twinview.engine.distributed.process import barrier, gathered
+from twinview.engine.distributed.process import gathered, on_first
 from twinview.engine.zero import whole_state
 from twinview.errors import CheckpointError
+from twinview.faults import full, is_full
 from twinview.recipe.tables import FORMAT
+from twinview.saved import check_finite, checksum, read_meta, why_unread
+from twinview.terminal import say
 
 Rest = Mapping[str, Any]
+T = TypeVar("T")
 
 
 @attrs.frozen
@@ -59,18 +61,20 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: Mapping[str, Mapp
     rank = torch.distributed.get_rank()
     name = f"step-{meta['step']:06d}"
     fresh, final = folder / f".{name}.tmp", folder / name
-    if rank == 0:
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-    barrier()
+    on_first(lambda: _saving(fresh, lambda: _begin(fresh)))
     device = next(model.parameters()).device
     files: dict[str, Any] = {f"rank-{rank}.pt": {"buffers": _own_buffers(model), "random": random_states(device)}}
     weights = whole_state(model)
     if rank == 0:
         files |= {"model.pt": weights, "optimizer.pt": _to_cpu(optimizer)}
-    sums = {file: _write(fresh / file, content) for file, content in files.items()}
-    everyone = gathered(sums)  # also says that all ranks' files are on disk
-    if rank == 0:
+    try:
+        mine: Any = _saving(fresh, lambda: {file: _write(fresh / file, content) for file, content in files.items()})
+    except CheckpointError as e:
+        mine = e
+    everyone = gathered(mine)  # also says that all ranks' files are on disk
+    fault = next((one for one in everyone if isinstance(one, CheckpointError)), None)
+
+    def finish() -> None:
         whole = {"format": FORMAT, **meta, "ranks": len(everyone), "files": {k: v for one in everyone for k, v in one.items()}}
         _write_text(fresh / "meta.json", json.dumps(whole, indent=1))
         _fsync(fresh)
@@ -79,11 +83,37 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: Mapping[str, Mapp
         _write_text(folder / ".latest.tmp", name)
         os.replace(folder / ".latest.tmp", folder / "latest")
         _fsync(folder)
+
+    if fault is None:
+        on_first(lambda: _saving(fresh, finish))
+    else:
+        on_first(lambda: shutil.rmtree(fresh, ignore_errors=True))
+        raise fault
+    if rank == 0:
         best = best_of(folder)
         older = [step for step in steps_in(folder) if step < meta["step"] and not (best and step == best[0])]
         for step in older[: max(0, len(older) - (keep - 1))]:
             shutil.rmtree(folder / f"step-{step:06d}", ignore_errors=True)
     return final
+
+
+def _begin(fresh: Path) -> None:
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+
+
+def _saving(fresh: Path, work: Callable[[], T]) -> T:
+    """What `work` gives.  Raises CheckpointError where it finds no room, or may not write; what it has written is removed."""
+    try:
+        return work()
+    except (OSError, RuntimeError) as e:
+        if not (is_full(e) or isinstance(e, OSError)):
+            raise
+        shutil.rmtree(fresh, ignore_errors=True)
+        if is_full(e):
+            raise full(e, str(fresh.parent)) from None
+        why = getattr(e, "strerror", None) or e
+        raise CheckpointError(f"{fresh.parent}: a checkpoint cannot be written: {why}. The checkpoints before it are whole.") from None
 
 
 def mark_best(folder: Path, step: int, score: float) -> None:
@@ -117,7 +147,7 @@ def _write(path: Path, content: Any) -> int:
         torch.save(content, file)
         file.flush()
         os.fsync(file.fileno())
-    return _checksum(path)
+    return checksum(path)
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -133,15 +163,6 @@ def _fsync(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _checksum(path: Path) -> int:
-    """CRC-32 of a file; torch.load would not notice a wrong byte."""
-    found = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            found = zlib.crc32(block, found)
-    return found
 
 
 # ---- finding
@@ -173,7 +194,7 @@ def find_checkpoint(folder: Path, step: int | None = None) -> Checkpoint:
             faults.append(str(e))
             continue
         for fault in faults:
-            print(f"{fault} Going on from step {found.step} instead.", file=sys.stderr)
+            say(f"{fault} Going on from step {found.step} instead.")
         return found
     raise CheckpointError(faults[0])
 
@@ -186,35 +207,21 @@ def _latest(folder: Path) -> int | None:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Check a checkpoint's files.  Raises CheckpointError where one is missing, damaged or not ours."""
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: is missing.")
-    try:
-        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-        files = dict(meta["files"])
-        int(meta["step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{path}: is no checkpoint of twinview, or a damaged one (meta.json).") from None
-    if meta.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: is of format {meta.get('format')!r}, this twinview reads {FORMAT}. Install the twinview that wrote it.")
-    for name, checksum in files.items():
-        if not (path / name).is_file():
-            raise CheckpointError(f"{path}: is damaged: {name} is missing.")
-        if _checksum(path / name) != checksum:
-            raise CheckpointError(f"{path}: is damaged: {name} is not as it was written.")
-    return Checkpoint(path, meta)
+    return Checkpoint(path, read_meta(path))
 
 
 def _load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # torch raises whatever its zip and unpickler raise
-        raise CheckpointError(f"{path}: cannot be read: {str(e).splitlines()[0]}") from None
+        raise CheckpointError(f"{path}: {why_unread(e)}.") from None
 
 
 # ---- reading
 def load_model(checkpoint: Checkpoint, model: nn.Module, rank: int, world: int) -> None:
     """Weights and buffers into `model`, a rank's own buffers too where the number of ranks is the same.  Raises CheckpointError."""
     weights = checkpoint.load("model.pt")
+    check_finite(weights, model, str(checkpoint.path))
     if world == checkpoint.meta["ranks"]:
         weights.update(checkpoint.load(f"rank-{rank}.pt")["buffers"])
     have = model.state_dict()

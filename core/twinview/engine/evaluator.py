@@ -45,7 +45,9 @@ class Evaluator:
         """The model in eval mode, whole on every rank, without gradient; afterwards it trains on as if nothing had been, random states too."""
         states = random_states(self.setup.ranks.device)
         self.setup.model.eval()
-        with torch.no_grad(), gathered_weights(self.engine), uncompiled(self.setup.recipe):
-            yield
-        self.setup.model.train()
-        set_random_states(states, self.setup.ranks.device)
+        try:
+            with torch.no_grad(), gathered_weights(self.engine), uncompiled(self.setup.recipe):
+                yield
+        finally:
+            self.setup.model.train()
+            set_random_states(states, self.setup.ranks.device)

@@ -43,10 +43,13 @@ class LossScale:
             torch._foreach_mul_([p.grad for p in self.trainable if p.grad is not None], 1 / self.cur_scale)
 
     def step(self, optimizer: Optimizer) -> None:
-        """The optimizer's step, or none."""
+        """The optimizer's step, or none.  A weight that no loss reaches has gradient 0, as on several ranks and under ZeRO: it decays."""
         if not self._measured:  # it was, where gradients are clipped
             self.unscale_(optimizer)
         if math.isfinite(self.norm):
+            for parameter in self.trainable:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
             optimizer.step()
 
     def update(self) -> None:

@@ -1,12 +1,15 @@
 """A run's `metrics.jsonl`: one JSON object for each logged step, each step once, numbers to the last bit."""
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
+
+from twinview.faults import full, is_full
 
 Row = Mapping[str, Any]
 
@@ -27,16 +30,29 @@ class Metrics:
 
     def write(self, row: Row) -> None:
         """Add a row; numbers that are not finite become null."""
-        self._file.write(_line(row))
-        self._file.flush()
+        with self._full():
+            self._file.write(_line(row))
+            self._file.flush()
 
     def sync(self) -> None:
         """Wait until all rows are on disk."""
-        os.fsync(self._file.fileno())
+        with self._full():
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # a full disk has been said
+            self._file.close()
+
+    @contextlib.contextmanager
+    def _full(self) -> Iterator[None]:
+        """Raises CheckpointError where there is no room for a row."""
+        try:
+            yield
+        except OSError as e:
+            if not is_full(e):
+                raise
+            raise full(e, self._file.name) from None
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:

@@ -1,7 +1,6 @@
 """Where a run starts: its folder is opened, or a checkpoint of it is gone on from."""
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from twinview.engine.run_folder import Resume, find_start, write_run
 from twinview.engine.setup import TrainSetup
 from twinview.engine.zero import load_whole_optimizer_state
 from twinview.errors import CheckpointError
+from twinview.terminal import say
 
 
 def start_run(setup: TrainSetup, folder: Path, resume: Resume, command: str) -> tuple[Checkpoint | None, dict[str, Any]]:
@@ -44,7 +44,7 @@ def _open(setup: TrainSetup, folder: Path, table: dict[str, Any], data: str, res
     }
     write_run(folder, table, metadata, sitting, fresh=start is None)
     if start and start.meta["ranks"] != setup.ranks.world:
-        print(f"{start.path}: was written by {start.meta['ranks']} ranks and goes on with {setup.ranks.world}: not to the last bit.", file=sys.stderr)
+        say(f"{start.path}: was written by {start.meta['ranks']} ranks and goes on with {setup.ranks.world}: not to the last bit.")
     return start
 
 

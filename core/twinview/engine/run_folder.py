@@ -7,7 +7,6 @@ import os
 import platform
 import re
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +21,7 @@ from twinview.engine.metrics import read_metrics
 from twinview.errors import CheckpointError, TwinviewError
 from twinview.recipe import from_table
 from twinview.recipe.tables import FORMAT
+from twinview.terminal import say
 
 Resume = Literal["auto"] | bool
 HARMLESS = (  # keys that may change on a resume: no good sample's draw and no loss depends on them
@@ -63,7 +63,7 @@ def find_start(folder: Path, table: Mapping[str, Any], data: str, resume: Resume
         if reached > table["run"]["checkpoint_every"]:
             raise CheckpointError(f"{folder}: has made {reached} steps, and its checkpoints are gone. Start another run with --run DIR.")
         if (folder / "recipe.toml").exists():  # killed before its first checkpoint
-            print(f"{folder}: holds no checkpoint yet. Starting at the first step.", file=sys.stderr)
+            say(f"{folder}: holds no checkpoint yet. Starting at the first step.")
         return None
     found = find_checkpoint(folder / "checkpoints")
     began = found.meta.get("recipe", {})
@@ -86,7 +86,7 @@ def _as_now(before: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """`run.batch_size 32 -> 64` for every key of two resolved recipes that may change what is learned."""
-    old, new = dict(_flat(before)), dict(_flat(now))
+    old, new = dict(flat(before)), dict(flat(now))
     for key in [*old, *(k for k in new if k not in old)]:
         plain = re.sub(r"\.\d+(?=\.)", "", key)  # data.source.0.shards -> data.source.shards
         harmless = any(plain == h or plain.startswith(f"{h}.") for h in HARMLESS)
@@ -94,11 +94,11 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
             yield f"{key} {_said(old, key)} -> {_said(new, key)}"
 
 
-def _said(flat: Mapping[str, Any], key: str) -> str:
-    return json.dumps(flat[key]) if key in flat else "(not there)"
+def _said(leaves: Mapping[str, Any], key: str) -> str:
+    return json.dumps(leaves[key]) if key in leaves else "(not there)"
 
 
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Leaves by dotted key.  A list of tables is gone into, a list of numbers is one leaf."""
     if isinstance(value, Mapping):
         items: Any = value.items()
@@ -108,7 +108,7 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, list(value) if isinstance(value, tuple) else value
         return
     for key, inner in items:
-        yield from _flat(inner, f"{path}.{key}".lstrip("."))
+        yield from flat(inner, f"{path}.{key}".lstrip("."))
 
 
 def write_run(folder: Path, table: Mapping[str, Any], metadata: Mapping[str, Any], sitting: Mapping[str, Any], *, fresh: bool) -> None:

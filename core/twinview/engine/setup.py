@@ -17,6 +17,7 @@ from twinview.data.dataset.open import open_data
 from twinview.data.dataset.order import steps_per_epoch
 from twinview.data.dataset.statistics import with_measured
 from twinview.data.remote.shard import Access, RemoteShard
+from twinview.engine.agreement import check_data, check_recipes
 from twinview.engine.compiled import compile_encoders
 from twinview.engine.deepspeed_config import check_recipe, deepspeed_config, micro_batch, stage
 from twinview.engine.distributed.process import Ranks, join, on_first
@@ -50,15 +51,17 @@ class TrainSetup(NamedTuple):
 def build(recipe: Recipe, *, assembly: Assembly | None = None, going_on: bool = False) -> TrainSetup:
     """Join the ranks and make everything that a recipe names; every rank calls it.  Raises TwinviewError before the first step.
 
-    Faults of composition come before the shards are opened.  `assembly`: the recipe's parts, where they are made already.  `going_on`: weights
-    come from a checkpoint, not from [encoder] weights, which may be gone by now.
+    Faults of composition come before the shards are opened, and so do ranks whose recipes differ.  `assembly`: the recipe's parts, where they are
+    made already.  `going_on`: weights come from a checkpoint, not from [encoder] weights, which may be gone by now.
     """
     check_recipe(recipe)
     ranks = join(recipe.run.device)
     micro_batch(recipe, ranks.world)
     recipe = resolve_precision(recipe, ranks.device.type)
     assembly = assembly or assemble(recipe)
+    check_recipes(recipe, assembly)
     shards = _open_data(recipe)
+    check_data(str(shards.checksum))
     recipe = with_measured(recipe, shards)
     assembly = assembly.under(recipe)
     epoch = steps_per_epoch(len(shards), recipe.run.batch_size)

@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,19 @@ from twinview.engine.checkpoint import Checkpoint, best_of, load_model, mark_bes
 from twinview.engine.collapse import collapses
 from twinview.engine.compiled import uncompiled
 from twinview.engine.deepspeed_config import micro_batch
-from twinview.engine.distributed.preempt import Notice, on_sigterm
-from twinview.engine.distributed.process import averaged, barrier, gathered, on_first, peak_memory, telling_lost_ranks
+from twinview.engine.distributed.preempt import SAVING, Notice, Told, noticing
+from twinview.engine.distributed.process import averaged, barrier, gathered, join, on_first, peak_memory, telling_faults
 from twinview.engine.evaluator import Evaluator
 from twinview.engine.loss_scale import scale_of
 from twinview.engine.resume import restore, start_run
-from twinview.engine.run_folder import Resume
+from twinview.engine.run_folder import Resume, check_folder
+from twinview.engine.run_lock import locked
 from twinview.engine.run_log import OnProgress, RunLog
 from twinview.engine.setup import TrainSetup, build, wrap
 from twinview.engine.skipped_steps import SkippedSteps
 from twinview.engine.step import StepResult, take_step
-from twinview.engine.zero import gathered_weights, whole_optimizer_state
-from twinview.errors import Preempted, RecipeError, closest
+from twinview.engine.zero import gathered_weights, plain_linear, whole_optimizer_state
+from twinview.errors import RecipeError, closest
 from twinview.recipe import Recipe
 from twinview.values import Batch, Progress
 
@@ -63,21 +65,35 @@ def train(
     on from the newest checkpoint, "auto" where there is one; the losses are those of a run that was never stopped, to the last bit on a CPU.
     `on_progress` is given each logged row, on rank 0; `on_end` is called on every rank when all steps are done, with the model at rest.
     """
-    setup = build(recipe, assembly=assembly, going_on=bool(resume) and bool(steps_in(run_dir / "checkpoints")))
-    start, meta = start_run(setup, run_dir, resume, command)
-    if not (setup.recipe.data.window or setup.recipe.data.streaming):  # its first batch would want nearly every shard
-        fetch_all(setup.shards.paths)
-    if start is not None:
-        load_model(start, setup.model, setup.ranks.rank, setup.ranks.world)
-    with telling_lost_ranks():
-        engine = wrap(setup, run_dir)
-        if start is not None:
-            restore(setup, engine, start)
+    with noticing() as notice, telling_faults(), ExitStack() as held:
+        notice.words = f"{run_dir}: told to end before its first step; nothing has changed"
+        try:
+            with notice.eager():
+                join(recipe.run.device)
+                on_first(lambda: _take(run_dir, resume, command, held))
+                going_on = on_first(lambda: bool(resume) and bool(steps_in(run_dir / "checkpoints")))
+                setup = build(recipe, assembly=assembly, going_on=going_on)
+                start, meta = start_run(setup, run_dir, resume, command)
+                if not (setup.recipe.data.window or setup.recipe.data.streaming):  # its first batch would want nearly every shard
+                    fetch_all(setup.shards.paths)
+                if start is not None:
+                    load_model(start, setup.model, setup.ranks.rank, setup.ranks.world)
+                held.enter_context(plain_linear())
+                engine = wrap(setup, run_dir)
+                if start is not None:
+                    restore(setup, engine, start)
+        except Told:
+            raise notice.fault(f"{notice.words}.") from None
         data = Factory(setup.recipe, setup.dims, setup.shards, setup.ranks.rank, setup.ranks.world)
         clock = Clock(setup, float(start.meta["elapsed"]) if start else 0.0)
-        log = _open_log(setup, engine, run_dir, start, clock, on_progress)
-        with closing(log):
-            return Trainer(setup, engine, run_dir, meta, start, clock, log, Evaluator(setup, engine, data)).run(on_end)
+        log = held.enter_context(closing(_open_log(setup, engine, run_dir, start, clock, on_progress)))
+        return Trainer(setup, engine, run_dir, meta, start, clock, log, Evaluator(setup, engine, data), notice).run(on_end)
+
+
+def _take(folder: Path, resume: Resume, command: str, held: ExitStack) -> None:
+    """Take the folder, for this run alone, until `held` is let go of."""
+    check_folder(folder, resume)
+    held.enter_context(locked(folder, command))
 
 
 def _open_log(
@@ -120,9 +136,10 @@ class _Pace:
     def __init__(self, step: int) -> None:
         self.since, self.seconds, self.waited = step, 0.0, 0.0
 
-    def add(self, taken: StepResult) -> None:
-        self.seconds += taken.seconds
-        self.waited += taken.waited
+    def add(self, taken: StepResult, waited: float) -> None:
+        """`waited`: for the first batch, before the step."""
+        self.seconds += taken.seconds + waited
+        self.waited += taken.waited + waited
 
     def numbers(self, step: int, batch_size: int) -> dict[str, float]:
         """Of the steps up to `step`; counts anew from there."""
@@ -136,7 +153,7 @@ class Trainer:
 
     def __init__(
         self, setup: TrainSetup, engine: Any, folder: Path, meta: dict[str, Any], start: Checkpoint | None, clock: Clock, log: RunLog,
-        evaluator: Evaluator,
+        evaluator: Evaluator, notice: Notice,
     ) -> None:
         """`meta`: what every checkpoint says of the run; `start`: the checkpoint that it goes on from."""
         self.setup, self.engine, self.folder, self.meta = setup, engine, folder, meta
@@ -147,7 +164,9 @@ class Trainer:
         self.unwritten: dict[str, float] = on_first(lambda: self._unwritten(start)) if start else {}
         self.bad_samples = BadSamples(setup.recipe.data.bad_samples)
         self.skipped = SkippedSteps(setup.recipe.run.bad_steps, folder, start.meta.get("left_out") if start else None)
-        self.notice, self.pace = Notice(setup.ranks.device), _Pace(self.step)
+        self.notice, self.pace = notice, _Pace(self.step)
+        self.alone = setup.ranks.world == 1  # may end where it waits: no other rank waits for it
+        self._last_words()
 
     def _unwritten(self, start: Checkpoint) -> dict[str, float]:
         """The row of the checkpoint's own step, where a kill came between the two."""
@@ -158,26 +177,33 @@ class Trainer:
         """Every step that is left, with its hooks, rows and checkpoints."""
         setup, run = self.setup, self.setup.recipe.run
         share = self.clock.share(self.step)
-        if self.unwritten:
-            self.log.write(self.step, self.unwritten, self.evaluate(self.evaluator.due(self.step, share), share), share)
-        with closing(self.batches()) as batches, on_sigterm(self.notice.tell):
-            while share < 1:
-                taken = self.take(batches, share)
-                share = self.clock.share(self.step)
-                due = self.evaluator.due(self.step, share)
-                row = self.averages(taken) if self.is_logged(self.step) or due or share >= 1 else {}
-                if self.step % run.checkpoint_every == 0 or share >= 1:
-                    self.save(row)  # before an evaluation, which may take long, or fail
-                if row:
-                    self.log.write(self.step, row, self.evaluate(due, share), share)
-                self.log.moved(self.step, share)
-                if share < 1 and self.notice.given():
-                    self.end_early()
+        try:
+            self.write_row(self.evaluator.due(self.step, share), share)
+            with closing(self.batches()) as batches:
+                while share < 1:
+                    taken = self.take(batches, share)
+                    share = self.clock.share(self.step)
+                    due = self.evaluator.due(self.step, share)
+                    self.unwritten = self.averages(taken) if self.is_logged(self.step) or due or share >= 1 else {}
+                    if self.step % run.checkpoint_every == 0 or share >= 1:
+                        self.save()  # before an evaluation, which may take long, or fail
+                    self.write_row(due, share)
+                    self.log.moved(self.step, share)
+                    if share < 1 and self.notice.given(setup.ranks.device):
+                        self.end_early()
+        except Told:  # waiting for the next step's data, or evaluating: the state is that after the last step
+            self.end_early()
         barrier()
         if on_end:
             with self.evaluator.at_rest():
                 on_end(setup, self.evaluator.data)
         return self.result()
+
+    def write_row(self, due: list[str], share: float) -> None:
+        """The row of this step, where there is one, with the scores of the evaluations that are due."""
+        if self.unwritten:
+            self.log.write(self.step, self.unwritten, self.evaluate(due, share), share)
+            self.unwritten = {}
 
     def batches(self) -> Generator[Batch]:
         """The micro-batches that are left."""
@@ -199,14 +225,21 @@ class Trainer:
     def take(self, batches: Iterator[Batch], share: float) -> StepResult:
         """One optimizer step, and what comes before an epoch."""
         setup, progress = self.setup, self.progress(share)
+        self.notice.stepping()
+        began = time.perf_counter()
+        with self.notice.eager(self.alone):
+            first = next(batches)
+        waited = time.perf_counter() - began
         if self.step % setup.epoch == 0:
             with gathered_weights(self.engine), uncompiled(setup.recipe):
                 setup.assembly.calls.before_epoch(branches=setup.model.branches, data=self.evaluator.data, progress=progress)
-        taken = take_step(setup, self.engine, batches, progress, watch=self.is_logged(self.step + 1))
+        self.notice.stepping()
+        taken = take_step(setup, self.engine, chain([first], batches), progress, watch=self.is_logged(self.step + 1))
         if taken.left_out:
             self.log.say(self.skipped.add(taken.left_out))
         self.step += 1
-        self.pace.add(taken)
+        self.pace.add(taken, waited)
+        self.notice.steps = max(self.notice.steps, taken.seconds + waited)
         return taken
 
     def averages(self, taken: StepResult) -> dict[str, float]:
@@ -218,7 +251,9 @@ class Trainer:
     # ---- evaluations
     def evaluate(self, due: list[str], share: float) -> dict[str, float]:
         """Scores of the evaluations that are due; under [run] keep_best, the checkpoint of the best score so far is marked."""
-        scores = self.evaluator.scores(due, self.progress(share))
+        self.notice.stepping()
+        with self.notice.eager(self.alone and bool(due)):
+            scores = self.evaluator.scores(due, self.progress(share))
         if due:
             self.keep_if_best(scores, final=len(due) == len(self.evaluator.labels))
         return scores
@@ -241,26 +276,34 @@ class Trainer:
 
         if name and on_first(is_best):
             if self.saved != self.step:
-                self.save({})
+                self.save()
             on_first(lambda: mark_best(folder, self.step, scores[f"score/{name}"]))
 
     # ---- checkpoints
-    def save(self, row: dict[str, float]) -> None:
-        """A checkpoint of all that the next step depends on; `row`, what is still to be written of this step."""
+    def save(self) -> None:
+        """A checkpoint of all that the next step depends on, and of what is still to be written of this one's row."""
+        self.notice.may_take(SAVING)
         self.log.sync()
         setup = self.setup
         kept = {"loss_scale": scale_of(self.engine).state(), "left_out": self.skipped.state(), "followed": setup.model.followed}
-        meta = {"step": self.step, "epoch": self.step // setup.epoch, "elapsed": self.clock.elapsed(), "row": row, **kept, **self.meta}
+        meta = {"step": self.step, "epoch": self.step // setup.epoch, "elapsed": self.clock.elapsed(), "row": self.unwritten, **kept, **self.meta}
         state = whole_optimizer_state(self.engine, setup.optimizer, setup.trainable)
         self.saved = self.step
         self.checkpoint = save_checkpoint(self.folder / "checkpoints", setup.model, state, meta, keep=setup.recipe.run.keep)
+        self._last_words()
+        self.notice.stepping()
 
     def end_early(self) -> None:
         """Save, once all ranks know that one was told to end.  Raises Preempted."""
         if self.saved != self.step:
-            self.save({})
+            self.save()
         barrier()
-        raise Preempted(f"{self.folder}: told to end, and saved at step {self.step}. Go on with --resume.")
+        raise self.notice.fault(f"{self.folder}: told to end, and saved at step {self.step}. Go on with --resume.")
+
+    def _last_words(self) -> None:
+        """What is said where this process is told to end, and the step that it is in does not end in time."""
+        last = f"the last checkpoint is of step {self.saved}: go on with --resume" if self.saved else "there is no checkpoint yet"
+        self.notice.words = f"{self.folder}: told to end, and what was under way did not end in time; {last}"
 
     def result(self) -> RunResult:
         """The last row's numbers, of this sitting or of the one that reached the end."""

@@ -60,6 +60,16 @@ def gathered_weights(engine: Any) -> Iterator[None]:
             offload._register_deepspeed_module(offload.module)
 
 
+@contextmanager
+def plain_linear() -> Iterator[None]:
+    """Put `torch.nn.functional.linear` back afterwards: DeepSpeed replaces it for the whole process under stage 3, and leaves it so."""
+    before = torch.nn.functional.linear
+    try:
+        yield
+    finally:
+        torch.nn.functional.linear = before
+
+
 def sharded(model: nn.Module) -> bool:
     """Whether ZeRO-3 has cut the parameters into shards."""
     return any(hasattr(p, "ds_tensor") for p in model.parameters())

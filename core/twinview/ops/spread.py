@@ -5,6 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+ENOUGH = 8  # images: of fewer, an effective rank says more of their number than of the features
+
 
 @torch.no_grad()
 def feature_spread(x: Tensor) -> Tensor:
@@ -12,8 +14,21 @@ def feature_spread(x: Tensor) -> Tensor:
 
     About 1 where directions are spread over the whole sphere, 0 where every image has the same feature (SimSiam, section 4.1).
     """
-    directions = F.normalize(x.detach().float(), dim=1)
-    spread: Tensor = directions.std(0, correction=0).mean() * x.shape[1] ** 0.5
+    return spread_of(direction_sums(x)).float()
+
+
+@torch.no_grad()
+def direction_sums(x: Tensor) -> Tensor:
+    """Features [B, C] -> [1 + 2 C] float64: their number, and sums of their directions and of the squares; sums of parts are those of the whole."""
+    directions = F.normalize(x.detach().float(), dim=1).double()
+    return torch.cat([directions.new_tensor([len(x)]), directions.sum(0), directions.square().sum(0)])
+
+
+@torch.no_grad()
+def spread_of(sums: Tensor) -> Tensor:
+    """`feature_spread` of the features whose `direction_sums` these are, [1 + 2 C]; a scalar."""
+    first, second = sums[1:].view(2, -1) / sums[0]
+    spread: Tensor = (second - first.square()).clamp(min=0).sqrt().mean() * len(first) ** 0.5
     return spread
 
 

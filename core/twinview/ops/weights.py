@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import difflib
-import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from twinview.errors import CheckpointError, RecipeError, closest
+from twinview.saved import check_finite, read_meta, why_unread
 
 State = Mapping[str, Tensor]
 FILES = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".safetensors")
@@ -59,6 +59,7 @@ def load_weights(
     for fault, names in (("it lacks", missing), (f"the {what} has no", unexpected), ("it has", shapes)):
         if names:
             raise CheckpointError(f"{place} = {source!r}: does not fit the {what}: {fault} {_some(names)}. Name weights of the same architecture.")
+    check_finite(fitting, module, f"{place} = {source!r}")
     module.load_state_dict(fitting, strict=False)
 
 
@@ -82,10 +83,12 @@ def _renamed(state: State, starts: Mapping[str, str]) -> State:
 
 
 def _of_a_run(path: Path) -> Path:
-    """The tensors of a run's folder (its newest checkpoint) or of a checkpoint's; any other path as it is."""
+    """The tensors of a run's folder (its newest checkpoint) or of a checkpoint's, whose files are whole; any other path as it is."""
     newest = path / "checkpoints" / "latest"
     if newest.is_file():
-        path = newest.parent / newest.read_text(encoding="utf-8").strip()
+        path = newest.parent / newest.read_text(encoding="utf-8", errors="replace").strip()
+    if (path / "meta.json").is_file():
+        read_meta(path)
     return path / "model.pt" if path.is_dir() else path
 
 
@@ -101,10 +104,10 @@ def _file(path: Path, place: str) -> State:
         tree: Any = torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
-    except pickle.UnpicklingError:
-        raise CheckpointError(f"{place}: holds more than tensors and is not read, since it could run code. Save its state dict alone.") from None
     except Exception as e:  # safetensors, zipfile and torch each raise their own for a damaged file
-        raise CheckpointError(f"{place}: cannot be read: {_line(e)}. Is it a whole {path.suffix} file?") from None
+        why = why_unread(e)
+        instead = "Save its state dict alone" if why.startswith("holds") else f"Is it a whole {path.suffix} file?"
+        raise CheckpointError(f"{place}: {why}. {instead}{'' if instead.endswith('?') else '.'}") from None
     state = dict(_flat(tree)) if isinstance(tree, Mapping) else {}
     if not state:
         raise CheckpointError(f"{place}: holds no tensors by name. Save the state dict of a module, bare or under one of {', '.join(WRAPPERS)}.")

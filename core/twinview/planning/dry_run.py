@@ -20,6 +20,7 @@ from twinview.engine.distributed.process import peak_memory
 from twinview.engine.setup import build, wrap
 from twinview.engine.skipped_steps import SkippedSteps
 from twinview.engine.step import take_step
+from twinview.engine.zero import plain_linear
 from twinview.recipe import Recipe
 from twinview.values import Progress
 
@@ -82,16 +83,17 @@ def dry_run(recipe: Recipe, assembly: Assembly | None = None) -> Report:
     with closing(loading) as loaded:
         batch = list(loaded)
     data_seconds = time.perf_counter() - asked
-    engine = wrap(built, Path())
     left_out = SkippedSteps(allowed=0)
-    taken, clock = [], [time.perf_counter()]
-    for i in range(STEPS):
-        taken.append(take_step(built, engine, iter(batch), progress, watch=i == 0))
-        if out := taken[-1].left_out:
-            left_out.add(out)
-        if built.ranks.device.type == "cuda":
-            torch.cuda.synchronize()  # the backward pass is still under way
-        clock.append(time.perf_counter())
+    with plain_linear():
+        engine = wrap(built, Path())
+        taken, clock = [], [time.perf_counter()]
+        for i in range(STEPS):
+            taken.append(take_step(built, engine, iter(batch), progress, watch=i == 0))
+            if out := taken[-1].left_out:
+                left_out.add(out)
+            if built.ranks.device.type == "cuda":
+                torch.cuda.synchronize()  # the backward pass is still under way
+            clock.append(time.perf_counter())
     seconds = median(after - before for before, after in pairwise(clock[1:]))
     steps = built.steps or round(3600 * (run.hours or 0) / seconds)
     values = taken[0].numbers()

@@ -1,9 +1,14 @@
 """Batches of a rank, made by worker processes that live as long as they are wanted; how many there are changes nothing but the speed."""
 from __future__ import annotations
 
+import shutil
 import signal
-from collections.abc import Callable, Generator, Iterable
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import count
+from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 import torch
@@ -16,15 +21,20 @@ from twinview.data.dataset.read import BadSample
 from twinview.data.dataset.stream import Stream
 from twinview.data.loading.prefetch import ShardPrefetcher, prefetch_batches
 from twinview.data.loading.stream_batches import StreamBatches
-from twinview.data.loading.transfer import pack, unpack
+from twinview.data.loading.transfer import SHARED, out_of_memory, pack, unpack
 from twinview.data.loading.views import BadSamples, ViewDataset
 from twinview.data.remote.shard import RemoteShard
 from twinview.errors import DataError, TwinviewError
+from twinview.machine import TIMEOUT, timeout
 from twinview.recipe import Recipe
+from twinview.terminal import say
 from twinview.values import Batch, Dims
 
 P = TypeVar("P")
 T = TypeVar("T")
+LOOK = 5.0  # seconds between two looks at workers that are waited for
+TALK = 60.0  # seconds of waiting after which a line says what they do
+STATES = {"T": "stopped (SIGCONT lets it go on)", "D": "waiting for a disk or a file server", "S": "waiting", "Z": "dead"}  # of Linux
 
 
 def training_batches(
@@ -68,7 +78,8 @@ def _counted(loaded: Generator[tuple[Batch, tuple[BadSample, ...]]], recipe: Rec
 def load(make: Callable[[P], T], places: Iterable[P], workers: int, *, pin: bool = False) -> Generator[T]:
     """`make(places)` for each batch of places, in order, by worker processes (0: in this one).
 
-    A TwinviewError of a worker comes out as it was raised; the death of one becomes a DataError.  torch's global generator is left alone.
+    A TwinviewError of a worker comes out as it was raised; the death of one, and a batch that does not come within TWINVIEW_TIMEOUT seconds, become a
+    DataError.  torch's global generator is left alone.
     """
     loader = DataLoader(
         _Made(make, _same if workers == 0 else pack),
@@ -77,23 +88,93 @@ def load(make: Callable[[P], T], places: Iterable[P], workers: int, *, pin: bool
         num_workers=workers,
         collate_fn=_same,
         pin_memory=pin,
-        worker_init_fn=_outlive_sigterm,
+        timeout=LOOK if workers else 0,
+        worker_init_fn=_outlive_signals,
         generator=torch.Generator().manual_seed(0),
     )
-    entries = iter(loader)
+    with _own_sigchld():
+        entries = iter(loader)
     try:
-        for sent in entries:
+        while True:
+            try:
+                sent = _next(entries) if workers else next(entries)
+            except StopIteration:
+                return
             entry = unpack(sent) if workers else sent
             if isinstance(entry, TwinviewError):
                 raise entry
             yield entry
-    except RuntimeError as e:
-        if str(e).startswith("DataLoader worker"):
-            raise DataError(f"[data] workers: one ended unexpectedly ({e}). Where memory is short, write fewer.") from None
-        raise
     finally:
         if workers:
-            cast(Any, entries)._shutdown_workers()  # joins them; left to `del`, they live as long as a traceback that anyone keeps
+            _end(cast(Any, entries), pin)
+
+
+def _end(entries: Any, pin: bool) -> None:
+    """End the workers; left to `del`, they live as long as a traceback that anyone keeps.  One that hangs is killed: it ignores SIGTERM."""
+    hang = [worker for worker in entries._workers if _state(worker.pid) in ("T", "D")]
+    if not pin:  # with it, a thread of torch's waits for a word that goes through a lock which a killed worker may hold
+        for worker in hang:
+            worker.kill()
+    entries._shutdown_workers()
+    for worker in entries._workers:
+        if worker.is_alive():
+            worker.kill()
+            worker.join()
+
+
+def _next(entries: Any) -> Any:
+    """The next entry.  Workers are looked at every LOOK seconds, and are talked of after TALK seconds of waiting.  Raises DataError."""
+    began, said, limit = time.monotonic(), 0.0, timeout()
+    while True:
+        try:
+            return next(entries)
+        except (OSError, RuntimeError) as e:
+            if str(e).startswith("DataLoader worker"):
+                raise DataError(f"[data] workers: one ended unexpectedly ({e}). Where memory is short, write fewer.") from None
+            if fault := out_of_memory(e):
+                raise fault from None
+            if not str(e).startswith("DataLoader timed out"):
+                raise
+        waited = time.monotonic() - began
+        if waited > limit:
+            instead = f"Where this may take longer, set {TIMEOUT}; data.workers=0 reads in the training process"
+            raise DataError(f"[data] workers: no batch for {waited:.0f} s: {_states(entries)}. {instead}.")
+        if waited - said > TALK:
+            said = waited
+            say(f"data: waiting for a batch for {waited:.0f} s: {_states(entries)}")
+
+
+def _states(entries: Any) -> str:
+    """What each worker is doing, as the system says."""
+    said = [f"worker {worker.pid} is {STATES.get(_state(worker.pid), 'at work')}" for worker in entries._workers]
+    return ", ".join(said) + (f", {SHARED} is full" if _is_full() else "")
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return ""
+
+
+def _is_full() -> bool:
+    try:
+        return shutil.disk_usage(SHARED).free < 1 << 20
+    except OSError:
+        return False
+
+
+@contextmanager
+def _own_sigchld() -> Iterator[None]:
+    """torch's handler of SIGCHLD would raise wherever the training is when a worker dies; `_next` asks for the dead."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
 
 
 class _Made(Dataset[Any], Generic[P, T]):
@@ -109,9 +190,10 @@ class _Made(Dataset[Any], Generic[P, T]):
             return self.send(e)
 
 
-def _outlive_sigterm(_: int) -> None:
-    """A scheduler tells every process to end; the one that trains saves first, and ends its workers itself."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _outlive_signals(_: int) -> None:
+    """A scheduler, and Ctrl-C, tell every process to end; the one that trains saves first, and ends its workers itself."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _same(entry: T) -> T:

@@ -209,7 +209,8 @@ def _folder(url: str, access: Access) -> list[RemoteShard]:
 def _check_program(url: str, programs: Sequence[str]) -> None:
     name = program(url)[0]
     if not programs:
-        raise DataError(f"{url!r}: runs a program. Allow it by name in the recipe: [data] allow_pipes = [{json.dumps(name)}].")
+        allowed = f"[{json.dumps(name)}]"
+        raise DataError(f"{url!r}: runs a program. Allow it in a recipe of your own: [data] allow_pipes = {allowed}, or data.allow_pipes={allowed}.")
     if name not in programs:
         raise DataError(f"{url!r}: [data] allow_pipes does not name {name!r}.{closest(name, programs)}")
 

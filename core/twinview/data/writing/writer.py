@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,6 +28,7 @@ from twinview.data.writing.resume import Keys, packing
 from twinview.data.writing.statistics import measured
 from twinview.errors import DataError
 from twinview.progress import progress
+from twinview.terminal import say
 
 SHARD_SIZE = 1000  # samples
 MAX_BYTES = 1 << 30  # of a shard's files
@@ -110,7 +110,7 @@ def write_shards(
         kept = sum(shard["images"] for shard in work.done)
         seen = sum(shard["entries"] for shard in work.done)
         if kept:
-            print(f"{what}: goes on behind the {kept} images of {len(work.done)} finished shards", file=sys.stderr, flush=True)
+            say(f"{what}: goes on behind the {kept} images of {len(work.done)} finished shards")
         left = _Bad(options.bad_samples, sum(len(shard["left_out"]) for shard in work.done))
 
         def prepared(numbered: tuple[int, tuple[str, Mapping[str, Content]]]) -> tuple[str, Prepared | BadEntry]:

@@ -17,9 +17,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from twinview.engine.distributed.preempt import on_sigterm
-from twinview.engine.distributed.process import STORE, adopt_slurm, join, leave, pick_device, quiet_deepspeed, telling_lost_ranks
-from twinview.errors import RankLost, TwinviewError
+from twinview.engine.distributed.preempt import AGAIN, on_signals
+from twinview.engine.distributed.process import STORE, adopt_slurm, join, leave, pick_device, quiet_deepspeed, telling_faults
+from twinview.errors import Preempted, RankLost, TwinviewError
+from twinview.machine import rank_variable
+from twinview.terminal import printable
 
 GRACE = 2.0  # seconds in which other ranks may still say why they failed
 
@@ -43,7 +45,7 @@ def launch(ranks: int, work: Callable[[], Any], device: str = "auto") -> Any:
     if ranks == 1:
         return work()
     adopt_slurm()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if rank_variable("WORLD_SIZE", 1) > 1:
         raise TwinviewError(f"--ranks {ranks}: a launcher started this process already. Leave --ranks out.")
     if dist.is_initialized() or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         raise TwinviewError(f"{ranks} ranks: this process has trained already, and what it holds cannot be forked. Start them from a new process.")
@@ -63,8 +65,9 @@ def launch(ranks: int, work: Callable[[], Any], device: str = "auto") -> Any:
             children.append(child)
             ears.append(ear)
         words: list[_Word] = []
+        told = _Told(children)
         try:
-            with on_sigterm(lambda: _tell(children)):
+            with on_signals(told.tell):
                 words = _listen(children, ears)
         finally:
             _stop(children, patience=10 if words and not any(w.weight for w in words) else 0)
@@ -73,9 +76,13 @@ def launch(ranks: int, work: Callable[[], Any], device: str = "auto") -> Any:
     cause = min(words, key=lambda w: w.weight)  # min keeps the first of equals: the order in which they were heard
     if cause.weight == 0:
         return next(w.result for w in words if w.rank == 0)
+    if told.number and not isinstance(cause.fault, Preempted):
+        ended = Preempted(f"told to end, and rank {cause.rank} could not save: {cause.text.strip().splitlines()[-1].rstrip('.')}.")
+        ended.number = told.number
+        raise ended
     if cause.fault is not None:
         raise cause.fault
-    sys.stderr.write(cause.text if "\n" in cause.text else "")
+    sys.stderr.write(printable(cause.text) if "\n" in cause.text else "")
     raise TwinviewError(f"rank {cause.rank} failed: {cause.text.strip().splitlines()[-1]}")
 
 
@@ -83,10 +90,10 @@ def _rank(rank: int, world: int, store: str, device: str, work: Callable[[], Any
     alive, lifeline = pipe
     os.close(lifeline)
     threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which stops the ranks
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which passes it on as a SIGTERM
     os.environ.update({"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world), STORE: store})
     try:
-        with telling_lost_ranks():
+        with telling_faults():
             join(device)
             result = work()
         word = pickle.dumps(_Word(0, rank, "", result=result if rank == 0 else None))
@@ -136,11 +143,21 @@ def _hear(rank: int, ear: Connection, child: Any) -> _Word:
     return _Word(3, rank, f"ended with exit code {child.exitcode}")
 
 
-def _tell(children: list[Any]) -> None:
-    """Pass a SIGTERM on: the ranks save, and end."""
-    for child in children:
-        if child.exitcode is None:
-            child.terminate()
+class _Told:
+    """Passes a SIGTERM or a Ctrl-C on: the ranks save, and end."""
+
+    def __init__(self, children: list[Any]) -> None:
+        self.children, self.number, self.when = children, 0, 0.0
+
+    def tell(self, number: int) -> None:
+        """A second Ctrl-C raises KeyboardInterrupt: the ranks are stopped."""
+        if self.number and number == signal.SIGINT and time.monotonic() - self.when > AGAIN:
+            raise KeyboardInterrupt
+        if not self.number:
+            self.number, self.when = number, time.monotonic()
+        for child in self.children:
+            if child.exitcode is None:
+                child.terminate()
 
 
 def _stop(children: list[Any], patience: float) -> None:

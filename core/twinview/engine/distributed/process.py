@@ -14,12 +14,12 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 
-from twinview.errors import RankLost, TwinviewError
-from twinview.machine import cores
+from twinview.errors import TwinviewError
+from twinview.faults import explained
+from twinview.machine import cores, rank_variable, timeout
 
 T = TypeVar("T")
 STORE = "TWINVIEW_STORE"  # a file through which ranks of one machine find each other; set by `twinview.engine.distributed.launch`
-TIMEOUT = "TWINVIEW_TIMEOUT"  # seconds that a rank waits for the others
 
 
 class Ranks(NamedTuple):
@@ -57,7 +57,7 @@ def adopt_slurm() -> None:
     Ranks are srun's tasks; they meet on the first host of the job, at a port that the job's number gives.
     """
     said = os.environ.get
-    if "RANK" in os.environ or "SLURM_STEP_ID" not in os.environ or int(said("SLURM_NTASKS", "1")) == 1:  # a batch script is not srun
+    if "RANK" in os.environ or "SLURM_STEP_ID" not in os.environ or rank_variable("SLURM_NTASKS", 1) == 1:  # a batch script is not srun
         return
     here = re.match(r"\d+", said("SLURM_NTASKS_PER_NODE", "") or said("SLURM_TASKS_PER_NODE", ""))
     found = {
@@ -68,7 +68,7 @@ def adopt_slurm() -> None:
     }
     os.environ.update(found)
     os.environ.setdefault("MASTER_ADDR", first_host(said("SLURM_STEP_NODELIST") or said("SLURM_JOB_NODELIST", "localhost")))
-    os.environ.setdefault("MASTER_PORT", str(20000 + int(said("SLURM_JOB_ID", "0")) % 20000))
+    os.environ.setdefault("MASTER_PORT", str(20000 + rank_variable("SLURM_JOB_ID") % 20000))
 
 
 def first_host(nodes: str) -> str:
@@ -87,9 +87,11 @@ def join(device: str = "auto") -> Ranks:
     """
     adopt_slurm()
     kind = pick_device(device)
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local = int(os.environ.get("LOCAL_RANK", rank if STORE in os.environ else 0))
-    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", 1)))
+    rank, world = rank_variable("RANK"), rank_variable("WORLD_SIZE", 1)
+    local = rank_variable("LOCAL_RANK", rank if STORE in os.environ else 0)
+    local_world = rank_variable("LOCAL_WORLD_SIZE", rank_variable("LOCAL_SIZE", 1))
+    if rank >= world:
+        raise TwinviewError(f"RANK is {rank} and WORLD_SIZE {world} in the environment: ranks count from 0. Launchers set both; unset them here.")
     place = torch.device("cuda", local) if kind == "cuda" else torch.device("cpu")
     if not dist.is_initialized():
         if kind == "cuda":
@@ -108,7 +110,7 @@ def join(device: str = "auto") -> Ranks:
 
 
 def _meet(rank: int, world: int, device: torch.device) -> None:
-    wait = datetime.timedelta(seconds=float(os.environ.get(TIMEOUT, 1800)))
+    wait = datetime.timedelta(seconds=timeout())
     # DeepSpeed clones the world's group without its time-out, so the default has to change too
     torch_dist: Any = dist  # its stores are not in the stubs
     torch_dist.distributed_c10d.default_pg_timeout = torch_dist.distributed_c10d.default_pg_nccl_timeout = wait
@@ -140,15 +142,17 @@ def leave() -> None:
 
 # ---- between ranks
 @contextmanager
-def telling_lost_ranks() -> Iterator[None]:
-    """Raise RankLost where gloo's or NCCL's own words mean that another rank is gone."""
+def telling_faults() -> Iterator[None]:
+    """What the system, gloo or NCCL raise comes out as one line where it is no fault of the code.  Raises RankLost where another rank is gone."""
     try:
         yield
-    except RuntimeError as e:
-        if not any(word in str(e) for word in ("onnection closed by peer", "onnection reset by peer", "roken pipe", "remote process exited")):
+    except TwinviewError:
+        raise
+    except Exception as e:
+        fault = explained(e)
+        if fault is None:
             raise
-        me = f"rank {os.environ.get('RANK', 0)}"
-        raise RankLost(f"{me}: another rank is gone, and its own error says why. Go on from the last checkpoint with --resume.") from e
+        raise fault from e
 
 
 def barrier() -> None:
@@ -163,11 +167,9 @@ def on_first(work: Callable[[], T]) -> T:
     if dist.get_rank() == 0:
         try:
             answer[0] = work()
-        except TwinviewError as e:
-            answer[1] = e
         except Exception as e:
-            answer[1] = TwinviewError(f"rank 0: {type(e).__name__}: {e}")
-            answer[1].__cause__ = e
+            answer[1] = explained(e) or TwinviewError(f"rank 0: {type(e).__name__}: {e}")
+            answer[1].__cause__ = None if answer[1] is e else e
     if dist.get_world_size() > 1:
         dist.broadcast_object_list(answer, src=0)
     if answer[1] is not None:
