@@ -39,11 +39,10 @@ def main() -> None:
     args = ask.parse_args()
     rows = Rows(args.runs / "results.jsonl" if args.overrides else RESULTS, ("recipe", "seed"))
     if args.print:
-        for made in dict.fromkeys(row.get("commit", "unknown") for row in rows.others + rows.mine):
-            print("\n".join([f"commit {made}", *table([row for row in rows.others + rows.mine if row.get("commit", "unknown") == made])]))
+        for made, found in rows.by_commit().items():
+            print("\n".join([f"commit {made}", *table(found)]))
         return
     require_shards(args.shards, "camvid-train", "camvid-val")
-    rows.warn()
     version = table_hash({"overrides": args.overrides})
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     with ThreadPoolExecutor(args.jobs) as pool:
@@ -54,7 +53,7 @@ def main() -> None:
                 runs.append(pool.submit(one, recipe, seed, args.shards.resolve(), run, threads, args.overrides))
         for done in as_completed(runs):
             rows.add({**done.result(), "recipe_hash": version})
-    print("\n".join(table([row for row in rows.mine if row["recipe_hash"] == version])))
+    print("\n".join(table([row for row in rows.of_this_code() if row.get("recipe_hash") == version])))
 
 
 def one(recipe: str, seed: int, shards: Path, run: Path, threads: int, overrides: list[str]) -> dict[str, Any]:

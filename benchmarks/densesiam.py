@@ -54,12 +54,11 @@ def main() -> None:
     args = ask.parse_args()
     rows = Rows(RESULTS, ("data", "variant", "seed", "steps"))
     if args.print:
-        for made in dict.fromkeys(row.get("commit", "unknown") for row in rows.others + rows.mine):
-            print("\n".join([f"commit {made}", *table([row for row in rows.others + rows.mine if row.get("commit", "unknown") == made])]))
+        for made, found in rows.by_commit().items():
+            print("\n".join([f"commit {made}", *table(found)]))
         return
     if "camvid" in args.data:
         require_shards(args.shards, "camvid-train", "camvid-val")
-    rows.warn()
     wanted = [(data, variant, seed) for seed in args.seeds for data in args.data for variant in WANTED[data]]
     with ThreadPoolExecutor(args.jobs) as pool:
         runs = []
@@ -70,7 +69,7 @@ def main() -> None:
                 runs.append(pool.submit(one, data, variant, seed, args.shards.resolve(), folder, args.steps))
         for done in as_completed(runs):
             rows.add(done.result())
-    print("\n".join(table(rows.mine)))
+    print("\n".join(table(rows.of_this_code())))
 
 
 def one(data: str, variant: str, seed: int, shards: Path, runs: Path, steps: int) -> dict[str, Any]:

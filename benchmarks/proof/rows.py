@@ -5,7 +5,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,30 @@ CODE = ("core", "plugins")  # what a score depends on, beside the recipe; docs, 
 Row = dict[str, Any]
 
 
-def code_hash(root: Path = ROOT) -> str:
-    """12 hex digits of the names and contents of all Python files that train: the same in every clone, whatever the commit is called."""
+def code_hash(root: Path = ROOT, methods: Iterable[str] | None = None, also: Iterable[Path] = ()) -> str:
+    """12 hex digits of the names and contents of all Python files that train: the same in every clone, whatever the commit is called.
+
+    `methods`: only the plugins of these count (those that a recipe names), so that a new method changes nothing for the others.
+    `also`: further files that count, those of the probes.
+    """
+    folders = [root / "core", *([root / "plugins"] if methods is None else [root / "plugins" / f"twinview_{name}" for name in sorted(set(methods))])]
     digest = hashlib.sha256()
-    for file in sorted(f for folder in CODE for f in (root / folder).rglob("*.py")):
+    for file in [*(f for folder in folders for f in sorted(folder.rglob("*.py"))), *also]:
         content = file.read_bytes()
         digest.update(f"{file.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
     return digest.hexdigest()[:12]
+
+
+def methods_of(recipe: Mapping[str, Any]) -> set[str]:
+    """The methods (plugins) that a recipe's tables name in `use`; words without a dot are the core's."""
+    found = set()
+    for value in recipe.values():
+        for table in value if isinstance(value, list) else [value]:
+            if isinstance(table, Mapping):
+                found |= methods_of(table)
+    if "." in str(recipe.get("use", "")):
+        found.add(str(recipe["use"]).partition(".")[0])
+    return found
 
 
 def table_hash(table: Mapping[str, Any]) -> str:
@@ -41,33 +58,40 @@ def commit(root: Path = ROOT) -> str:
 
 
 class Rows:
-    """The rows of one file.  `mine` are those of this code; the others stay in the file and are left out of every table."""
+    """The rows of one file.  Only those of the code that is here count as made; the others stay in the file."""
 
     def __init__(self, path: Path, keys: Sequence[str], *, code: str | None = None, at: str | None = None) -> None:
-        """`keys`: what tells runs apart (method, seed, ...), with the hash of the recipe where a row has one."""
+        """`keys`: what tells runs apart (method, seed, ...), beside the hash of the recipe where a row has one."""
         self.path, self.keys = path, (*keys, "recipe_hash")
         self.code, self.commit = code or code_hash(), at or commit()
-        self.mine: list[Row] = []
-        self.others: list[Row] = []
-        lines = path.read_text().splitlines() if path.is_file() else []
-        for row in map(json.loads, lines):
-            (self.mine if row.get("code") == self.code else self.others).append(row)
+        self.rows: list[Row] = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
-    def warn(self) -> None:
-        """Say loudly, on stderr, that rows of other code are there."""
-        if self.others:
-            made = ", ".join(sorted({str(row.get("commit", "unknown")) for row in self.others}))
-            text = f"{self.path.name}: {len(self.others)} rows were made with other code (commit {made}); this is {self.commit}, code {self.code}."
-            print(f"!!! {text}\n!!! They are NOT used: what is missing is trained anew.", file=sys.stderr)
+    def find(self, *, code: str | None = None, **key: Any) -> Row | None:
+        """The row of this code (`code`, or the whole of it) for a run, if it was made.  Says loudly on stderr where only other code made one."""
+        made = [row for row in self.rows if all(row.get(k) == key.get(k) for k in self.keys)]
+        mine = [row for row in made if row.get("code") == (code or self.code)]
+        if made and not mine:
+            named = " ".join(str(key[k]) for k in self.keys if k in key and k != "recipe_hash")
+            commits = ", ".join(dict.fromkeys(str(row.get("commit", "unknown")) for row in made))
+            text = f"{named} is there, made with OTHER CODE (commit {commits}; here {self.commit}). It is made anew."
+            print(f"!!! {self.path.name}: {text}", file=sys.stderr)
+        return mine[-1] if mine else None
 
-    def find(self, **key: Any) -> Row | None:
-        """The row of this code for this run, if it was made."""
-        return next((row for row in self.mine if all(row.get(k) == key.get(k) for k in self.keys)), None)
+    def of_this_code(self) -> list[Row]:
+        """The rows that the whole of this code made."""
+        return [row for row in self.rows if row.get("code") == self.code]
+
+    def by_commit(self) -> dict[str, list[Row]]:
+        """All rows, by the commit that made them; those of before commits were written down under `unknown`."""
+        found: dict[str, list[Row]] = {}
+        for row in self.rows:
+            found.setdefault(row.get("commit", "unknown"), []).append(row)
+        return found
 
     def add(self, row: Row) -> Row:
         """Append a row to the file, with commit and code, and give it back so."""
-        full = {**row, "commit": self.commit, "code": self.code}
-        self.mine.append(full)
+        full = {"code": self.code, **row, "commit": self.commit}
+        self.rows.append(full)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             file.write(json.dumps(full) + "\n")

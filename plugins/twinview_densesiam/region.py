@@ -12,10 +12,10 @@ from twinview.branch import Head
 from twinview.hooks import hookimpl, part
 from twinview.ops import conv_mlp, info_nce, mlp
 from twinview.ops.checks import share
+from twinview.ops.maps import visible_cells
 from twinview.ops.means import weighted_mean, wide
 from twinview.values import Alignment, Dims, Role, Step, Traits
 from twinview_densesiam.projector import refuse_own
-from twinview_densesiam.segment import visible_cells
 
 
 @part

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from twinview.branch import Head
 from twinview.hooks import hookimpl, part
-from twinview.ops import conv_mlp, resize_map
+from twinview.ops import conv_mlp
+from twinview.ops.maps import visible_cells
 from twinview.ops.means import wide
 from twinview.ops.ranks import summed
 from twinview.values import Dims, Step, Traits
@@ -63,16 +64,6 @@ class Segment:
             step.note("segment/entropy", torch.special.entr(share).sum() / torch.tensor(float(len(share))).log())
             step.note("segment/used", (share > 0).sum())
         return {"segment": torch.stack(losses).mean()}
-
-
-def visible_cells(step: Step, view: int, maps: Tensor) -> Tensor:
-    """[B, h, w]: 1 where the online branch saw the cell of `maps` [B, C, h, w], 0 where it was hidden."""
-    hidden = step.hidden[view]
-    if hidden is None:
-        return maps.new_ones(len(maps), *maps.shape[2:])
-    own = step.online[view].at("cells").shape[2:]
-    seen = (~hidden).to(maps.dtype).view(-1, 1, *own)
-    return (resize_map(seen, (maps.shape[2], maps.shape[3]))[:, 0] == 1).to(maps.dtype)
 
 
 def segment_loss(logits: Tensor, visible: Tensor, rebalance: str) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from proof.data import require_shards  # noqa: E402
-from proof.rows import Rows, code_hash, commit, table_hash  # noqa: E402
+from proof.rows import Rows, code_hash, commit, methods_of, table_hash  # noqa: E402
 
 
 def rows(path: Path, code: str = "new") -> Rows:
@@ -24,14 +24,12 @@ def test_a_row_is_found_again_by_its_own_code_alone(tmp_path: Path, capsys: pyte
     old = rows(path, "old")
     assert old.find(method="byol", seed=0, recipe_hash="r") is None
     old.add({"method": "byol", "seed": 0, "recipe_hash": "r", "score": 1.0})
-    assert old.find(method="byol", seed=0, recipe_hash="r") and not old.others
-    old.warn()
+    assert old.find(method="byol", seed=0, recipe_hash="r")
     assert not capsys.readouterr().err
 
     new = rows(path, "new")
-    assert new.find(method="byol", seed=0, recipe_hash="r") is None and len(new.others) == 1
-    new.warn()
-    assert "!!! rows.jsonl: 1 rows were made with other code (commit c-old); this is c-new, code new." in capsys.readouterr().err
+    assert new.find(method="byol", seed=0, recipe_hash="r") is None and not new.of_this_code()
+    assert "!!! rows.jsonl: byol 0 is there, made with OTHER CODE (commit c-old; here c-new). It is made anew." in capsys.readouterr().err
     new.add({"method": "byol", "seed": 0, "recipe_hash": "r", "score": 2.0})
     again = rows(path, "new").find(method="byol", seed=0, recipe_hash="r")
     assert again is not None and again["score"] == 2.0 and again["commit"] == "c-new"
@@ -41,7 +39,7 @@ def test_a_row_is_found_again_by_its_own_code_alone(tmp_path: Path, capsys: pyte
 @pytest.mark.parametrize("other", [{"seed": 1}, {"method": "simsiam"}, {"recipe_hash": "s"}])
 def test_another_run_or_recipe_is_another_row(other: dict[str, Any], tmp_path: Path) -> None:
     here = rows(tmp_path / "rows.jsonl")
-    key = {"method": "byol", "seed": 0, "recipe_hash": "r"}
+    key: dict[str, Any] = {"method": "byol", "seed": 0, "recipe_hash": "r"}
     here.add(key)
     assert here.find(**key) and here.find(**{**key, **other}) is None
 
@@ -63,6 +61,20 @@ def test_the_code_is_what_trains_and_not_what_explains(tmp_path: Path) -> None:
     (tmp_path / "plugins/twinview_x/b.py").write_text("2")
     assert code_hash(tmp_path) != first
     assert commit(tmp_path) == "unknown"
+
+
+def test_a_new_method_leaves_the_code_of_the_others_as_it_is(tmp_path: Path) -> None:
+    recipe = {"loss": [{"use": "x.image"}, {"use": "y.dense", "weight": 0.5}], "optimizer": {"use": "adamw"}, "encoder": {"use": "x.net"}}
+    assert methods_of(recipe) == {"x", "y"}
+    for name in ("core/twinview/a.py", "plugins/twinview_x/b.py", "plugins/twinview_y/b.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+    first = code_hash(tmp_path, methods_of(recipe))
+    (tmp_path / "plugins/twinview_z").mkdir()
+    (tmp_path / "plugins/twinview_z/b.py").write_text("1")
+    assert code_hash(tmp_path, methods_of(recipe)) == first != code_hash(tmp_path)
+    (tmp_path / "plugins/twinview_y/b.py").write_text("2")
+    assert code_hash(tmp_path, methods_of(recipe)) != first
 
 
 def test_the_hash_of_a_recipe_does_not_depend_on_the_order_of_its_tables() -> None:

@@ -20,3 +20,10 @@ def cosine_loss(prediction: Tensor, target: Tensor, weight: Tensor | None = None
     BYOL's eq. 2 is 2 + 2 times it.  No gradient goes to `target`.  With a weight it is the weighted mean; 0, without gradient, where all are 0.
     """
     return -weighted_mean(cosine(prediction, target.detach()), weight)
+
+
+def cosine_pairs(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine of every cell of one map with every cell of another, [B, C, h, w] and [B, C, h', w'] -> [B, h*w, h'*w'] float32 (float64 of float64)."""
+    with torch.autocast(a.device.type, enabled=False):
+        one, other = (F.normalize(wide(x).flatten(2), dim=1) for x in (a, b))
+        return one.mT @ other

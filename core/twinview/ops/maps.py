@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from twinview.values import Size
+from twinview.values import Size, Step
 
 
 def unflip(maps: Tensor, flips: Tensor) -> Tensor:
@@ -36,3 +36,13 @@ def hide_pixels(images: Tensor, hidden: Tensor, stride: int) -> Tensor:
 def hide_cells(maps: Tensor, hidden: Tensor) -> Tensor:
     """Maps [B, C, h, w] with the hidden cells, [B, h*w] bool, at 0."""
     return maps.masked_fill(hidden.view(len(maps), 1, *maps.shape[-2:]), 0)
+
+
+def visible_cells(step: Step, view: int, maps: Tensor) -> Tensor:
+    """[B, h, w]: 1 where the online branch saw the cell of a view's `maps` [B, C, h, w], 0 where it was hidden, wholly or in part."""
+    hidden = step.hidden[view]
+    if hidden is None:
+        return maps.new_ones(len(maps), *maps.shape[2:])
+    own = step.online[view].at("cells").shape[2:]
+    seen = (~hidden).to(maps.dtype).view(-1, 1, *own)
+    return (resize_map(seen, (maps.shape[2], maps.shape[3]))[:, 0] == 1).to(maps.dtype)

@@ -1,0 +1,149 @@
+"""What is compared: for each task one encoder, one budget, one set of views, and the methods as the tables that a recipe gains by them.
+
+A further method joins by one entry in the dictionary of its task.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+
+Table = dict[str, Any]
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Task:
+    """Images, encoder and budget that all rows of one table share."""
+
+    name: str
+    kind: Literal["classes", "maps"]
+    train: tuple[str, ...]  # sets of shards that are trained on, without labels
+    bank: str  # set that the probes learn from; its other images are dev, on which settings are chosen
+    val: str  # set that is reported on
+    size: tuple[int, int]  # height, width that the probes see
+    on: tuple[str, ...] = ("pooled",)  # features, put behind one another
+    base: Table  # the recipe without method, data and seed
+    methods: Mapping[str, Table]
+    rates: tuple[float, ...] = ()  # tried for every method alike on dev
+
+    def recipe(self, method: str, seed: int, shards: Path, overrides: Mapping[str, Any] | None = None) -> Table:
+        """The whole recipe of one run.  `overrides`: dotted keys, as on the command line."""
+        made = merged(self.base, self.methods[method])
+        made = merged(made, {"data": {"shards": [str(shards / name) for name in self.train], "workers": 0}, "run": {"seed": seed}})
+        for key, value in (overrides or {}).items():
+            *path, last = key.split(".")
+            inside: Table = {last: value}
+            for word in reversed(path):
+                inside = {word: inside}
+            made = merged(made, inside)
+        return made
+
+
+def merged(a: Mapping[str, Any], b: Mapping[str, Any]) -> Table:
+    """Tables of `a` with those of `b` in them; lists and values of `b` stand in for those of `a`."""
+    both = {key: merged(a[key], b[key]) for key in a.keys() & b.keys() if isinstance(a[key], Mapping) and isinstance(b[key], Mapping)}
+    return {**a, **b, **both}
+
+
+PHOTOMETRY = {"use": "byol.photometry", "blur": [0.0, 0.0], "solarize": [0.0, 0.0]}  # BYOL's colours; 32 pixels bear no blur
+IMAGE = {"hidden": 512, "channels": 128}  # heads of a narrow network
+STREET = {**PHOTOMETRY, "hue": 0.05, "grey": 0.1}
+
+
+def byol(weight: float = 1.0) -> Table:
+    """BYOL's loss between whole images."""
+    return {"use": "byol.image", **IMAGE, "weight": weight}
+
+
+def clusters(**options: Any) -> Table:
+    """MultiSiam's dense loss with 1 - lambda = 0.5."""
+    return {"use": "multisiam.clusters", **IMAGE, "weight": 0.5, **options}
+
+
+ROI = {"use": "multisiam.roi"}
+FAST = {"momentum": 0.98}  # of the target; a run of some hundred steps leaves a slower one at its random start
+CROPS = {"use": "byol.crops", "size": 32, "scale": [0.2, 1.0]}
+IOU = {"use": "multisiam.iou_crops", "size": 96, "min_iou": 0.5, "scale": [0.15, 0.8]}
+
+RESNET: dict[str, Table] = {
+    "byol": {"loss": [byol()], "target": FAST},
+    "simsiam": {"loss": [{"use": "simsiam.image", "channels": 512, "predictor_hidden": 128}], "target": {"momentum": 0.0}},
+}
+VIT: dict[str, Table] = {
+    "siameseim": {
+        "views": {"use": "siameseim.crops", "size": 32, "scale": [0.3, 1.0]},
+        "masks": {"use": "siameseim.blocks", "count": 10},
+        "align": {"use": "siameseim.relative", "depth": 2, "attention_heads": 4},
+        "loss": [{"use": "siameseim.dense", "channels": 128, "attention_heads": 4, "negative_weight": 0.12}],
+        "target": {"momentum": 0.99, "update": "before_forward"},
+    },
+    "mae": {
+        "views": {"use": "byol.crops", "views": 1, "size": 32, "scale": [0.3, 1.0]},
+        "masks": {"use": "masks.random", "ratio": 0.75},
+        "encoder": {"positions": "sine_column", "final_norm": True},
+        "loss": [{"use": "mae.pixels", "width": 64, "depth": 2, "attention_heads": 4}],
+        "target": {"momentum": 0.0},
+    },
+    "byol": {"loss": [byol()], "target": FAST},
+}
+STREETS: dict[str, Table] = {
+    "byol": {"loss": [byol()], "target": FAST},
+    "simsiam": {"loss": [{"use": "simsiam.image", "channels": 512, "predictor_hidden": 128}], "target": {"momentum": 0.0}},
+    "multisiam": {"align": ROI, "loss": [byol(0.5), clusters()], "target": FAST},
+}
+
+CIFAR_RESNET = Task(
+    name="cifar-resnet",
+    kind="classes",
+    train=("cifar-large-train",),
+    bank="cifar-large-train",
+    val="cifar-large-val",
+    size=(32, 32),
+    base={
+        "views": CROPS,
+        "augment": PHOTOMETRY,
+        "encoder": {"use": "torchvision.resnet", "name": "resnet18", "width": 32},
+        "optimizer": {"use": "adamw", "weight_decay": 0.05},
+        "schedule": {"warmup_share": 0.1},
+        "run": {"steps": 600, "batch_size": 64, "precision": "bf16", "channels_last": True, "log_every": 50, "checkpoint_every": 300},
+    },
+    methods=RESNET,
+    rates=(1e-3, 3e-3),
+)
+CIFAR_VIT = attrs.evolve(
+    CIFAR_RESNET,
+    name="cifar-vit",
+    base={
+        **CIFAR_RESNET.base,
+        "augment": {**PHOTOMETRY, "grey": 0.1},
+        "encoder": {
+            **{"use": "timm.encoder", "name": "vit_tiny_patch16_224", "patch": 8, "width": 128, "depth": 4, "heads": 4},
+            **{"positions": "sine_row", "final_norm": False, "init": "mae"},
+        },
+        "optimizer": {"use": "adamw", "betas": [0.9, 0.95], "weight_decay": 0.05},
+        "run": {"steps": 1200, "batch_size": 64, "precision": "fp32", "clip_gradients": 1.0, "log_every": 50, "checkpoint_every": 400},
+    },
+    methods=VIT,
+)
+STREET_SCENES = Task(
+    name="streets",
+    kind="maps",
+    train=("facade-train", "camvid-train"),
+    bank="facade-train",
+    val="facade-val",
+    size=(192, 256),
+    on=("c3", "c4", "c5"),
+    base={
+        "views": IOU,
+        "augment": STREET,
+        "encoder": {"use": "torchvision.resnet", "name": "resnet18", "width": 16, "cells": "c4"},
+        "optimizer": {"use": "adamw", "weight_decay": 0.05},
+        "schedule": {"warmup_share": 0.1},
+        "run": {"steps": 600, "batch_size": 32, "precision": "bf16", "channels_last": True, "log_every": 50, "checkpoint_every": 300},
+    },
+    methods=STREETS,
+    rates=(1e-3, 3e-3),
+)
+TASKS = {task.name: task for task in (CIFAR_RESNET, CIFAR_VIT, STREET_SCENES)}

@@ -1,0 +1,149 @@
+"""One row of a table: a run of a method, or a floor or ceiling that needs no method."""
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import twinview
+from machine import processor
+from proof.methods import Table, Task
+from proof.rows import Row, Rows, code_hash, methods_of, table_hash
+from proof.score import Encoder, raw_pixels, score, sets
+
+FLOORS = ("pixels", "random", "supervised")  # beside the methods; pixels know no seed
+PROBES = [Path(__file__).with_name(f"{name}.py") for name in ("data", "probe", "score")]  # of which a score depends too
+SIGNALS = ("loss", "spread/online", "erank/online", "images_per_second")  # of the last logged step: what is known without labels
+
+
+def row_of(task: Task, method: str, seed: int, shards: Path, runs: Path, rows: Rows, overrides: Mapping[str, Any] | None = None) -> Row:
+    """The row of this code for this run: found, or made now."""
+    seed = 0 if method == "pixels" else seed
+    recipe = _floor_recipe(task, seed, shards, overrides) if method in FLOORS else task.recipe(method, seed, shards, overrides)
+    matters: Table = {"pixels": {}, "random": {key: recipe[key] for key in ("encoder",)}}.get(method, _portable(recipe))
+    version = table_hash({**matters, "method": method})
+    code = code_hash(methods=methods_of(recipe), also=PROBES)
+    key: dict[str, Any] = {"code": code, "task": task.name, "method": method, "seed": seed, "recipe_hash": version}
+    found = rows.find(**key)
+    if found is not None:
+        return found
+    if method in FLOORS:
+        made = floor(task, method, recipe, shards)
+    else:
+        made = trained(task, recipe, shards, runs / f"{task.name}-{method}-{seed}-{version}-{code}")
+    return rows.add({**key, "overrides": dict(overrides or {}), **made, "torch": torch.__version__, "processor": processor()})
+
+
+def trained(task: Task, recipe: Table, shards: Path, run: Path) -> dict[str, Any]:
+    """Train a recipe in a process of its own (one that was stopped goes on), then score its encoder.  CPU seconds are of this sitting."""
+    run.parent.mkdir(parents=True, exist_ok=True)
+    file = run.with_suffix(".toml")
+    file.write_text(tomli_w.dumps(recipe))
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    with run.with_suffix(".log").open("a") as log:
+        command = [sys.executable, "-m", "twinview", "train", str(file), "--run", str(run), "--resume", "auto"]
+        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = spent.ru_utime + spent.ru_stime - before.ru_utime - before.ru_stime
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    said = {key: logged[-1][key] for key in SIGNALS if key in logged[-1]}
+    cost = {"cpu_seconds": round(cpu, 1), "seconds": round(time.monotonic() - started, 1), "memory_mib": spent.ru_maxrss // 1024}
+    return {**score(Encoder(twinview.load(run), task.on), task, shards), **said, **cost, "steps": logged[-1]["step"]}
+
+
+def floor(task: Task, method: str, recipe: Table, shards: Path) -> dict[str, Any]:
+    """Raw pixels; the encoder at its random start; the same encoder trained with the labels of the same images for as many steps."""
+    if method == "pixels":
+        return score(raw_pixels(task), task, shards)
+    encoder = twinview.check(recipe).encoder(random=True)
+    started = time.process_time()
+    if method == "supervised":
+        supervise(encoder, task, recipe, shards)
+    spent = time.process_time() - started
+    return {**score(Encoder(encoder, task.on), task, shards), "cpu_seconds": round(spent, 1)}
+
+
+def supervise(encoder: nn.Module, task: Task, recipe: Table, shards: Path) -> None:
+    """Cross-entropy on the training images' labels: as many steps, as large batches, AdamW with the same rates; shifted and mirrored crops.
+
+    Maps: on the cells of the concatenated levels of a crop of half of the sides.
+    """
+    run, optimizer_options, steps = recipe["run"], recipe["optimizer"], recipe["run"]["steps"]
+    rng = torch.Generator().manual_seed(run["seed"])
+    torch.manual_seed(run["seed"])
+    see = Encoder(encoder, task.on)
+    data = _supervised_images(task, shards)
+    encoder.train()
+    spec: Any = encoder.spec
+    width = spec.pooled if task.kind == "classes" else sum(spec.levels[level].channels for level in task.on)
+    head = nn.Conv2d(width, int(data[1][data[1] < 255].max()) + 1, 1)
+    optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], lr=1.0, weight_decay=0.05)
+    share = recipe["schedule"]["warmup_share"]
+    for step in range(steps):
+        done = (step + 1) / steps
+        factor = min(1.0, done / share) * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * max(0.0, done - share) / (1 - share))).item())
+        for group in optimizer.param_groups:
+            group["lr"] = optimizer_options["lr"] * factor
+        x, y = _batch(*data, run["batch_size"], rng)
+        with torch.autocast("cpu", torch.bfloat16, enabled=run["precision"] == "bf16"):
+            features: Any = encoder(((x.float() - see.mean) / see.std).contiguous(memory_format=torch.channels_last))
+            if task.kind == "classes":
+                logits = head(features.pooled[..., None, None])[..., 0, 0]
+            else:
+                size = features.at(task.on[0]).shape[2:]
+                maps = [F.interpolate(features.at(level), size=size, mode="bilinear", align_corners=False) for level in task.on]
+                logits = head(torch.cat(maps, 1))
+        loss = F.cross_entropy(logits.float(), y, ignore_index=255)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    encoder.eval()
+
+
+def _supervised_images(task: Task, shards: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    from proof.data import read
+
+    if task.kind == "classes":
+        found = read(shards / task.bank, task.size)
+        return found.images, found.labels
+    bank = sets(task, shards).bank
+    labels = bank.labels.clone()
+    labels[labels >= 8] = 255
+    return bank.images, labels
+
+
+def _batch(images: torch.Tensor, labels: torch.Tensor, size: int, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    chosen = torch.randint(len(images), (size,), generator=rng)
+    x, y = images[chosen], labels[chosen]
+    mirrored = bool(torch.rand(1, generator=rng) < 0.5)
+    if y.ndim == 1:
+        dy, dx = torch.randint(9, (2,), generator=rng).tolist()
+        x = F.pad(x, (4, 4, 4, 4))[:, :, dy : dy + images.shape[2], dx : dx + images.shape[3]]
+        return (x.flip(3) if mirrored else x), y
+    h, w = 96, 128
+    dy, dx = (int(torch.randint((whole - part) // 8 + 1, (1,), generator=rng)) * 8 for whole, part in ((y.shape[1], h), (y.shape[2], w)))
+    x, y = x[:, :, dy : dy + h, dx : dx + w], y[:, dy : dy + h, dx : dx + w]
+    if mirrored:
+        x, y = x.flip(3), y.flip(2)
+    return x, y[:, 4::8, 4::8]
+
+
+def _floor_recipe(task: Task, seed: int, shards: Path, overrides: Mapping[str, Any] | None) -> Table:
+    """A whole recipe, of any method: floors need its encoder, seed and budget."""
+    return task.recipe(next(iter(task.methods)), seed, shards, overrides)
+
+
+def _portable(recipe: Table) -> Table:
+    """The recipe without the folder that the shards lie in, which is not the same on every machine."""
+    return {**recipe, "data": {**recipe["data"], "shards": [Path(name).name for name in recipe["data"]["shards"]]}}

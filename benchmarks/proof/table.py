@@ -1,0 +1,82 @@
+"""Tables of rows: every score beside raw pixels, the random start and supervision, with differences paired by seed."""
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from proof.rows import Row
+from proof.score import unpack
+from proof.stats import Difference, bootstrap, bootstrap_miou, deviation, paired, seeds_needed
+
+PROBES = ("linear", "knn", "miou")
+VAL_IMAGES = 3000  # of CIFAR's val
+
+
+def by_method(rows: Sequence[Row]) -> dict[str, dict[int, Row]]:
+    """Rows by method and seed; of several, the last."""
+    found: dict[str, dict[int, Row]] = {}
+    for row in rows:
+        found.setdefault(row["method"], {})[row["seed"]] = row
+    return found
+
+
+def table(rows: Sequence[Row], probes: Sequence[str] = PROBES) -> list[str]:
+    """A Markdown table for each probe that the rows have, methods in the order of their means."""
+    lines: list[str] = []
+    methods = by_method(rows)
+    for probe in (p for p in probes if any(p in row for row in rows)):
+        scores = {m: {s: float(r[probe]) for s, r in of.items() if probe in r} for m, of in methods.items()}
+        scores = dict(sorted(((m, s) for m, s in scores.items() if s), key=lambda pair: -statistics.fmean(pair[1].values())))
+        lines += ["", f"| {probe} | scores by seed | mean ± deviation | above random start | above raw pixels | CPU s |", "|---|---|---|---|---|---|"]
+        for method, found in scores.items():
+            listed = ", ".join(f"{found[seed]:.1f}" for seed in sorted(found))
+            values = list(found.values())
+            floors = []
+            for other in ("random", "pixels"):
+                base = scores.get(other)
+                floors.append(shown(difference(found, base)) if base and method != other else "")
+            seconds = [float(row["cpu_seconds"]) for row in methods[method].values() if "cpu_seconds" in row]
+            spread = f" ± {deviation(values):.1f}" if len(values) > 1 else ""
+            cost = f"{statistics.fmean(seconds):.0f}" if seconds else ""
+            lines.append(f"| {method} | {listed} | {statistics.fmean(values):.1f}{spread} | {floors[0]} | {floors[1]} | {cost} |")
+    return lines
+
+
+def difference(a: dict[int, float], b: dict[int, float]) -> Difference | None:
+    """`a` minus `b`, paired by seed; `b` of one seed alone (raw pixels) stands for every seed."""
+    if not set(a) & set(b) and len(b) != 1:
+        return None
+    return paired(a, next(iter(b.values())) if len(b) == 1 else b)
+
+
+def shown(found: Difference | None) -> str:
+    """`+3.2 ± 0.4 [2.2, 4.2] (8.0)`: mean, deviation of the paired differences, 95 % interval, mean in deviations."""
+    if found is None:
+        return ""
+    if found.seeds == 1:
+        return f"{found.mean:+.1f}"
+    return f"{found.mean:+.1f} ± {found.deviation:.1f} [{found.low:+.1f}, {found.high:+.1f}] ({found.deviations:.1f})"
+
+
+def compare(a: dict[int, Row], b: dict[int, Row], probe: str) -> dict[str, Any]:
+    """Two methods on the seeds that both have: paired difference over seeds, and the interval over seeds and images together."""
+    seeds = sorted(set(a) & set(b))
+    found = paired({s: float(a[s][probe]) for s in seeds}, {s: float(b[s][probe]) for s in seeds})
+    if probe == "miou":
+        low, high = bootstrap_miou(*(confusions([of[s] for s in seeds]) for of in (a, b)))
+    else:
+        right = [np.stack([unpack(of[s][f"{probe}_right"], VAL_IMAGES).numpy().astype(float) for s in seeds]) for of in (a, b)]
+        low, high = (100 * x for x in bootstrap(right[0] - right[1], [[i] for i in range(VAL_IMAGES)]))
+    needed = seeds_needed(found.deviation) if found.deviation > 0 else 0
+    return {**found._asdict(), "images_low": low, "images_high": high, "seeds_for_one_point": needed}
+
+
+def confusions(rows: Sequence[Row]) -> NDArray[np.int64]:
+    """[seeds, blocks, classes, classes]."""
+    counts = np.array([row["confusions"] for row in rows], np.int64)
+    classes = round(counts.shape[-1] ** 0.5)
+    return counts.reshape(*counts.shape[:2], classes, classes)

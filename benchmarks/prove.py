@@ -1,0 +1,62 @@
+"""Does a method learn? Beside raw pixels, a random start and supervision on the same images, at one budget, on seeds that nobody tuned on.
+
+    python benchmarks/prove.py cifar-resnet --shards shards                      # every method of the task, seeds 20 to 22, then the table
+    python benchmarks/prove.py streets --methods byol multisiam --seeds 20 21 22 23 24 25 26 27 28 29
+    python benchmarks/prove.py cifar-vit --print                                 # the table of the rows that are there; trains nothing
+
+What the shards are packed from, and the protocol: docs/proof.md.  Trains anew: rows are taken from benchmarks/results/proof.jsonl only where the very
+same code (core/, plugins/) and recipe made them.  A run that was stopped goes on.  One core a run; start several with different --methods or --seeds.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from proof.data import require_shards
+from proof.methods import TASKS
+from proof.rows import Rows
+from proof.run import FLOORS, row_of
+from proof.table import table
+
+RESULTS = Path(__file__).parent / "results" / "proof.jsonl"
+
+
+def main() -> None:
+    """Make the rows that are missing, then print the table."""
+    ask = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    ask.add_argument("task", choices=list(TASKS))
+    ask.add_argument("--methods", nargs="+", help="default: all of the task, with its floors")
+    ask.add_argument("--seeds", type=int, nargs="+", default=[20, 21, 22])
+    ask.add_argument("--shards", type=Path, default=Path("shards"))
+    ask.add_argument("--runs", type=Path, default=Path("runs/proof"))
+    ask.add_argument("--results", type=Path, default=RESULTS)
+    ask.add_argument("--print", action="store_true", help="print the table of the rows that are there, by commit; train nothing")
+    ask.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="for every recipe, values in JSON: optimizer.lr=0.003")
+    args = ask.parse_args()
+    task = TASKS[args.task]
+    rows = Rows(args.results, ("task", "method", "seed"))
+    if args.print:
+        for at, found in rows.by_commit().items():
+            print("\n".join([f"commit {at}", *table([row for row in found if row["task"] == task.name]), ""]))
+        return
+    unknown = set(args.methods or ()) - {*FLOORS, *task.methods}
+    if unknown:
+        ask.error(f"--methods: {task.name} has no {', '.join(sorted(unknown))}. There is: {', '.join([*FLOORS, *task.methods])}")
+    require_shards(args.shards, *task.train, task.bank, task.val)
+    torch.set_num_threads(1)
+    overrides: dict[str, Any] = {key: json.loads(value) for key, value in (text.split("=", 1) for text in args.set)}
+    made = []
+    for seed in args.seeds:
+        for method in args.methods or [*FLOORS, *task.methods]:
+            row = row_of(task, method, seed, args.shards.resolve(), args.runs, rows, overrides)
+            made.append(row)
+            print({key: row.get(key) for key in ("task", "method", "seed", "linear", "knn", "miou", "cpu_seconds")}, flush=True)
+    print("\n".join(table(made)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""The logic of the benchmark that compares methods: what it pairs, how sure it says it is, and what its probes measure."""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from proof.data import blocks, by_class, middles, pixels, place  # noqa: E402
+from proof.methods import TASKS, merged  # noqa: E402
+from proof.probe import confusions, knn, linear, miou  # noqa: E402
+from proof.score import pack, unpack  # noqa: E402
+from proof.stats import bootstrap, bootstrap_miou, paired, seeds_needed  # noqa: E402
+from proof.table import compare, table  # noqa: E402
+
+
+def test_differences_are_paired_by_the_seeds_that_both_have() -> None:
+    found = paired({0: 10.0, 1: 20.0, 2: 99.0}, {0: 9.0, 1: 17.0, 5: 0.0})
+    assert (found.mean, found.seeds) == (2.0, 2) and found.deviation == pytest.approx(2**0.5) and found.deviations == pytest.approx(2**0.5)
+    assert found.low == pytest.approx(2 - 12.706, abs=1e-3)  # t of one degree of freedom, times a standard error of 1
+    assert paired({3: 5.0, 4: 7.0}, 4.0).mean == 2.0
+    with pytest.raises(ValueError, match="no seed"):
+        paired({0: 1.0}, {1: 1.0})
+
+
+def test_seeds_needed_are_those_of_a_t_test() -> None:
+    assert seeds_needed(1.0) == 10 and seeds_needed(0.2) == 3  # of the tables of a paired t-test, power 0.8
+    assert seeds_needed(2.0) == 34 and seeds_needed(2.0, 2.0) == 10
+    rng = np.random.default_rng(0)
+    gains = rng.normal(1.0, 1.0, (2000, 10))
+    seen = np.abs(gains.mean(1) / gains.std(1, ddof=1) * 10**0.5) > 2.262
+    assert seen.mean() == pytest.approx(0.8, abs=0.03)
+
+
+def test_the_bootstrap_covers_seeds_and_images() -> None:
+    rng = np.random.default_rng(0)
+    gains = rng.choice([-1.0, 0.0, 1.0], (5, 400), p=[0.1, 0.7, 0.2])
+    low, high = bootstrap(gains, [[i] for i in range(400)])
+    assert low < gains.mean() < high and high - low < 0.15
+    copied = np.repeat(gains[:, :100], 4, 1)  # frames that are all alike say no more than one of them
+    wide, narrow = bootstrap(copied, [list(range(i, i + 4)) for i in range(0, 400, 4)]), bootstrap(copied, [[i] for i in range(400)])
+    assert wide[1] - wide[0] > 1.3 * (narrow[1] - narrow[0])
+
+
+def test_the_bootstrap_of_miou_is_about_its_difference() -> None:
+    rng = np.random.default_rng(0)
+    good, bad = (rng.poisson(mean, (3, 20, 3, 3)) for mean in (10 + 40 * np.eye(3), 10 + 20 * np.eye(3)))
+    low, high = bootstrap_miou(good, bad, draws=300)
+    whole = float(miou(torch.from_numpy(good.sum(1))).mean() - miou(torch.from_numpy(bad.sum(1))).mean())
+    assert low < whole < high and low > 0
+    assert bootstrap_miou(good, good, draws=50) == (0, 0)
+    assert bootstrap_miou(good, bad[:1], draws=50)[0] > 0  # a row without seeds
+
+
+def test_miou_leaves_out_what_never_occurs() -> None:
+    counts = torch.tensor([[3, 1, 0], [0, 2, 0], [0, 0, 0]])
+    assert float(miou(counts)) == pytest.approx(100 * (3 / 4 + 2 / 3) / 2)
+    truth = torch.tensor([[[0, 0, 0, 0, 1, 1, 255]]])
+    assert torch.equal(confusions(truth, torch.tensor([[[0, 0, 0, 1, 1, 1, 2]]]), 3)[0], counts)
+
+
+def test_the_probes_find_what_is_there() -> None:
+    torch.manual_seed(0)
+    centres = torch.randn(4, 16)
+    y, dev_y = torch.arange(400) % 4, torch.arange(200) % 4
+    x, dev = (3 + 50 * (centres[labels] + 0.3 * torch.randn(len(labels), 16)) for labels in (y, dev_y))
+    fitted = linear(x, y, dev, dev_y)
+    assert (fitted(dev) == dev_y).double().mean() > 0.97
+    assert torch.equal(fitted.weight, linear(x, y, dev, dev_y).weight)  # the same every time
+    assert (knn(x - 3, y, dev - 3) == dev_y).double().mean() > 0.97
+
+
+def test_the_linear_probe_is_scikit_learns() -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    torch.manual_seed(1)
+    x, y = torch.randn(300, 5), torch.randint(3, (300,))
+    x = (x - x.mean(0)) / x.std(0, correction=0)
+    ours = linear(x, y, x, y, decays=[0.01], iterations=500)
+    theirs = LogisticRegression(C=1 / (0.01 * 300), tol=1e-8, max_iter=1000).fit(x.numpy(), y.numpy())
+    weight = (ours.weight - ours.weight.mean(1, keepdim=True)).T
+    np.testing.assert_allclose(weight.numpy(), theirs.coef_, atol=2e-3)
+
+
+def test_sets_are_split_by_class_and_frames_by_place() -> None:
+    from proof.data import Labelled
+
+    data = Labelled([str(i) for i in range(12)], torch.zeros(12, 3, 2, 2), torch.arange(12) % 3)
+    bank, dev = by_class(data, [2, 1])
+    assert bank == [0, 1, 2, 3, 4, 5] and dev == [6, 7, 8]
+    keys = ["a/paris__1", "a/paris__2", "a/paris__3", "a/rome__1"]
+    assert place(keys[0]) == "paris" and blocks(keys, 2) == [[0, 1], [2], [3]]
+
+
+def test_cells_have_the_label_of_their_middle() -> None:
+    labels = torch.arange(16 * 16).view(1, 16, 16)
+    assert middles(labels, 8).tolist() == [[[4 * 16 + 4, 4 * 16 + 12], [12 * 16 + 4, 12 * 16 + 12]]]
+    images = torch.randint(256, (2, 3, 16, 24), dtype=torch.uint8)
+    assert pixels(images).shape == (2, 3 * 16 * 24) and pixels(images, 8).shape == (2, 192, 2, 3)
+
+
+def test_bits_come_back() -> None:
+    right = torch.rand(3001) < 0.3
+    assert torch.equal(unpack(pack(right), 3001), right)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_method_assembles_with_the_same_encoder_and_budget(name: str, tmp_path: Path) -> None:
+    import twinview
+
+    task = TASKS[name]
+    for method in task.methods:
+        recipe = task.recipe(method, 20, tmp_path, {"run.steps": 7, "optimizer.lr": 0.5})
+        size = {"use", "name", "width", "depth", "patch", "stem"}  # MAE has sines of its own and a final norm
+        assert {k: recipe["encoder"].get(k) for k in size} == {k: task.base["encoder"].get(k) for k in size}
+        assert recipe["run"]["seed"] == 20 and recipe["run"]["steps"] == 7
+        assert recipe["run"]["batch_size"] == task.base["run"]["batch_size"] and recipe["optimizer"]["lr"] == 0.5
+        assert twinview.check(recipe).recipe.run.steps == 7
+
+
+def test_tables_are_merged_and_lists_replaced() -> None:
+    assert merged({"a": {"b": 1, "c": 2}, "l": [1]}, {"a": {"c": 3}, "l": [2]}) == {"a": {"b": 1, "c": 3}, "l": [2]}
+
+
+def test_a_table_pairs_every_row_with_both_floors() -> None:
+    bits = {"linear_right": pack(torch.zeros(3000, dtype=torch.bool))}
+    rows: list[dict[str, Any]] = [{"method": "pixels", "seed": 0, "linear": 30.0}]
+    for seed in (20, 21):
+        rows += [{"method": "random", "seed": seed, "linear": 31.0 + seed - 20, **bits}, {"method": "byol", "seed": seed, "linear": 36.0 + 2 * (seed - 20), **bits}]
+    lines = table(rows)
+    assert [line.split(" | ")[0] for line in lines[3:]] == ["| byol", "| random", "| pixels"]
+    assert "| 36.0, 38.0 | 37.0 ± 1.4 | +5.5 ± 0.7 [-0.9, +11.9] (7.8) | +7.0 ± 1.4" in lines[3]
+    found = compare({r["seed"]: r for r in rows if r["method"] == "byol"}, {r["seed"]: r for r in rows if r["method"] == "random"}, "linear")
+    assert found["mean"] == 5.5 and found["images_low"] == found["images_high"] == 0  # these bits are all alike

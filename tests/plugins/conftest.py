@@ -1,0 +1,99 @@
+"""A step made by hand: a loss is asked for what tensors of other code say it should give."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from twinview.values import Features, Geometry, Progress
+
+START = Progress(0, 10, 0, 0.0)
+
+
+class HandBranch:
+    """The heads of one branch, found by name alone."""
+
+    def __init__(self, heads: Mapping[str, nn.Module]) -> None:
+        self.heads = dict(heads)
+
+    def of(self, part: object, name: str) -> nn.Module:
+        return self.heads[name]
+
+
+class HandStep:
+    """As much of a step as a loss asks for: given features, given heads (by name), and whatever geometry and alignment it is told."""
+
+    def __init__(
+        self,
+        online: Sequence[Features],
+        target: Sequence[Features],
+        heads: Mapping[str, nn.Module],
+        averaged: Mapping[str, nn.Module],
+        pairs: tuple[tuple[int, int], ...],
+        geometry: Geometry | None = None,
+        alignment: Callable[[Any, int, int], Any] | None = None,
+        progress: Progress = START,
+    ) -> None:
+        """`heads`, `averaged`: of the online and of the target branch; state is in both."""
+        self.online, self.target, self.pairs, self.geometry, self.progress = online, target, pairs, geometry, progress
+        one, other = HandBranch(heads), HandBranch(averaged)
+        self.branches = type("Branches", (), {"online": one, "target": other})()
+        self.hidden: tuple[Tensor | None, ...] = (None,) * max(len(online), len(target))
+        self.watch, self.notes, self.made = True, dict[str, Tensor](), dict[tuple[Any, ...], Tensor]()
+        self._align = alignment
+
+    def alignment(self, online: int, target: int, name: str = "") -> Any:
+        assert self._align is not None
+        return self._align(self, online, target)
+
+    def head(self, part: object, name: str) -> str:
+        return name
+
+    def apply(self, heads: str | Sequence[str], view: int, role: str, on: str | Sequence[str] = "cells") -> Tensor:
+        chain = (heads,) if isinstance(heads, str) else tuple(heads)
+        key = (chain, view, role, on if isinstance(on, str) else tuple(on))
+        if key not in self.made:
+            features = (self.online if role == "online" else self.target)[view]
+            branch = self.branches.online if role == "online" else self.branches.target
+            with torch.set_grad_enabled(role == "online"):
+                x: Any = features.at(on) if isinstance(on, str) else [features.at(name) for name in on]
+                for name in chain:
+                    x = branch.of(None, name)(x)
+            self.made[key] = x
+        return self.made[key]
+
+    def note(self, name: str, value: Tensor) -> None:
+        self.notes[name] = value
+
+
+@pytest.fixture(scope="session")
+def hand_step() -> type[HandStep]:
+    """`hand_step(online, target, heads, averaged, pairs, ...)`."""
+    return HandStep
+
+
+@pytest.fixture(scope="session")
+def reference() -> Callable[[str], Any]:
+    """Tensors made with the official code of a baseline: the whole file, or the test skips."""
+
+    def load(name: str) -> Any:
+        path = Path(__file__).resolve().parents[3] / "shared" / "reference" / "baselines" / f"{name}.pt"
+        if not path.is_file():
+            pytest.skip("needs the shared folder beside the checkout")
+        return torch.load(path, weights_only=True)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def committed() -> Callable[[str], Any]:
+    """The slice of such a file that is kept here."""
+
+    def load(name: str) -> Any:
+        return torch.load(Path(__file__).parent / "fixtures" / "baselines" / f"{name}.pt", weights_only=True)
+
+    return load
