@@ -43,6 +43,7 @@ class Photometry:
     blur_sigma: tuple[float, float] = field(default=(0.1, 2.0), validator=span)  # uniform; pixels
     blur_reference: int = field(default=0, validator=ge(0))  # side of the views, in pixels, that blur_sigma is meant for; 0: any
     solarize: list[float] = field(factory=lambda: [0.0, 0.2], validator=shares)  # chance, by view; values from 128 are inverted
+    views: list[int] = field(factory=list)  # that are changed at all, counted from 0; empty: every view
 
     @hookimpl
     def traits(self) -> Traits:
@@ -61,6 +62,8 @@ class Photometry:
         coin = rng.random(4).tolist()  # of numbers so few, Python's own arithmetic is the fastest
         place = rng.random(5).tolist()
         jittered = coin[:1] * len(JITTER) if self.coins == "together" else rng.random(len(JITTER)).tolist()
+        if self.views and view not in self.views:
+            jittered, coin = [2.0] * len(JITTER), [2.0] * len(coin)  # no chance is as high
         factors = list(NEUTRAL)
         for i, strength in enumerate((self.brightness, self.contrast, self.saturation, self.hue)):
             if jittered[i] < self.jitter:

@@ -12,9 +12,9 @@ from twinview.branch import Head
 from twinview.hooks import hookimpl, part
 from twinview.ops import conv_mlp, info_nce, mlp
 from twinview.ops.checks import share
-from twinview.ops.maps import visible_cells
+from twinview.ops.maps import seen_twice
 from twinview.ops.means import weighted_mean, wide
-from twinview.values import Alignment, Dims, Role, Step, Traits
+from twinview.values import Dims, Role, Step, Traits
 from twinview_densesiam.projector import refuse_own
 
 
@@ -78,7 +78,7 @@ class Region:
         alignment = step.alignment(online, target, self.align)
         operators = {online: alignment.online, target: alignment.target}
         symmetric = len(directions) == 2 or not self.stop_gradient  # `target` goes through the online branch too
-        weight = _seen_twice(step, alignment, target) if symmetric else alignment.weight
+        weight = seen_twice(step, alignment, target) if symmetric else alignment.weight
         meet = (weight.flatten(1).sum(1) > 0).nonzero()[:, 0]  # the other images have no regions
         made: dict[tuple[int, Role], Tensor] = {}
 
@@ -115,14 +115,6 @@ class Region:
             return projected(view, "online").detach()
         with torch.no_grad():
             return projected(view, "target")
-
-
-def _seen_twice(step: Step, alignment: Alignment, target: int) -> Tensor:
-    """The alignment's weight without the cells of view `target` that the online branch did not see."""
-    if step.hidden[target] is None or step.branches.target is step.branches.online:  # without an average they weigh nothing already
-        return alignment.weight
-    seen = visible_cells(step, target, step.online[target].at("cells"))
-    return alignment.weight * alignment.target(seen[:, None])[:, 0].clamp(0, 1)
 
 
 def region_sums(features: Tensor, masks: Tensor, weight: Tensor) -> Tensor:

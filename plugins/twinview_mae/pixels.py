@@ -10,11 +10,12 @@ from attrs.validators import ge, gt
 from torch import Tensor
 from torch.nn import functional as F
 
+from twinview.branch import Head
 from twinview.hooks import hookimpl, part
 from twinview.ops.means import weighted_mean, wide
 from twinview.ops.pictures import photograph
 from twinview.ops.weights import load_weights
-from twinview.values import Dims, Head, Size, Step, Traits
+from twinview.values import Dims, Size, Step, Traits
 from twinview_mae.decoder import OFFICIAL, Decoder
 
 EPS = 1e-6  # beside a patch's variance

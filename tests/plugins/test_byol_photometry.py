@@ -217,3 +217,12 @@ def detail(x: Tensor) -> float:
     """Energy of the Laplacian."""
     around = x[..., :-2, 1:-1] + x[..., 2:, 1:-1] + x[..., 1:-1, :-2] + x[..., 1:-1, 2:]
     return float((around - 4 * x[..., 1:-1, 1:-1]).square().mean())
+
+
+def test_views_that_are_not_named_stay_as_they_are() -> None:
+    options: dict[str, Any] = {"jitter": 1.0, "grey": 1.0, "blur": [1.0], "solarize": [1.0], "views": [1]}
+    images = pictures(4)
+    assert torch.equal(Photometry(**options).apply_augment(images, draw(4, 0, **options)), images)
+    assert not torch.equal(Photometry(**options).apply_augment(images, draw(4, 1, **options)), images)
+    every = draw(4, 1, **{**options, "views": []})
+    assert all(torch.equal(every[name], value) for name, value in draw(4, 1, **options).items())

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from twinview.values import Size, Step
+from twinview.values import Alignment, Size, Step
 
 
 def unflip(maps: Tensor, flips: Tensor) -> Tensor:
@@ -46,3 +46,14 @@ def visible_cells(step: Step, view: int, maps: Tensor) -> Tensor:
     own = step.online[view].at("cells").shape[2:]
     seen = (~hidden).to(maps.dtype).view(-1, 1, *own)
     return (resize_map(seen, (maps.shape[2], maps.shape[3]))[:, 0] == 1).to(maps.dtype)
+
+
+def seen_twice(step: Step, alignment: Alignment, target: int) -> Tensor:
+    """The alignment's weight [B, h', w'] without the cells of view `target` that the online branch did not see.
+
+    For losses that take view `target` from the online branch too; an alignment's own weight leaves out what the target branch did not see.
+    """
+    if step.hidden[target] is None or step.branches.target is step.branches.online:  # without an average they weigh nothing already
+        return alignment.weight
+    seen = visible_cells(step, target, step.online[target].at("cells"))
+    return alignment.weight * alignment.target(seen[:, None])[:, 0].clamp(0, 1)
