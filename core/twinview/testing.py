@@ -45,6 +45,8 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {  # parts that are several thi
     },
     "siameseim.relative": {"": {"depth": 1}},
     "mae.pixels": {"": {"width": 16, "depth": 1}},
+    "iic.segmentation_net": {"": {"stem": [8], "body": [16], "dilated": [16]}},
+    "iic.mutual_information": {"": {"displacement": 1, "grid": "cells"}},
 }
 
 Combination = Mapping[str, str]  # slot -> a name of `choices`

@@ -141,5 +141,5 @@ def joint_counts(x1: Tensor, x2: Tensor, displacement: int) -> Tensor:
     first = torch.fft.rfft2(F.pad(x1.double(), (t, t, t, t)))
     second = torch.fft.rfft2(x2.double(), s=size)
     products = torch.einsum("bihw,bjhw->ijhw", first, second.conj())
-    sums = torch.fft.irfft2(products, s=size)[..., : 2 * t + 1, : 2 * t + 1]
+    sums: Tensor = torch.fft.irfft2(products, s=size)[..., : 2 * t + 1, : 2 * t + 1]
     return sums.permute(2, 3, 0, 1).to(x1.dtype)

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from attrs import field
@@ -15,7 +15,7 @@ from twinview.ops.sobel import luma, sobel
 from twinview.values import EncoderSpec, Features, Level, Traits
 
 Input = Literal["colors_and_edges", "edges", "colors"]
-WIDTHS = deep_iterable(gt(0), min_len(1))
+WIDTHS: Any = deep_iterable(gt(0), min_len(1))
 
 
 @part
