@@ -4,8 +4,21 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from twinview.cli.commands import Commands, command
+from twinview.cli.table import score_table
 from twinview.errors import TwinviewError
 from twinview.terminal import answer
+
+
+def add(commands: Commands) -> None:
+    """Add `evaluate` to the command line."""
+    made = command(commands, "evaluate", evaluate, "score a run with one evaluation, for example cluster, segment or knn")
+    made.add_argument("what", metavar="WHAT", help="an evaluation of `twinview parts`: cluster, or probes.cluster; or one of the run's by name")
+    made.add_argument("run", metavar="RUN", help="the folder that `twinview train` wrote")
+    made.add_argument("overrides", metavar="key=value", nargs="*", help="options of the evaluation; with a dot, keys of the run's recipe")
+    made.add_argument("--shards", metavar="SHARDS", help="shards to score on (its option val)")
+    made.add_argument("--step", metavar="N", type=int, help="the checkpoint of this step (default: the last)")
+    made.add_argument("--ranks", metavar="N", type=int, default=1, help="processes on this machine (default: 1)")
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -13,7 +26,6 @@ def evaluate(args: argparse.Namespace) -> None:
     from twinview import api
     from twinview.analysis.evaluate import evaluate as score
     from twinview.analysis.evaluate import evaluation_recipe
-    from twinview.cli.train import score_table
     from twinview.engine.collapse import collapses
     from twinview.engine.distributed.launch import launch
     from twinview.engine.distributed.process import leave

@@ -6,12 +6,23 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from twinview.cli.commands import Commands, command
 from twinview.errors import TwinviewError
 from twinview.terminal import answer
 
 if TYPE_CHECKING:
     from twinview.analysis.export import Export
     from twinview.values import Size
+
+
+def add(commands: Commands) -> None:
+    """Add `export` to the command line."""
+    made = command(commands, "export", export, "write a run's encoder to a file that timm or torchvision loads")
+    made.add_argument("run", metavar="RUN", help="the folder that `twinview train` wrote")
+    made.add_argument("out", metavar="OUT", help="the file, .safetensors; a .json beside it says how to load and feed it")
+    made.add_argument("--to", choices=["timm", "torchvision", "torch"], help="whose names the tensors have (torch: the encoder's own)")
+    made.add_argument("--size", metavar="H|HxW", help="pixels of the images that positions are made for (default: the first view's)")
+    made.add_argument("--step", metavar="N", type=int, help="the checkpoint of this step (default: the last)")
 
 
 def export(args: argparse.Namespace) -> None:

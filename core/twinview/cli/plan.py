@@ -6,14 +6,23 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import attrs
-
+from twinview.cli.commands import Commands, command, recipe_arguments
 from twinview.terminal import answer
 
 if TYPE_CHECKING:
     from twinview.planning.plan import Choice, Plan
 
 GIB = 2**30
+
+
+def add(commands: Commands) -> None:
+    """Add `plan` to the command line."""
+    made = command(commands, "plan", plan, "say what a recipe needs of each GPU and of the links between them, and the ZeRO stage to take")
+    recipe_arguments(made)
+    made.add_argument("--gpus", metavar="N", type=int, default=1, help="ranks (default: 1)")
+    made.add_argument("--memory", metavar="GIB", type=float, default=0.0, help="of each GPU (default: of the GPU that is here)")
+    made.add_argument("--bandwidth", metavar="GB/S", type=float, default=0.0, help="that a GPU sends: adds seconds of communication")
+    made.add_argument("--json", action="store_true", help="everything in bytes, as JSON")
 
 
 def plan(args: argparse.Namespace) -> None:
@@ -27,6 +36,8 @@ def plan(args: argparse.Namespace) -> None:
 
 def as_table(found: Plan) -> dict[str, object]:
     """The plan as plain values, bytes throughout."""
+    import attrs
+
     parameters = {key: sum(getattr(found.footprint, key)) for key in ("online", "trained", "target")}
     return {
         "recipe": found.recipe.name,

@@ -5,13 +5,23 @@ import argparse
 import inspect
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import attrs
-
+from twinview.cli.commands import Commands, command, recipe_arguments
 from twinview.errors import RecipeError, TwinviewError, closest
-from twinview.recipe.tables import Data
 from twinview.terminal import answer
+
+if TYPE_CHECKING:
+    from twinview.recipe.tables import Data
+
+
+def add(commands: Commands) -> None:
+    """Add `check`, `recipes`, `parts` to the command line."""
+    recipe_arguments(command(commands, "check", check, "print a recipe as resolved, and who answers each hook"))
+    command(commands, "recipes", recipes, "list the recipes that come with twinview")
+    made = command(commands, "parts", parts, "list the parts of the installed methods, with their options")
+    made.add_argument("method", metavar="METHOD", nargs="?", help="one method, with options, defaults and docstrings")
+    made.add_argument("--installed", action="store_true", help="only the methods and the distributions that offer them")
 
 
 def check(args: argparse.Namespace) -> None:
@@ -86,6 +96,8 @@ def parts(args: argparse.Namespace) -> None:
 
 
 def _part(label: str, cls: type, full: bool) -> Iterator[str]:
+    import attrs
+
     doc = inspect.cleandoc(cls.__doc__ or "").splitlines() or [""]
     hooks = ", ".join(name for name, value in vars(cls).items() if hasattr(value, "twinview_impl"))
     if not full:
@@ -101,6 +113,8 @@ def _part(label: str, cls: type, full: bool) -> Iterator[str]:
 
 def _default(f: Any) -> str:
     """An option's default as TOML would have it."""
+    import attrs
+
     value = f.default
     if isinstance(value, attrs.Factory):  # type: ignore[arg-type]
         value = value.factory()

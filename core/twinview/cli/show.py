@@ -4,8 +4,19 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from twinview.cli.commands import Commands, command
 from twinview.errors import RecipeError, TwinviewError, closest
 from twinview.terminal import answer
+
+
+def add(commands: Commands) -> None:
+    """Add `show` to the command line."""
+    made = command(commands, "show", show, "draw pictures of a recipe's views, or of what a run does with images")
+    made.add_argument("what", metavar="WHAT", help="views, or a picture that a part of the run offers, for example clusters")
+    made.add_argument("of", metavar="RECIPE|RUN", help="for views a recipe (or a run's folder), else a run's folder")
+    made.add_argument("overrides", metavar="key=value", nargs="*", help="keys of the recipe, for example data.shards=DIR")
+    made.add_argument("--out", metavar="FILE", help="the picture (default: in the run's pictures, or WHAT.png here)")
+    made.add_argument("--images", metavar="N", type=int, default=6, help="images (default: 6)")
 
 
 def show(args: argparse.Namespace) -> None:

@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from twinview.cli.commands import Commands, command, recipe_arguments
+from twinview.cli.table import score_table
 from twinview.errors import TwinviewError
 from twinview.terminal import answer
 
@@ -13,6 +14,17 @@ if TYPE_CHECKING:
     from twinview.engine.train import RunResult
 
 NAMED = 10  # bad samples in a run's summary
+
+
+def add(commands: Commands) -> None:
+    """Add `train` to the command line."""
+    made = command(commands, "train", train, "train a recipe")
+    recipe_arguments(made)
+    made.add_argument("--run", metavar="DIR", help="the run's folder (default: runs/RECIPE)")
+    made.add_argument("--resume", action="store_true", help="go on where the run stopped")
+    made.add_argument("--resume-auto", action="store_true", help="start, or go on if the folder has a run (also written --resume auto)")
+    made.add_argument("--ranks", metavar="N", type=int, default=1, help="processes on this machine (default: 1; launchers set their own)")
+    made.add_argument("--dry-run", action="store_true", help="one real batch: memory, seconds a step, who answers what; writes nothing")
 
 
 def train(args: argparse.Namespace) -> None:
@@ -63,22 +75,3 @@ def summary(result: RunResult) -> list[str]:
         lines += [f"bad steps   {result.bad_steps}; left out, their images are named in {result.folder / 'nonfinite'}", ""]
     places = {"run": result.folder, "checkpoint": result.checkpoint, "metrics": "metrics.jsonl", "pictures": "pictures"}
     return lines + [f"{what:<12}{result.folder / place if isinstance(place, str) else place}" for what, place in places.items()]
-
-
-def score_table(scores: Mapping[str, float]) -> list[str]:
-    """Scores `probe/measure` and `probe/baseline/measure` as a table: a row for each network, a column for each measure."""
-    rows: dict[str, dict[str, float]] = {}
-    for name, value in scores.items():
-        *probe, measure = name.split("/")
-        if measure == "collapsed":
-            continue  # said in words
-        who = probe[1] if len(probe) > 1 else "trained"
-        rows.setdefault(who, {})[f"{probe[0] if probe else ''} {measure}".strip()] = value
-    columns = list(dict.fromkeys(c for row in rows.values() for c in row))
-    if not rows:
-        return []
-    width = max(len(r) for r in rows)
-    lines = ["  ".join([" " * width, *columns])]
-    for who, row in rows.items():
-        lines.append("  ".join([f"{who:<{width}}", *(f"{row[c]:>{len(c)}.3f}" if c in row else " " * len(c) for c in columns)]))
-    return [*lines, ""]
