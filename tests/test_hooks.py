@@ -85,7 +85,8 @@ class Encoder(toy.Encoder):
         return toy.Net(self.width)
 
     @hookimpl
-    def encode(self, branch, images, hidden, view, role):
+    def encode(self, branch, images, hidden, view, role, views, step, rng):
+        assert views == (view,) and 0 <= rng.random() < 1 and len(step.batch.keys) == len(images)
         saw("encode")
         return branch.encoder(images, hidden)
 
@@ -130,7 +131,23 @@ class Loss(toy.Pooled):
         return ParamRule(lr_scale=0.5) if name.startswith("heads.") else None
 
     @hookimpl
-    def before_epoch(self, branches, data, progress):
+    def check(self, dims, data):
+        assert dims.pairs == ((0, 1), (1, 0)) and not dims.aligned_widths[""][1:]
+        data.require("scenes:train")
+        saw("check")
+
+    @hookimpl
+    def sample_weights(self, data, progress, rng):
+        saw("sample_weights")
+        return rng.random(12)
+
+    @hookimpl
+    def after_micro_batch(self, step, progress):
+        assert not step.online[0].pooled.requires_grad and progress.micro == 0
+        saw("after_micro_batch")
+
+    @hookimpl
+    def before_epoch(self, branches, data, progress, rng):
         assert next(iter(data.plain(size=(32, 32)))).images.shape[1:] == (3, 32, 32)
         assert next(iter(data.views(progress.epoch))).epoch == progress.epoch
         saw("before_epoch")

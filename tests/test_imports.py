@@ -22,6 +22,7 @@ ROOMS = [  # a room imports from rooms further up in this list; rooms that share
     {"saved"},
     {"hooks", "ops"},
     {"assembly"},
+    {"heads"},
     {"data", "model"},
     {"engine"},
     {"planning", "analysis"},

@@ -39,14 +39,24 @@ class Views:
 
 @part
 class Encodes:
+    """Goes around passes of one view and of several; writes down which."""
+
     @hookimpl(wrapper=True)
-    def encode(self):
+    def encode(self, images, views, step):
+        step.passes = [*getattr(step, "passes", []), (views, len(images))]
         return (yield)
+
+
+@part
+class One:
+    @hookimpl
+    def encode(self, branch, images, hidden, view):
+        return branch.encoder(images, hidden)
 
 
 @hookimpl
 def parts():
-    return {"views": Views, "encodes": Encodes}
+    return {"views": Views, "encodes": Encodes, "one": One}
 '''
 
 
@@ -131,10 +141,17 @@ def test_views_that_hide_other_numbers_of_cells_go_alone(toy: Table) -> None:
     assert online == [(4, 3, 32, 32)] * 2 and target == [(8, 3, 32, 32)]
 
 
+def test_a_part_that_encodes_is_told_which_views_it_has(toy: Table, install: Callable[..., None]) -> None:
+    install("many", METHOD)
+    for together, passes in ((True, [((0, 1), 8)]), (False, [((0,), 4), ((1,), 4)])):
+        step: Any = LazyStep(model_of({**toy, "extra": [{"use": "many.encodes"}]}, together), batch_of(), PROGRESS, False)
+        assert step.online[0].pooled is not None and step.online[1].pooled is not None and step.passes == passes
+
+
 def test_what_cannot_go_together_is_refused_with_the_reason(toy: Table, install: Callable[..., None]) -> None:
     install("many", METHOD)
-    with pytest.raises(RecipeError, match=r"^\[run\] views_together: \[\[extra\]\] many\.encodes answers encode, a view at a time\. Leave views_together"):
-        model_of({**toy, "extra": [{"use": "many.encodes"}]}, True)
+    with pytest.raises(RecipeError, match=r"^\[run\] views_together: \[\[extra\]\] many\.one answers encode for one `view`, and does not take `views`\. Leave"):
+        model_of({**toy, "extra": [{"use": "many.one"}]}, True)
     for views in ({"sizes": [32, 16], "pairs": [[0, 1], [1, 0]]}, {"sizes": [32, 32], "pairs": [[0, 1]]}):
         with pytest.raises(RecipeError, match=r"^\[run\] views_together: the pairs of many\.views ask no branch for two views of one size\. Leave it out"):
             model_of({**toy, "views": {"use": "many.views", **views}}, True)

@@ -6,14 +6,17 @@ from typing import Any, Literal, NamedTuple, cast
 
 from torch import nn
 
+from twinview.errors import PluginError
+
 
 class ParamRule(NamedTuple):
     """How the optimizer treats one parameter; None leaves it to the recipe."""
 
     lr_scale: float = 1.0
-    weight_decay: float | None = None
+    weight_decay: float | None = None  # stays what it is: [optimizer] weight_decay_end is of the recipe's own
     schedule: Literal["recipe", "constant"] = "recipe"
     frozen: bool = False
+    frozen_until: int = 0  # epochs: till then no gradient, no decay, no momentum; then the optimizer takes its first step on it
 
 
 class Head(NamedTuple):
@@ -52,6 +55,10 @@ class Branch(nn.Module):
         labels: dict[int, str] = self._labels  # type: ignore[assignment]
         return f"{part.replace('.', '/') if isinstance(part, str) else labels[id(part)]}/{name}"
 
+    def head_of(self, parameter: str) -> str:
+        """The key of the head that owns a parameter (by its name in this branch); "" for the encoder's."""
+        return next((key for key in self.heads if parameter.startswith(f"heads.{key}.")), "")
+
     def rule(self, parameter: str) -> ParamRule | None:
         """What the head that owns a parameter (by its name in this branch) says of its treatment."""
         rules: dict[str, ParamRule] = self._rules  # type: ignore[assignment]
@@ -72,9 +79,19 @@ class Branch(nn.Module):
         return [block for owner in owners for block in cast(Any, owner).recomputable()]
 
 
+def _no_reset(part: object, head: str) -> None:
+    raise PluginError(f"branches.reset({head!r}): heads are reset in before_epoch and in after_step, with the `branches` that those are given.")
+
+
 class Branches(NamedTuple):
     """Both branches.  With `momentum = 0` the target is the online branch itself."""
 
     online: Branch
     target: Branch
     initial: Callable[[], nn.Module]  # a new encoder with the run's random start (no `weights`): the baseline of a probe
+    reset: Callable[[object, str], None] = _no_reset
+    """`reset(part, head)`, in `before_epoch` and `after_step`: draw a head of a part anew, in the target too where it is averaged.
+
+    The draw depends on (seed, step, part, head) alone, and the optimizer starts on it as on its first step: momenta and counts are forgotten, the
+    same under every ZeRO stage.  All ranks call it.  Raises PluginError for a head that there is not.
+    """

@@ -1,14 +1,18 @@
 """The hooks: where they run, what they take, what they give, how many may answer."""
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, dataclass_transform
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, dataclass_transform
 
 import attrs
 import pluggy
 
+from twinview.errors import PluginError
+
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from twinview.branch import Branch, Branches, Head, ParamRule
@@ -22,8 +26,40 @@ T = TypeVar("T")
 
 @dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(attrs.field,))
 def part(cls: type[T]) -> type[T]:
-    """Make a class a part: an attrs class whose fields are its options, all keyword-only, compared by identity."""
-    return attrs.define(eq=False, kw_only=True, slots=False)(cls)
+    """Make a class a part: an attrs class whose fields are its options, all keyword-only, compared by identity.
+
+    Once made, a part is fixed: what it learned would be in no checkpoint, and other ranks and data workers have parts of their own.
+    """
+    made: Any = attrs.define(eq=False, kw_only=True, slots=False)(cls)
+    initialize = made.__init__
+
+    @functools.wraps(initialize)
+    def __init__(self: Any, *args: Any, **options: Any) -> None:
+        initialize(self, *args, **options)
+        self.__dict__[_MADE] = True
+
+    made.__init__, made.__setattr__, made.__delattr__ = __init__, _set, _delete
+    return cast(type[T], made)
+
+
+_MADE = "_twinview_made"
+
+
+def _set(self: Any, name: str, value: Any) -> None:
+    _refuse_once_made(self, name)
+    object.__setattr__(self, name, value)
+
+
+def _delete(self: Any, name: str) -> None:
+    _refuse_once_made(self, name)
+    object.__delattr__(self, name)
+
+
+def _refuse_once_made(part: Any, name: str) -> None:
+    if _MADE in part.__dict__:
+        place = f"{type(part).__module__}.{type(part).__qualname__}"
+        instead = 'Keep what it learns in a module: heads() gives {"NAME": Head(module, "state")}, and branches.online.of(self, "NAME") finds it'
+        raise PluginError(f"{place}: sets {name!r} after it was made, and no checkpoint would hold that. {instead}.")
 
 
 class Hooks(Protocol):
@@ -64,9 +100,10 @@ class Hooks(Protocol):
 
     @hookspec(firstresult=True)
     def make_masks(self, geometry: Geometry, grids: tuple[Size, ...], rng: np.random.Generator) -> tuple[Tensor | None, ...] | None:
-        """Per view [h*w] bool, True = hidden from the online branch, with the same count for every image; None: nothing hidden.
+        """Per view [h*w] bool, True = hidden from the online branch; None: nothing hidden.
 
-        At most one part.  `geometry` is the image's, without a batch dimension; `grids` the views' cells (h, w).
+        At most one part.  `geometry` is the image's, without a batch dimension; `grids` the views' cells (h, w).  Each image hides as many cells
+        of a view as any other, unless the part's traits give `uneven_masks`: then counts may differ, none among them.
         """
 
     # ---- on the device, once
@@ -79,6 +116,14 @@ class Hooks(Protocol):
         """
 
     @hookspec
+    def check(self, dims: Dims, data: DataFactory) -> None:
+        """Raise RecipeError or DataError for what the sizes do not allow: a mask on a view that there is not, more clusters than cells.
+
+        Once, before the first step: by `twinview check`, `plan`, a dry run and a training alike.  Collected.  `dims.dataset_size` is 0 where the
+        shards are not open (`check`, `plan`).  Of `data` there is `require(shards)` alone: shards of an evaluation that are not there are refused.
+        """
+
+    @hookspec
     def aligned_widths(self, dims: Dims) -> tuple[int, ...] | None:
         """Channel widths of the maps that this loss sends through its alignment; a learned alignment is built for them.  By part."""
 
@@ -88,8 +133,22 @@ class Hooks(Protocol):
 
     # ---- on the device, for every micro-batch
     @hookspec(firstresult=True)
-    def encode(self, branch: Branch, images: Tensor, hidden: Tensor | None, view: int, role: Role) -> Features | None:
-        """Features of a view, [B, C, h, w] normalised.  Per branch and view.  The core answers unless a part does."""
+    def encode(
+        self,
+        branch: Branch,
+        images: Tensor,
+        hidden: Tensor | None,
+        view: int,
+        role: Role,
+        views: tuple[int, ...],
+        step: Step,
+        rng: np.random.Generator,
+    ) -> Features | None:
+        """Features of images [B, C, h, w], normalized, of one view and branch.  The core answers unless a part does.
+
+        Under [run] views_together `images` are those of several `views`, one view behind another; a part that takes `view` alone is then refused.
+        `rng` draws the same on every rank: from (seed, step, micro-batch, view, role).
+        """
 
     @hookspec(firstresult=True)
     def align(self, step: Step, online: int, target: int) -> Alignment | None:
@@ -105,14 +164,37 @@ class Hooks(Protocol):
         """How the optimizer treats one of the online parameters.  Once per parameter; the last part of the recipe that answers holds."""
 
     @hookspec
-    def before_epoch(self, branches: Branches, data: DataFactory, progress: Progress) -> None:
-        """Before the first step of an epoch, on all ranks: clustering, pseudo labels.  Collected."""
+    def before_epoch(self, branches: Branches, data: DataFactory, progress: Progress, rng: np.random.Generator) -> None:
+        """Before the first step of an epoch, on all ranks: clustering, pseudo labels, `branches.reset(self, "classifier")`.  Collected.
+
+        What it writes to parameters stays, under every ZeRO stage; all ranks write the same.  `rng` draws the same on every rank: from (seed, epoch).
+        """
+
+    @hookspec(firstresult=True)
+    def sample_weights(
+        self, branches: Branches, data: DataFactory, progress: Progress, rng: np.random.Generator
+    ) -> NDArray[Any] | Tensor | Sequence[float] | None:
+        """How often the coming epoch has each sample, by its id: a number for each of the run's samples, the same on every rank.
+
+        Whole numbers are counts, of at least an epoch's samples; fractions are weights, and sample i is drawn its share of the epoch's samples times,
+        rounded up or down.  None: every sample once.  At most one part; after every part's `before_epoch`.  The order stays a pure function of
+        (seed, epoch, these numbers), which checkpoints hold.
+        """
+
+    @hookspec
+    def after_micro_batch(self, branches: Branches, step: Step, progress: Progress) -> None:
+        """After the forward and backward pass of each micro-batch, before the optimizer moves anything, on all ranks.  Collected.
+
+        The step is detached.  `progress.micro` counts the micro-batches of a step from 0.  Gather here what a queue or a centre is to learn and
+        commit it in `after_step`: then `run.accumulation` changes nothing, for every micro-batch of a step has met the same state.
+        """
 
     @hookspec
     def after_step(self, branches: Branches, step: Step, progress: Progress) -> None:
         """After the optimizer has moved the online branch and the target has followed.  Collected.
 
-        The step is detached; with `run.accumulation` it is the last micro-batch.
+        The step is detached; with `run.accumulation` it is the last micro-batch (see `after_micro_batch`).  What it writes to parameters stays,
+        under every ZeRO stage; all ranks write the same.  Under stage 3 an answer that takes `branches` finds them whole, for a gathering a step.
         """
 
     @hookspec
@@ -133,13 +215,27 @@ class Calls(Protocol):
     def apply_augment(self, *, pixels: Tensor, params: dict[str, Tensor]) -> Tensor: ...
     def make_masks(self, *, geometry: Geometry, grids: tuple[Size, ...], rng: np.random.Generator) -> tuple[Tensor | None, ...] | None: ...
     def make_encoder(self, *, masked: bool, channels: int) -> nn.Module: ...
+    def check(self, *, dims: Dims, data: DataFactory) -> list[None]: ...
     def aligned_widths(self, *, dims: Dims) -> list[tuple[int, ...]]: ...
     def heads(self, *, dims: Dims) -> list[Mapping[str, Head]]: ...
-    def encode(self, *, branch: Branch, images: Tensor, hidden: Tensor | None, view: int, role: Role) -> Features: ...
+    def encode(
+        self,
+        *,
+        branch: Branch,
+        images: Tensor,
+        hidden: Tensor | None,
+        view: int,
+        role: Role,
+        views: tuple[int, ...],
+        step: Step,
+        rng: np.random.Generator,
+    ) -> Features: ...
     def align(self, *, step: Step, online: int, target: int) -> Alignment: ...
     def loss(self, *, step: Step) -> list[dict[str, Tensor]]: ...
     def param_groups(self, *, name: str, parameter: Tensor) -> ParamRule | None: ...
-    def before_epoch(self, *, branches: Branches, data: DataFactory, progress: Progress) -> list[None]: ...
+    def before_epoch(self, *, branches: Branches, data: DataFactory, progress: Progress, rng: np.random.Generator) -> list[None]: ...
+    def sample_weights(self, *, branches: Branches, data: DataFactory, progress: Progress, rng: np.random.Generator) -> Any: ...
+    def after_micro_batch(self, *, branches: Branches, step: Step, progress: Progress) -> list[None]: ...
     def after_step(self, *, branches: Branches, step: Step, progress: Progress) -> list[None]: ...
     def evaluate(self, *, branches: Branches, data: DataFactory, progress: Progress) -> list[dict[str, float]]: ...
     def pictures(self, *, step: Step, data: DataFactory) -> list[dict[str, Tensor]]: ...

@@ -7,16 +7,18 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
-import attrs
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from twinview.assembly import Assembly
-from twinview.branch import Branch, Branches, Head
-from twinview.errors import PluginError, RecipeError
-from twinview.ops.seeding import seeded, uniform
+from twinview.branch import Branch, Branches
+from twinview.errors import PluginError, closest
+from twinview.heads import NONE_TOGETHER, heads_of, views_together, wants_target
+from twinview.ops.ranks import world
+from twinview.ops.seeding import generator, uniform
 from twinview.ops.spread import effective_rank, feature_spread
-from twinview.values import Alignment, Batch, Dims, Features, Geometry, Progress, Role, Step, box_area
+from twinview.values import Alignment, Batch, DataFactory, Dims, Features, Geometry, PlainBatch, Progress, Role, Step, box_area
 
 
 class Outcome(NamedTuple):
@@ -39,7 +41,7 @@ class Siamese(nn.Module):
         """`encoder`: the one that `dims` was worked out from, to save making it again."""
         super().__init__()
         self.assembly, self.dims = assembly, dims
-        heads = dict(_heads(assembly, dims))
+        heads = {key: head for label in assembly.answers("heads") for key, head in heads_of(assembly, dims, label)}
         labels = {id(part): assembly.key(label) for label, part in assembly.parts.items()}
         state = {key: head.module.requires_grad_(False) for key, head in heads.items() if head.kind == "state"}
         self.state = nn.ModuleDict(state)
@@ -47,11 +49,13 @@ class Siamese(nn.Module):
         rules = {key: head.rule for key, head in heads.items() if head.rule is not None}
         self.online = Branch(encoder or assembly.encoder(), trained, labels, state, rules)
         self.target: Branch | None = None
-        if assembly.recipe.target.momentum > 0:
+        if assembly.recipe.target.momentum > 0 and wants_target(assembly, dims):
             copies = {key: _copy(head.module) for key, head in heads.items() if head.kind == "averaged"}
             self.target = Branch(_copy(self.online.encoder), copies, labels, state)
         self.followed = False  # the target has followed these very weights of the online branch: the step that came then was left out
-        self.together = _together(assembly, dims) if assembly.recipe.run.views_together else _NONE_TOGETHER
+        self.any_masks = "hides_any" in assembly.traits[assembly.recipe.encoder.label].gives  # as many cells of each image need not be hidden
+        self.own_encode = assembly.has("encode") or bool(assembly.wrappers("encode"))
+        self.together = views_together(assembly, dims) if assembly.recipe.run.views_together else NONE_TOGETHER
         self.branches = Branches(self.online, self.target or self.online, lambda: assembly.encoder(random=True))
         mean, std = (torch.tensor(numbers).view(1, -1, 1, 1) * 255 for numbers in assembly.recipe.data.colors())
         self.register_buffer("mean", mean, persistent=False)
@@ -64,13 +68,11 @@ class Siamese(nn.Module):
 
     def forward(self, batch: Batch, progress: Progress, watch: bool = False) -> Outcome:
         """All losses of a micro-batch.  `watch`: also work out what is only logged.  Autocast, where the recipe asks for it, is in here."""
-        low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.assembly.recipe.run.precision)
-        plain_attention = low is not None and self.device.type == "cpu" and not self.fused_attention
-        with torch.autocast(self.device.type, low, enabled=low is not None), _attention(plain_attention):
+        with self._precision():
             step = LazyStep(self, batch, progress, watch)
             total, terms = torch.zeros((), device=self.device), dict[str, Tensor]()
             for label in self.assembly.answers("loss"):
-                step.speaker = name = self.assembly.uses[label][2].name
+                step.label, name = label, self.assembly.uses[label][2].name
                 for answer in self.assembly.only("loss", label)(step=step):
                     if not isinstance(answer, Mapping):
                         raise PluginError(f"{self.assembly.uses[label][1]}: loss() gives a {type(answer).__name__}. Give {{term: scalar}}.")
@@ -82,10 +84,46 @@ class Siamese(nn.Module):
                             raise PluginError(f"{self.assembly.uses[label][1]}: the term {term!r} has shape {tuple(value.shape)}. Give a scalar.")
                         terms[term] = value.detach()
                         total = total + self.assembly.weight(label) * value.float()
-            step.speaker = ""
+            step.label = ""
             if watch:
                 step.watch_features()
         return Outcome(total, terms, step.notes if watch else {}, step)
+
+    def features(
+        self, branch: Branch, batch: Batch | PlainBatch, view: int = 0, *, train: bool = False, move_statistics: bool = False
+    ) -> Features:
+        """See `values.DataFactory.features`."""
+        if move_statistics and not train:
+            raise PluginError("data.features: move_statistics is of train = True: running statistics move in train mode alone.")
+        if isinstance(batch, PlainBatch):
+            if train and self.assembly.recipe.run.sync_batchnorm and world() > 1:
+                said = "ranks have other numbers of plain batches, and synchronized BatchNorm would wait for ever"
+                instead = "In train mode give it batches of data.views(epoch), or write [run] sync_batchnorm = false."
+                raise PluginError(f"data.features: {said}. {instead}")
+            pixels = self._laid_out(batch.images.to(self.device, non_blocking=True))
+        else:
+            pixels = LazyStep(self, batch, Progress(0, 0, batch.epoch, 0.0), False).pixels[view]
+        with torch.no_grad(), self._precision(), _in_mode(branch.encoder, train, keep=not move_statistics):
+            return cast(Features, branch.encoder(pixels, None))
+
+    def new_head(self, label: str, name: str, *names: int | str) -> nn.Module:
+        """The module `name` of a part, drawn anew; the draw depends on `names` besides.  Raises PluginError."""
+        there = {key.rpartition("/")[2]: head.module for key, head in heads_of(self.assembly, self.dims, label, *names)}
+        if name not in there:
+            raise PluginError(f"{self.assembly.uses[label][1]}: has no head {name!r} to reset.{closest(name, there)}")
+        return there[name]
+
+    def _precision(self) -> contextlib.AbstractContextManager[None]:
+        """Autocast, where the recipe asks for it."""
+        low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.assembly.recipe.run.precision)
+        plain_attention = low is not None and self.device.type == "cpu" and not self.fused_attention
+        stack = contextlib.ExitStack()
+        stack.enter_context(torch.autocast(self.device.type, low, enabled=low is not None))
+        stack.enter_context(_attention(plain_attention))
+        return cast(contextlib.AbstractContextManager[None], stack)
+
+    def _laid_out(self, pixels: Tensor) -> Tensor:
+        return pixels.contiguous(memory_format=torch.channels_last) if self.assembly.recipe.run.channels_last else pixels
 
     @torch.no_grad()
     def follow(self, momentum: float) -> None:
@@ -99,14 +137,17 @@ class Siamese(nn.Module):
             torch._foreach_lerp_([t for t, _ in pairs], [o for _, o in pairs], 1 - momentum)
 
 
-def make_model(assembly: Assembly, images: int, classes: int = 0, *, weights: bool = True) -> Siamese:
+def make_model(assembly: Assembly, images: int, classes: int = 0, *, weights: bool = True, data: DataFactory | None = None) -> Siamese:
     """The model that a recipe trains on a data set of so many images and label classes, on the CPU.
 
     `weights`: load what [encoder] weights names; without, it has its random start (a checkpoint is about to be loaded, or only sizes matter).
-    Raises RecipeError, PluginError, CheckpointError.
+    `data`: what the parts' `check` is given; None: they are not asked.  Raises RecipeError, PluginError, CheckpointError, DataError.
     """
     encoder = assembly.encoder(random=not weights)
-    return Siamese(assembly, assembly.dims(encoder, images, classes), encoder)
+    dims = assembly.dims(encoder, images, classes)
+    if data is not None:
+        assembly.check(dims, data)
+    return Siamese(assembly, dims, encoder)
 
 
 class LazyStep(Step):
@@ -116,7 +157,7 @@ class LazyStep(Step):
         """`batch` may lie on the CPU; what is asked for is moved."""
         self.batch, self.progress, self.branches, self.watch = batch, progress, model.branches, watch
         self.notes: dict[str, Tensor] = {}
-        self.speaker = ""  # the `name` of the part whose loss is being worked out: its notes bear it
+        self.label = ""
         self._model = model
         self._geometry: Geometry | None = None
         self._memo: dict[tuple[Any, ...], Any] = {}
@@ -161,11 +202,11 @@ class LazyStep(Step):
     def head(self, part: object, name: str) -> str:
         return self.branches.online.key(part, name)
 
-    def apply(self, heads: str | Sequence[str], view: int, role: Role, on: str = "cells") -> Tensor:
-        chain = (heads,) if isinstance(heads, str) else tuple(heads)
+    def apply(self, heads: str | Sequence[str], view: int, role: Role, on: str | Sequence[str] = "cells") -> Tensor:
+        chain, maps = (heads,) if isinstance(heads, str) else tuple(heads), on if isinstance(on, str) else tuple(on)
         if role == "target" and self._model.target is None:
-            return self.apply(chain, view, "online", on).detach()
-        return cast(Tensor, self._once(("apply", chain, view, role, on), lambda: self._apply(chain, view, role, on)))
+            return cast(Tensor, _detached(self.apply(chain, view, "online", maps)))
+        return cast(Tensor, self._once(("apply", chain, view, role, maps), lambda: self._apply(chain, view, role, maps)))
 
     def uniform(self, purpose: str, n: int) -> Tensor:
         seed = self._model.assembly.recipe.run.seed
@@ -173,7 +214,8 @@ class LazyStep(Step):
 
     def note(self, name: str, value: Tensor) -> None:
         if self.watch:
-            self.notes[f"{self.speaker}.{name}" if self.speaker else name] = value.detach().float().mean()
+            own = self._model.assembly.uses[self.label][2].name if self.label else ""
+            self.notes[f"{own}.{name}" if own else name] = value.detach().float().mean()
 
     # ---- for the engine
     def watch_features(self) -> None:
@@ -193,8 +235,13 @@ class LazyStep(Step):
         """Drop every gradient: what `after_step` is given."""
         for views in (self._online, self._target):
             views.replace(lambda features: features.detach())
-        self._memo = {key: value.detach() if isinstance(value, Tensor) else value for key, value in self._memo.items() if key[0] != "align"}
+        self._memo = {key: _detached(value) for key, value in self._memo.items() if key[0] != "align"}
         return self
+
+    def take_notes(self) -> dict[str, Tensor]:
+        """What was noted since this was last asked; nothing unless watched."""
+        found, self.notes = self.notes, {}
+        return found
 
     # ---- making
     def _once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
@@ -206,22 +253,33 @@ class LazyStep(Step):
         model, raw = self._model, self.batch.images[view].to(self._model.device, non_blocking=True)
         if self.batch.augment is not None:
             raw = model.assembly.calls.apply_augment(pixels=raw, params=self.batch.augment[view])
-        pixels = (raw.float() - model.mean) / model.std
-        return pixels.contiguous(memory_format=torch.channels_last) if model.assembly.recipe.run.channels_last else pixels
+        return model._laid_out((raw.float() - model.mean) / model.std)
 
     def _encode(self, view: int, role: Role) -> Features:
         """A view; under [run] views_together in one pass with those that the pairs ask of this branch besides, which are then made too."""
         branch, hidden, made = self.branches.online, self.hidden, self._online
         if role == "target":
             branch, hidden, made = self.branches.target, (None,) * len(hidden), self._target
-        views = [v for v in self._model.together[role].get(view, ()) if self._hides(v, role) == self._hides(view, role)]
+        group = self._model.together[role].get(view, ())
+        views = tuple(v for v in group if self._model.any_masks or self._hides(v, role) == self._hides(view, role))
         if len(views) < 2:
-            return self._model.assembly.calls.encode(branch=branch, images=self.pixels[view], hidden=hidden[view], view=view, role=role)
-        images, masks = torch.cat([self.pixels[v] for v in views]), [h for v in views if (h := hidden[v]) is not None]
-        found = self._model.assembly.calls.encode(branch=branch, images=images, hidden=torch.cat(masks) if masks else None, view=view, role=role)
+            return self._features(branch, self.pixels[view], hidden[view], (view,), role)
+        masks = [hidden[v] for v in views]
+        some = next((mask for mask in masks if mask is not None), None)
+        whole = None if some is None else torch.cat([torch.zeros_like(some) if mask is None else mask for mask in masks])
+        found = self._features(branch, torch.cat([self.pixels[v] for v in views]), whole, views, role)
         for v, features in zip(views, found.split(len(views)), strict=True):
             made.put(v, features)
         return cast(Features, made[view])
+
+    def _features(self, branch: Branch, images: Tensor, hidden: Tensor | None, views: tuple[int, ...], role: Role) -> Features:
+        model = self._model
+        if not model.own_encode:
+            return cast(Features, branch.encoder(images, hidden))
+        rng = generator(model.assembly.recipe.run.seed, "encode", self.progress.step, self.progress.micro, views[0], role)
+        return model.assembly.calls.encode(
+            branch=branch, images=images, hidden=hidden, view=views[0], role=role, views=views, step=self, rng=rng
+        )
 
     def _hides(self, view: int, role: Role) -> int:
         """Cells of an image that this branch does not see of a view: an encoder that drops them takes as many of each."""
@@ -234,13 +292,15 @@ class LazyStep(Step):
         with torch.no_grad():
             return self._encode(view, "target")
 
-    def _apply(self, chain: tuple[str, ...], view: int, role: Role, on: str) -> Tensor:
+    def _apply(self, chain: tuple[str, ...], view: int, role: Role, on: str | tuple[str, ...]) -> Tensor:
         branch = self.branches.online if role == "online" else self.branches.target
         with torch.set_grad_enabled(torch.is_grad_enabled() and role == "online"):
+            before: Tensor | list[Tensor]
             if len(chain) > 1:
                 before = self.apply(chain[:-1], view, role, on)
             else:
-                before = (self.online if role == "online" else self.target)[view].at(on)
+                features = (self.online if role == "online" else self.target)[view]
+                before = features.at(on) if isinstance(on, str) else [features.at(name) for name in on]
             return cast(Tensor, branch.find(chain[-1])(before))
 
     def _align(self, online: int, target: int, name: str) -> Alignment:
@@ -286,36 +346,25 @@ class _Views(Sequence[Any]):
         self._made = {view: change(value) for view, value in self._made.items()}
 
 
-_NONE_TOGETHER: dict[Role, dict[int, list[int]]] = {"online": {}, "target": {}}
+@contextlib.contextmanager
+def _in_mode(module: nn.Module, train: bool, *, keep: bool) -> Iterator[None]:
+    """`module` in train or eval mode, and as it was afterwards.  `keep`: its buffers too, what BatchNorm wrote there."""
+    modes = {m: m.training for m in module.modules()}
+    kept = {name: value.clone() for name, value in module.named_buffers()} if train and keep else {}
+    module.train(train)
+    try:
+        yield
+    finally:
+        for m, mode in modes.items():
+            m.training = mode
+        for name, value in module.named_buffers():
+            if name in kept:
+                value.copy_(kept[name])
 
 
-def _together(assembly: Assembly, dims: Dims) -> dict[Role, dict[int, list[int]]]:
-    """For each branch, the views of one size that the pairs ask of it, by view.  Raises RecipeError where that is never two."""
-    online, target = (list(dict.fromkeys(pair[i] for pair in dims.pairs)) for i in (0, 1))
-    if assembly.recipe.target.momentum == 0:  # what the target gives is the online branch's
-        online, target = list(dict.fromkeys([*online, *target])), []
-    found: dict[Role, dict[int, list[int]]] = {
-        "online": {v: [w for w in online if dims.sizes[w] == dims.sizes[v]] for v in online},
-        "target": {v: [w for w in target if dims.sizes[w] == dims.sizes[v]] for v in target},
-    }
-    if not any(len(views) > 1 for groups in found.values() for views in groups.values()):
-        views = f"the pairs of {assembly.recipe.views.use} ask no branch for two views of one size"
-        raise RecipeError(f"[run] views_together: {views}. Leave it out, or choose other views.")
-    return found
-
-
-def _heads(assembly: Assembly, dims: Dims) -> Iterator[tuple[str, Head]]:
-    """Every part's heads by key, each with a random start of its own, whatever else the recipe holds."""
-    sent = {use.label: dims.aligned_widths.get(name, ()) for name, use in assembly.recipe.align.items()}
-    for label in assembly.answers("heads"):
-        own = attrs.evolve(dims, sent=sent.get(label, ()))
-        with seeded(assembly.recipe.run.seed, "heads", label):
-            for answer in assembly.only("heads", label)(dims=own):
-                for name, head in answer.items():
-                    if not isinstance(head, Head):
-                        said = f"heads() gives a {type(head).__name__} for {name!r}"
-                        raise PluginError(f"{assembly.uses[label][1]}: {said}. Give a twinview.values.Head.")
-                    yield f"{assembly.key(label)}/{name}", head
+def _detached(value: Any) -> Any:
+    """What a head gives, without gradient: a tensor, or lists, tuples and dicts of them."""
+    return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, value)
 
 
 def _attention(plain: bool) -> contextlib.AbstractContextManager[None]:

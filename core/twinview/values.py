@@ -8,9 +8,10 @@ import attrs
 import torch
 from torch import Tensor
 
-from twinview.branch import Branches
+from twinview.branch import Branch, Branches
 from twinview.branch import Head as Head
 from twinview.branch import ParamRule as ParamRule
+from twinview.errors import PluginError
 
 Role = Literal["online", "target"]
 Size = tuple[int, int]  # height, width
@@ -208,6 +209,7 @@ class Progress(NamedTuple):
     steps: int  # 0 where the run is measured in hours
     epoch: int
     share: float
+    micro: int = 0  # micro-batch of the step (run.accumulation), from 0; in `loss`, `align`, `encode` and `after_micro_batch`
 
 
 class Batch(NamedTuple):
@@ -253,24 +255,42 @@ class DataFactory(Protocol):
         ...
 
     def views(self, epoch: int) -> Iterator[Batch]:
-        """The training batches just as `epoch` draws them."""
+        """The training batches just as `epoch` draws them, every sample once (`sample_weights` is not asked)."""
         ...
+
+    def features(
+        self, branch: Branch, batch: Batch | PlainBatch, view: int = 0, *, train: bool = False, move_statistics: bool = False
+    ) -> Features:
+        """What a branch's encoder gives, without gradient and with nothing hidden, for a view of a batch of `views`, or for the images of `plain`.
+
+        The images as a training step has them: draws applied, normalized, on the device, in the run's precision.  `train`: in train mode, with the
+        batch's own BatchNorm statistics (dropout too), of all ranks where the run synchronizes them; running statistics stay as they are unless
+        `move_statistics`.  Raises PluginError for `plain` batches in train mode on several ranks: ranks have other numbers of them.
+        """
+        raise PluginError("data.features: this data factory knows no model.")
+
+    def require(self, shards: str | Sequence[str]) -> None:
+        """Raises DataError where paths of `shards` are not there.  Nothing is read, and nothing that lies elsewhere is asked for."""
+        return
 
 
 class Traits(NamedTuple):
     """What a part needs from the others and what it offers, checked when the recipe is assembled.
 
-    `needs`: of the encoder `cells`, `pooled`, `tokens`, `levels`; of the views `crop_draws`; of the recipe `alignment`, `masks`,
-    `averaged_target`, `labels`.
-    `gives`: an encoder `cells`, `pooled`, `tokens`, `levels`, `hides` (it can leave hidden cells unseen), `recomputable` (it names blocks); a view
-    sampler that notes the numbers its crop was drawn from, `crop_draws`; a loss that passes an alignment's `extra` on to its predictor,
-    `uses_extra`; an encoder or an augmentation of images of any number of channels, `any_channels`; an augmentation of float32 images, `deep`.
+    `needs`: of the encoder `cells`, `pooled`, `tokens`, `levels`; of the views `crop_draws`, `pairs`; of the masks `even_masks` (if there are
+    any, as many hidden cells in every image); of the recipe `alignment`, `masks`, `averaged_target`, `labels`.
+    `gives`: an encoder `cells`, `pooled`, `tokens`, `levels`, `hides` (it can leave hidden cells unseen), `hides_any` (as many as each image has:
+    it puts something in their place), `recomputable` (it names blocks); masks that hide other numbers of cells in other images, none among them,
+    `uneven_masks`; a view sampler that notes the numbers its crop was drawn from, `crop_draws`; a loss that passes an alignment's `extra` on to its
+    predictor, `uses_extra`; an encoder or an augmentation of images of any number of channels, `any_channels`; an augmentation of float32 images,
+    `deep`.
     """
 
     needs: frozenset[str] = frozenset()
     gives: frozenset[str] = frozenset()
     extra: int = 0  # channels of the `extra` that this alignment gives
     channels: int = 0  # of the maps that the `projector` of this [[head]] gives
+    scores: frozenset[str] | None = None  # names of the numbers that its `evaluate` gives, for [run] keep_best; None: not said
     instead: str = ""  # what to write for the part to give more, where its options decide: the end of a refusal
 
 
@@ -281,6 +301,7 @@ class Step(Protocol):
     progress: Progress
     branches: Branches
     watch: bool  # this step is logged: worth computing what only `note` is told
+    label: str  # the part that is being asked for its loss (or answers `after_step` ...), by its name in the recipe: `byol.image`, or its `name`
 
     @property
     def online(self) -> Sequence[Features]:
@@ -320,8 +341,11 @@ class Step(Protocol):
         """The key of a part's own head, for `apply`; `part` may be the name of a `[[head]]` that several parts share."""
         ...
 
-    def apply(self, heads: str | Sequence[str], view: int, role: Role, on: str = "cells") -> Tensor:
-        """Heads (keys, applied one after another) on a view's `cells`, `pooled` or level.  Memoised by chain, view and role."""
+    def apply(self, heads: str | Sequence[str], view: int, role: Role, on: str | Sequence[str] = "cells") -> Tensor:
+        """Heads (keys, applied one after another) on a view's `cells`, `pooled`, `tokens` or level.  Memoized by chain, view, role and `on`.
+
+        `on` may name several, `("c2", "c3")`: the first head is then called with the list of them.  Without gradient where `role` is "target".
+        """
         ...
 
     def uniform(self, purpose: str, n: int) -> Tensor:

@@ -13,7 +13,10 @@ from twinview.values import Geometry, Size
 
 @part
 class Crops:
-    """Random resized crops drawn independently, mirrored independently, every view predicting every other (BYOL, appendix B)."""
+    """Random resized crops drawn independently, mirrored independently, every view predicting every other (BYOL, appendix B).
+
+    One view has no pairs: for methods that learn from a view by itself.
+    """
 
     size: int = field(default=224, validator=gt(0))  # pixels of each view's side
     views: int = field(default=2, validator=ge(1))  # 1: no pairs, for losses that look at one view

@@ -44,7 +44,7 @@ class Pixel:
     @hookimpl
     def traits(self) -> Traits:
         """Needs cells and an alignment."""
-        return Traits(needs=frozenset({"cells", "alignment"}))
+        return Traits(needs=frozenset({"cells", "pairs", "alignment"}))
 
     @hookimpl
     def aligned_widths(self, dims: Dims) -> tuple[int, ...]:

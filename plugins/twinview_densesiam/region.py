@@ -42,7 +42,7 @@ class Region:
     @hookimpl
     def traits(self) -> Traits:
         """Needs cells and an alignment."""
-        return Traits(needs=frozenset({"cells", "alignment"}))
+        return Traits(needs=frozenset({"cells", "pairs", "alignment"}))
 
     @hookimpl
     def aligned_widths(self, dims: Dims) -> tuple[int, ...]:

@@ -40,7 +40,7 @@ class Segment:
     @hookimpl
     def traits(self) -> Traits:
         """Needs cells."""
-        return Traits(needs=frozenset({"cells"}))
+        return Traits(needs=frozenset({"cells", "pairs"}))
 
     @hookimpl
     def heads(self, dims: Dims) -> Mapping[str, Head]:

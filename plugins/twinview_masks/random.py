@@ -21,8 +21,8 @@ class Random:
     views: list[int] = field(factory=lambda: [0], validator=deep_iterable(ge(0), min_len(1)))  # that are masked, counted from 0
 
     @hookimpl
-    def heads(self, dims: Dims) -> None:
-        """Makes none: it sees the views' grids here first.  Raises RecipeError for a view, or a count, that there cannot be."""
+    def check(self, dims: Dims) -> None:
+        """Raises RecipeError for a view, or a count, that there cannot be."""
         masked_views(self.views, dims, "[masks] masks.random")
         for view in self.views:
             height, width = dims.grids[view]

@@ -42,7 +42,20 @@ class Clusters:
     @hookimpl
     def traits(self) -> Traits:
         """Needs cells and an alignment, whose extra it hands to its predictor."""
-        return Traits(needs=frozenset({"cells", "alignment"}), gives=frozenset({"uses_extra"}))
+        return Traits(needs=frozenset({"cells", "pairs", "alignment"}), gives=frozenset({"uses_extra"}))
+
+    @hookimpl
+    def check(self, dims: Dims) -> None:
+        """Raises RecipeError for more clusters than a target view's map has cells.
+
+        An alignment may have a grid of its own, which is not known here: with more cells it shows no more than that map does, and with fewer
+        some clusters share a centroid.
+        """
+        for _, target in dims.pairs:
+            height, width = dims.grids[target]
+            if self.clusters > height * width:
+                fault = f"clusters = {self.clusters}, and the views have {height} x {width} cells"
+                raise RecipeError(f"[[loss]] multisiam.clusters: {fault}. Raise views.size, or choose encoder cells of a smaller stride.")
 
     @hookimpl
     def aligned_widths(self, dims: Dims) -> tuple[int, ...]:
@@ -51,16 +64,7 @@ class Clusters:
 
     @hookimpl
     def heads(self, dims: Dims) -> Mapping[str, Head]:
-        """The projector g2, averaged in the target, and the predictor q, online only; both on maps.
-
-        Raises RecipeError for more clusters than a target view's map has cells.  An alignment may have a grid of its own, which is not
-        known here: with more cells it shows no more than that map does, and with fewer some clusters share a centroid.
-        """
-        for _, target in dims.pairs:
-            height, width = dims.grids[target]
-            if self.clusters > height * width:
-                fault = f"clusters = {self.clusters}, and the views have {height} x {width} cells"
-                raise RecipeError(f"[[loss]] multisiam.clusters: {fault}. Raise views.size, or choose encoder cells of a smaller stride.")
+        """The projector g2, averaged in the target, and the predictor q, online only; both on maps."""
         told = self.channels + dims.extras.get(self.align, 0)
         predictor = conv_mlp(told, self.hidden, self.channels) if self.predictor == "mlp" else nn.Conv2d(told, self.channels, 1)
         return {

@@ -48,9 +48,11 @@ class Classes:
         return Traits(needs=frozenset([features] if self.train else [features, "labels"]))
 
     @hookimpl
-    def heads(self, dims: Dims) -> None:
-        """Makes none: it sees the encoder's sizes here first, and a wrong level is refused before the training and not after it."""
+    def check(self, dims: Dims, data: DataFactory) -> None:
+        """A wrong level, or shards that are not there, are refused before the training and not after it."""
         _width(dims.encoder, self.on)
+        for shards in filter(None, (self.train, self.val)):
+            data.require(shards)
 
     @hookimpl
     def before_epoch(self, data: DataFactory, progress: Progress) -> None:

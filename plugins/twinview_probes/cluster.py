@@ -52,7 +52,7 @@ class Cluster:
     def __attrs_post_init__(self) -> None:
         if self.clusters == 1:
             raise ValueError("clusters wants two or more, or 0 for as many as classes")
-        self.map, self.channels = read_label_map(self.labels) if self.labels else None, 0
+        self.map = read_label_map(self.labels) if self.labels else None
         if self.map and self.classes:
             raise ValueError("classes are those of the label map; leave one of classes and labels out")
         if (self.baselines or not self.head) and not (self.clusters or self.classes or self.map):
@@ -64,11 +64,12 @@ class Cluster:
         return Traits(needs=frozenset(["cells"] if self.head else ["cells" if level == "cells" else "levels" for level in self.levels]))
 
     @hookimpl
-    def heads(self, dims: Dims) -> None:
-        """Makes none: a wrong level is refused here, before the training and not after it, and the head's channels are learned."""
-        self.channels = dims.heads.get(self.head, 0)
+    def check(self, dims: Dims, data: DataFactory) -> None:
+        """A wrong level, or shards that are not there, are refused before the training and not after it."""
         for level in self.levels:
             channels(dims.encoder, level)
+        for shards in filter(None, (self.train, self.val)):
+            data.require(shards)
 
     @hookimpl
     def before_epoch(self, data: DataFactory, progress: Progress) -> None:
@@ -108,7 +109,7 @@ class Cluster:
         device = next(branches.online.parameters()).device
         if self.head and not baseline:
             head = branches.online.find(branches.online.key(self.head, "projector"))
-            return HeadClusters(branches.online.encoder, head, self.channels)
+            return HeadClusters(branches.online.encoder, head, torch.zeros(1, data.channels, *self.size, device=device))
         if baseline == "pixels":
             return self._kmeans(Pixels(self.stride, data.channels), data, device)
         encoder = branches.initial().to(device) if baseline == "random" else branches.online.encoder

@@ -28,8 +28,10 @@ class Clusterer(Protocol):
 class HeadClusters:
     """The channels of a trained projector on the encoder's cells."""
 
-    def __init__(self, encoder: nn.Module, head: nn.Module, k: int) -> None:
-        self.encoder, self.head, self.k = encoder.eval(), head.eval(), k
+    def __init__(self, encoder: nn.Module, head: nn.Module, blank: Tensor) -> None:
+        """`blank`: an image [1, C, H, W], whose scores are counted."""
+        self.encoder, self.head = encoder.eval(), head.eval()
+        self.k = self(blank).shape[1]
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:

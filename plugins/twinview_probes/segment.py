@@ -52,10 +52,12 @@ class Segment:
         return Traits(needs=frozenset("cells" if level == "cells" else "levels" for level in self.levels))
 
     @hookimpl
-    def heads(self, dims: Dims) -> None:
-        """Makes none: it sees the encoder's sizes here first, and a wrong level is refused before the training and not after it."""
+    def check(self, dims: Dims, data: DataFactory) -> None:
+        """A wrong level, or shards that are not there, are refused before the training and not after it."""
         for level in self.levels:
             channels(dims.encoder, level)
+        for shards in filter(None, (self.train, self.val)):
+            data.require(shards)
 
     @hookimpl
     def before_epoch(self, data: DataFactory, progress: Progress) -> None:

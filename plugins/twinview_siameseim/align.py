@@ -47,8 +47,8 @@ class Relative:
 
     @hookimpl
     def traits(self) -> Traits:
-        """Needs cells."""
-        return Traits(needs=frozenset({"cells"}))
+        """Needs cells, and as many hidden ones in every image."""
+        return Traits(needs=frozenset({"cells", "pairs", "even_masks"}))
 
     @hookimpl
     def heads(self, dims: Dims) -> Mapping[str, Head]:

@@ -42,7 +42,7 @@ class Dense:
     @hookimpl
     def traits(self) -> Traits:
         """Needs cells and an alignment; where the encoder gives tokens, the class token goes through projector and alignment too."""
-        return Traits(needs=frozenset({"cells", "alignment"}))
+        return Traits(needs=frozenset({"cells", "pairs", "alignment"}))
 
     @hookimpl
     def aligned_widths(self, dims: Dims) -> tuple[int, ...]:

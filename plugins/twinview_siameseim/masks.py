@@ -33,8 +33,8 @@ class Blocks:
     views: list[int] = field(factory=lambda: [0], validator=[deep_iterable(ge(0)), min_len(1)])  # views with hidden cells
 
     @hookimpl
-    def heads(self, dims: Dims) -> None:
-        """Makes none: it sees the views' grids here first.  Raises RecipeError for views or counts that there cannot be."""
+    def check(self, dims: Dims) -> None:
+        """Raises RecipeError for views or counts that there cannot be."""
         masked_views(self.views, dims, "[masks] siameseim.blocks")
         for view in self.views:
             (height, width), hide = dims.grids[view], self._hide(dims.grids[view])

@@ -31,7 +31,7 @@ class Image:
     @hookimpl
     def traits(self) -> Traits:
         """Needs the pooled features."""
-        return Traits(needs=frozenset({"pooled"}))
+        return Traits(needs=frozenset({"pooled", "pairs"}))
 
     @hookimpl
     def heads(self, dims: Dims) -> Mapping[str, Head]:

@@ -86,7 +86,10 @@ class Encoder:
         """Vision transformers give cells, pooled and tokens, other networks cells, pooled and levels; all can hide cells."""
         from twinview.values import Traits
 
-        return Traits(gives=frozenset({"cells", "pooled", "hides", "any_channels", "recomputable", "tokens" if self.plain else "levels"}))
+        gives = {"cells", "pooled", "hides", "any_channels", "recomputable", "tokens" if self.plain else "levels"}
+        drops = self.plain and self.hide == "drop"
+        instead = 'Write hide = "mask_token".' if drops else ""
+        return Traits(gives=frozenset(gives if drops else gives | {"hides_any"}), instead=instead)
 
     @hookimpl
     def make_encoder(self, masked: bool, channels: int) -> nn.Module:

@@ -61,7 +61,7 @@ class ResNet:
         """Gives cells, pooled and levels; hides cells by zeroing: their pixels at the input (the mean colour), their features in `cells`."""
         from twinview.values import Traits
 
-        return Traits(gives=frozenset({"cells", "pooled", "levels", "hides", "any_channels", "recomputable"}))
+        return Traits(gives=frozenset({"cells", "pooled", "levels", "hides", "hides_any", "any_channels", "recomputable"}))
 
     @hookimpl
     def make_encoder(self, channels: int) -> nn.Module:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twinview.data.dataset.order import BatchSampler, Shuffled, epoch_order, steps_per_epoch
+from twinview.data.dataset.order import BatchSampler, Chosen, Shuffled, epoch_order, steps_per_epoch
 from twinview.errors import DataError
 
 sizes = st.lists(st.integers(1, 30), min_size=1, max_size=12)
@@ -94,3 +94,53 @@ def test_a_set_smaller_than_a_batch_is_refused() -> None:
     assert steps_per_epoch(128, 128) == 1
     with pytest.raises(DataError, match=r"\[run\] batch_size: 128 is more than the 123 samples of the shards\. Write 123 or less\."):
         plan(global_batch=128)
+
+
+# ---- samples that a part chooses
+def chosen(numbers: Any, seed: int = 3, window: int = 0, counts: tuple[int, ...] = (7, 0, 5, 8)) -> Chosen:
+    begins = starts([*counts])
+    array = np.asarray(numbers)
+    return Chosen(base=Shuffled(starts=begins, seed=seed, window=window), numbers=array.astype(np.int64 if array.dtype.kind == "i" else np.float64))
+
+
+@pytest.mark.parametrize("window", [0, 2])
+def test_the_same_number_for_all_is_the_shuffle_without_numbers(window: int) -> None:
+    for numbers in (np.ones(20, np.int64), np.full(20, 0.3)):
+        order = chosen(numbers, window=window)
+        assert np.array_equal(order.epoch(2, 20), order.base.epoch(2, 20))
+
+
+def test_counts_are_kept_and_each_return_of_a_sample_is_numbered() -> None:
+    counts = np.array([0, 3, 1, 0, 5, 1] + [1] * 14)
+    order = chosen(counts).epoch(1, int(counts.sum()))
+    assert np.array_equal(np.bincount(order % 20, minlength=20), counts)
+    assert sorted(order[order % 20 == 4] // 20) == [0, 1, 2, 3, 4] and list(order[order % 20 == 4] // 20) == [0, 1, 2, 3, 4]
+    assert len(chosen(counts).epoch(1, 12)) == 12 and np.array_equal(chosen(counts).epoch(1, 12), order[:12])
+
+
+def test_weights_give_each_sample_its_share_rounded_up_or_down() -> None:
+    weights = np.random.default_rng(0).random(20)
+    weights[3] = 0
+    totals = np.zeros(20)
+    for epoch in range(400):
+        found = np.bincount(chosen(weights).epoch(epoch, 20) % 20, minlength=20)
+        share = weights / weights.sum() * 20
+        assert found.sum() == 20 and (found >= np.floor(share)).all() and (found <= np.floor(share) + 1).all() and found[3] == 0
+        totals += found
+    assert np.abs(totals / 400 - share).max() < 0.1  # four deviations of a coin
+
+
+def test_the_order_is_a_function_of_seed_epoch_and_numbers_alone_and_keeps_to_its_window() -> None:
+    weights = np.arange(20) + 1.0
+    one = chosen(weights, window=1).epoch(5, 20)
+    assert np.array_equal(one, chosen(weights, window=1).epoch(5, 20))
+    assert not np.array_equal(one, chosen(weights, window=1).epoch(6, 20)) and not np.array_equal(one, chosen(weights, seed=4, window=1).epoch(5, 20))
+    shards = np.searchsorted(np.array([0, 7, 7, 12, 20]), one % 20, side="right")
+    assert len(np.flatnonzero(np.diff(shards))) == 2  # three shards that hold something, one after another
+
+
+def test_ranks_and_micro_batches_share_what_was_chosen() -> None:
+    order = chosen(np.arange(20) + 1.0)
+    whole = [place for batch in BatchSampler(order=order, global_batch=4, accumulation=1, rank=0, world=1).batches(5, 5) for place in batch]
+    parts = [list(BatchSampler(order=order, global_batch=4, accumulation=2, rank=rank, world=2).batches(5, 5)) for rank in (0, 1)]
+    assert [place for step in range(5) for a in (0, 1) for rank in (0, 1) for place in parts[rank][2 * step + a]] == whole

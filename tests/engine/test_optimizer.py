@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from twinview.assembly import assemble
+from twinview.engine.clip import clip_each
 from twinview.engine.deepspeed_config import check_recipe
+from twinview.engine.lars import LARS as Lars
 from twinview.engine.optimizer import gradient_norm, load_optimizer_state, make_optimizer, optimizer_state, set_rates
-from twinview.engine.schedule import lr_factor, momentum_at, warmup_share
+from twinview.engine.schedule import decay_at, lr_factor, momentum_at, warmup_share
 from twinview.errors import RecipeError
 from twinview.recipe import from_table
 from twinview.recipe.tables import Schedule, Target
@@ -34,12 +37,10 @@ class Small(nn.Module):
 
 
 def lars_by_hand(p: Tensor, g: Tensor, buffer: Tensor, decay: float, adapt: bool) -> None:
-    """One parameter's step, as You et al. 2017 write it: momentum over the locally scaled, decayed gradient."""
-    ratio = 1.0
-    if adapt:
-        w, n = p.norm().item(), g.norm().item()
-        ratio = 0.01 * w / (n + decay * w + 1e-8)
-    buffer.mul_(0.9).add_((g + decay * p) * ratio)
+    """One parameter's step, as the releases have it: momentum over the locally scaled, decayed gradient."""
+    g = g + decay * p
+    ratio = 0.01 * p.norm().item() / g.norm().item() if adapt else 1.0
+    buffer.mul_(0.9).add_(g * ratio)
     p.sub_(0.5 * buffer)
 
 
@@ -62,6 +63,39 @@ def test_lars_adapts_weights_and_leaves_biases_and_norms(tiny: Table, decay: flo
             lars_by_hand(p, grad, buffer, decay * whole, whole and bool(p.norm() > 0) and bool(grad.norm() > 0))
     for name, (p, _) in expected.items():
         torch.testing.assert_close(moved[name].detach(), p, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("release", ["simclr", "byol"])
+def test_lars_is_that_of_the_releases(release: str) -> None:
+    """Three steps with a learning rate that falls; tensors made with the official code."""
+    found = torch.load(Path(__file__).parent / "fixtures" / "lars.pt", weights_only=True)[release]
+    parameters = [nn.Parameter(p.clone()) for p in found["before"]]
+    plain = [any(word in name for word in ("bias", "batch_norm", "head_supervised")) or name.endswith("/b") for name in found["names"]]
+    assert {True, False} == set(plain)
+    groups = [{"params": [p], "weight_decay": 0.0 if out else found["decay"], "adapt": not out} for p, out in zip(parameters, plain, strict=True)]
+    optimizer = Lars(groups, 0.0, momentum=0.9, trust=0.001, eps=0.0, nesterov=False, lr_inside=release == "simclr")
+    for lr, grads, after in zip(found["lr"], found["grads"], found["after"], strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        for p, grad in zip(parameters, grads, strict=True):
+            p.grad = grad.clone()
+        optimizer.step()
+        assert max(float((p.detach() - q).abs().max()) for p, q in zip(parameters, after, strict=True)) < 1e-7
+
+
+@pytest.mark.parametrize("falls", [1.0, 0.5])
+def test_where_lars_puts_the_rate_matters_while_it_falls(falls: float) -> None:
+    def trained(*, nesterov: bool = False, lr_inside: bool = False) -> Tensor:
+        p = nn.Parameter(torch.arange(1.0, 13.0).view(3, 4))
+        optimizer = Lars([{"params": [p], "weight_decay": 0.1, "adapt": True}], 1.0, momentum=0.9, trust=0.1, eps=0.0, nesterov=nesterov, lr_inside=lr_inside)
+        for step in range(4):
+            optimizer.param_groups[0]["lr"] = falls**step
+            p.grad = torch.ones(3, 4)
+            optimizer.step()
+        return p.detach()
+
+    assert torch.allclose(trained(), trained(lr_inside=True)) == (falls == 1.0)
+    assert not torch.allclose(trained(), trained(nesterov=True))
 
 
 def test_biases_and_norms_are_not_decayed_unless_asked(tiny: Table) -> None:
@@ -113,6 +147,74 @@ def test_the_schedule_rises_linearly_and_falls_as_a_cosine() -> None:
     assert lr_factor(schedule, 0.4, 0.2) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)
     assert [lr_factor(Schedule(use="constant"), share, 0.5) for share in (0.0, 0.25, 0.5, 1.0)] == [0, 0.5, 1, 1]
     assert lr_factor(Schedule(), 1.0, 1.0) == 1.0
+
+
+def test_the_schedule_moves_once_an_epoch_or_steps_down() -> None:
+    """MoCo-v2's 200 epochs by the cosine, MoCo's by 0.1 after 120 and 160; ten steps an epoch."""
+    by_epoch, down = Schedule(grain="epoch"), Schedule(use="multistep", milestones=[120, 160])
+    for step in (0, 7, 1999, 1234):
+        epoch = step // 10
+        assert lr_factor(by_epoch, step / 2000, 0.0, epoch, 1 / 200) == pytest.approx(0.5 * (1 + math.cos(math.pi * epoch / 200)))
+        assert lr_factor(down, step / 2000, 0.0, epoch, 1 / 200) == pytest.approx(1.0 if epoch < 120 else 0.1 if epoch < 160 else 0.01)
+    warm = Schedule(grain="epoch", start=0.1)
+    assert [lr_factor(warm, share, 0.1, 0, 0.05) for share in (0.0, 0.05, 0.1)] == pytest.approx([0.1, 0.55, 1.0])  # the warm-up by the step
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"use": "multistep"}, 'milestones and use = "multistep" go together. Write both, for example milestones = [120, 160], or none'),
+        ({"milestones": [3]}, 'milestones and use = "multistep" go together.'),
+        ({"use": "multistep", "milestones": [3, 2]}, "milestones: want numbers that rise, not [3.0, 2.0]"),
+        ({"use": "constant", "final": 0.1}, 'final is of use = "cosine". Leave it out'),
+        ({"use": "constant", "grain": "epoch"}, 'grain is of use = "cosine". Leave it out'),
+    ],
+    ids=str,
+)
+def test_keys_of_a_schedule_that_do_nothing_are_refused(tiny: Table, table: Table, said: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        from_table({**tiny, "schedule": table})
+    assert said in str(error.value)
+
+
+def test_what_the_engine_refuses_of_rates(tiny: Table) -> None:
+    hours = {**{k: v for k, v in tiny["run"].items() if k != "steps"}, "hours": 1.0}
+    with pytest.raises(RecipeError, match=r"^\[schedule\] grain: a run of run\.hours does not know how many epochs it takes\. Write grain = \"step\"\.$"):
+        check_recipe(from_table({**tiny, "run": hours, "schedule": {"grain": "epoch"}}))
+    with pytest.raises(RecipeError, match=r"^\[optimizer\] clip: run\.clip_gradients clips the same gradients, all together\. Write one of the two\.$"):
+        check_recipe(from_table({**tiny, "run": {**tiny["run"], "clip_gradients": 1.0}, "optimizer": {**tiny["optimizer"], "clip": 3.0}}))
+
+
+def test_the_decay_goes_from_its_start_to_its_end_where_the_recipe_says_it(tiny: Table) -> None:
+    """DINO: 0.04 to 0.4, and 0 on biases and norms; a part's own decay stays."""
+    assembly = assemble(from_table({**tiny, "optimizer": {"use": "adamw", "lr": 0.01, "weight_decay": 0.04, "weight_decay_end": 0.4}, "extra": [{"use": "tiny.rules"}]}))
+    optimizer, trainable = make_optimizer(assembly, Small())
+    spec = assembly.recipe.optimizer
+    assert [decay_at(spec, share) for share in (0.0, 0.5, 1.0)] == pytest.approx([0.04, 0.22, 0.4])
+    assert decay_at(from_table(tiny).optimizer, 0.5) is None
+    set_rates(optimizer, 0.01, 1.0, decay_at(spec, 0.5))
+    decays = {name: group["weight_decay"] for name, p in trainable.items() for group in optimizer.param_groups if any(p is q for q in group["params"])}
+    assert decays["layer.weight"] == pytest.approx(0.22) and decays["layer.bias"] == decays["norm.weight"] == decays["predictor.weight"] == 0.0
+
+
+def test_each_gradient_is_clipped_by_itself_as_dino_does(tiny: Table) -> None:
+    model = Small()
+    optimizer, trainable = make_optimizer(assemble(from_table({**tiny, "optimizer": {"use": "sgd", "lr": 1.0, "momentum": 0.0}})), model)
+    clip_each(NoZero(), optimizer, trainable, 0.05)
+    model(torch.randn(8, 6)).square().mean().backward()
+    before = {name: (p.detach().clone(), p.grad.clone()) for name, p in trainable.items() if p.grad is not None}
+    set_rates(optimizer, 1.0, 1.0)
+    optimizer.step()
+    assert {bool(g.norm() > 0.05) for _, g in before.values()} == {True, False}
+    for name, (p, g) in before.items():
+        torch.testing.assert_close(trainable[name].detach(), p - g * min(1.0, 0.05 / (float(g.norm()) + 1e-6)))
+
+
+class NoZero:
+    """An engine of stage 0."""
+
+    def zero_optimization(self) -> bool:
+        return False
 
 
 def test_warm_up_is_given_in_steps_epochs_or_as_a_share(tiny: Table) -> None:

@@ -49,15 +49,15 @@ def test_views_that_are_masked_differ_and_follow_the_draws() -> None:
 
 
 def test_what_cannot_be_is_refused() -> None:
-    Random(views=[0, 1]).heads(attrs.evolve(DIMS, pairs=((0, 1), (1, 0))))
+    Random(views=[0, 1]).check(attrs.evolve(DIMS, pairs=((0, 1), (1, 0))))
     with pytest.raises(RecipeError, match=r"\[masks\] masks.random: views names view 1, which is online in no pair of these views. Write views = \[0\]\."):
-        Random(views=[0, 1]).heads(DIMS)
+        Random(views=[0, 1]).check(DIMS)
     with pytest.raises(RecipeError, match=r"\[masks\] masks.random: views names view 2; views are counted from 0, and there are 2\."):
-        Random(views=[2]).heads(DIMS)
+        Random(views=[2]).check(DIMS)
     with pytest.raises(RecipeError, match=r"hides 4 of the 2 x 2 cells of view 1"):
-        Random(views=[1], ratio=0.9).heads(attrs.evolve(DIMS, pairs=((1, 0),)))
+        Random(views=[1], ratio=0.9).check(attrs.evolve(DIMS, pairs=((1, 0),)))
     with pytest.raises(RecipeError, match=r"hides 0 of the 1 x 1 cells"):
-        Random(ratio=0.3).heads(attrs.evolve(DIMS, grids=((1, 1), (1, 1))))
+        Random(ratio=0.3).check(attrs.evolve(DIMS, grids=((1, 1), (1, 1))))
     for change, message in (({"ratio": 1.0}, "ratio must be < 1"), ({"views": []}, "views"), ({"ratios": 0.5}, "Did you mean 'ratio'?")):
         with pytest.raises(RecipeError, match=message.replace("?", r"\?")):
             recipe.structure(change, parts()["random"], "[masks] masks.random")

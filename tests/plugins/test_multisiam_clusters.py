@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twinview.assembly import assemble
+from twinview.data.loading.factory import Paths
 from twinview.errors import RecipeError
-from twinview.model import Outcome, Siamese
+from twinview.model import Outcome, Siamese, make_model
 from twinview.recipe import read
-from twinview.values import Alignment, Batch, Geometry, Progress
+from twinview.values import Alignment, Batch, DataFactory, Geometry, Progress
 from twinview_multisiam.clusters import Clusters, own_centroid
 from twinview_multisiam.watch import border_information, occupancy_entropy, watch
 
@@ -228,8 +229,7 @@ def recipe(toy: dict[str, Any], align: str = "roi", run: Mapping[str, Any] | Non
 
 def model(table: dict[str, Any]) -> Siamese:
     assembly = assemble(read(table))
-    encoder = assembly.encoder()
-    return Siamese(assembly, assembly.dims(encoder, 100), encoder)
+    return make_model(assembly, 100, data=cast(DataFactory, Paths(assembly.recipe)))
 
 
 def batch(siamese: Siamese, n: int = 4, seed: int = 0, epoch: int = 0) -> Batch:

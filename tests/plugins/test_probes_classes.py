@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from twinview import recipe
 from twinview.branch import Branch, Branches
 from twinview.errors import DataError, RecipeError
-from twinview.values import Batch, Dims, EncoderSpec, Features, Level, PlainBatch, Progress, Size
+from twinview.values import Batch, DataFactory, Dims, EncoderSpec, Features, Level, PlainBatch, Progress, Size
 from twinview_probes import parts
 from twinview_probes.classes import Classes, Knn, Linear, Thumbnails
 
@@ -36,7 +36,7 @@ class Means(nn.Module):
         return Features(cells=cells, pooled=cells.mean((2, 3)), levels={"c4": cells})
 
 
-class Colored:
+class Colored(DataFactory):
     """A data factory: image i is of class i % 3 and of its colour, under noise."""
 
     channels = 3
@@ -124,9 +124,9 @@ def test_needs_and_wrong_features() -> None:
     assert probe(Knn).traits().needs == {"pooled"} and probe(Knn, on="cells").traits().needs == {"cells"}
     assert probe(Linear, on="c4", train="").traits().needs == {"levels", "labels"}
     dims = Dims(encoder=Means().spec, grids=(), sizes=(), pairs=(), global_batch=1, dataset_size=1)
-    probe(Knn, on="c4").heads(dims)
+    probe(Knn, on="c4").check(dims, Colored({}))
     with pytest.raises(RecipeError, match=r"on: the encoder gives no 'c3'\. There is: pooled, cells, c4\."):
-        probe(Linear, on="c3").heads(dims)
+        probe(Linear, on="c3").check(dims, Colored({}))
 
 
 def test_both_sets_are_opened_before_the_first_step() -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from twinview.branch import Branch, Branches
 from twinview.data.scenes.street import CLASSES
 from twinview.errors import DataError, RecipeError
-from twinview.values import Batch, Dims, EncoderSpec, Features, Level, PlainBatch, Progress, Size
+from twinview.values import Batch, DataFactory, Dims, EncoderSpec, Features, Level, PlainBatch, Progress, Size
 from twinview_probes.cluster import Cluster
 from twinview_probes.clusters import FeatureClusters
 from twinview_probes.confusion import Confusion
@@ -130,7 +130,7 @@ class Net(nn.Module):
         return Features(cells=cells, pooled=cells.mean((2, 3)), levels={"c3": cells})
 
 
-class Blocks:
+class Blocks(DataFactory):
     """A data factory: pictures of blocks of 8 pixels, each of one of three colours; its label is 10 + the colour, red blocks have none."""
 
     channels = 3
@@ -163,9 +163,9 @@ def own_map(tmp_path: Path) -> str:
     return str(path)
 
 
-def part(tmp_path: Path, *, channels: int = 3, **options: Any) -> Cluster:
+def part(tmp_path: Path, **options: Any) -> Cluster:
     found = Cluster(**{"val": "val", "size": SIZE, "labels": own_map(tmp_path), "clusters": 3, **options})
-    found.heads(Dims(encoder=Net().spec, grids=(), sizes=(), pairs=(), global_batch=1, dataset_size=1, heads={"clusters": channels}))
+    found.check(Dims(encoder=Net().spec, grids=(), sizes=(), pairs=(), global_batch=1, dataset_size=1), Blocks())
     return found
 
 
@@ -184,7 +184,7 @@ def test_a_head_that_gives_one_cluster_has_collapsed(tmp_path: Path) -> None:
     nn.init.zeros_(head.weight)
     nn.init.constant_(head.bias.data[:1], 1.0)  # type: ignore[union-attr]
     with torch.no_grad():
-        found = part(tmp_path, head="clusters", channels=4).evaluate(branches(head), Blocks())
+        found = part(tmp_path, head="clusters").evaluate(branches(head), Blocks())
     assert found["cluster/collapsed"] == 1 and found["cluster/entropy"] == 0 and found["cluster/empty"] == 3 and found["cluster/miou"] < 40
 
 

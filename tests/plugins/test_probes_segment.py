@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from twinview import recipe
 from twinview.branch import Branch, Branches
 from twinview.errors import DataError, RecipeError
-from twinview.values import Batch, Dims, EncoderSpec, Features, Level, PlainBatch, Progress, Size
+from twinview.values import Batch, DataFactory, Dims, EncoderSpec, Features, Level, PlainBatch, Progress, Size
 from twinview_probes import parts
 from twinview_probes.segment import Segment
 
@@ -39,7 +39,7 @@ class Colors(nn.Module):
         return Features(cells=maps["c3"], pooled=x.mean((2, 3)), levels=maps)
 
 
-class Stripes:
+class Stripes(DataFactory):
     """A data factory: images of three stripes, whose colours are classes 0, 1 and 2; `odd` relabels the last row of pixels."""
 
     channels = 3
@@ -142,9 +142,9 @@ def test_classes_are_learnt_from_the_labels_or_given() -> None:
 
 def test_a_wrong_level_is_refused_when_the_encoders_sizes_are_known() -> None:
     dims = Dims(encoder=Colors().spec, grids=(), sizes=(), pairs=(), global_batch=1, dataset_size=1)
-    probe(levels=["cells"]).heads(dims)
+    probe(levels=["cells"]).check(dims, Stripes({}))
     with pytest.raises(RecipeError, match=r"levels: the encoder gives no map 'c4'\. There is: cells, c2, c3\."):
-        probe(levels=["c3", "c4"]).heads(dims)
+        probe(levels=["c3", "c4"]).check(dims, Stripes({}))
     assert probe().traits().needs == {"levels"} and probe(levels=["cells"]).traits().needs == {"cells"}
 
 

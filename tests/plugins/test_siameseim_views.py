@@ -71,7 +71,7 @@ def dims(*grids: Size) -> Dims:
 ])
 def test_the_count_is_the_same_for_every_image(options: dict[str, Any], grid: Size, count: int) -> None:
     rng, part = np.random.default_rng(0), Blocks(**options)
-    part.heads(dims(grid, grid))
+    part.check(dims(grid, grid))
     for _ in range(50):
         hidden, other = part.make_masks((grid, grid), rng)
         assert hidden is not None and hidden.dtype == torch.bool and hidden.shape == (grid[0] * grid[1],) and int(hidden.sum()) == count
@@ -102,7 +102,7 @@ def test_masks_follow_the_generator_that_is_given() -> None:
 ])
 def test_masks_that_cannot_be_are_refused_before_the_run(options: dict[str, Any], line: str) -> None:
     with pytest.raises(RecipeError, match=line):
-        Blocks(**options).heads(dims(GRID, GRID))
+        Blocks(**options).check(dims(GRID, GRID))
 
 
 @pytest.mark.parametrize("options", [{"ratio": 0.0}, {"ratio": 1.0}, {"count": -1}, {"smallest": 0}, {"aspect": 1.0}, {"views": []}, {"views": [-1]}])

@@ -4,7 +4,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import torch
@@ -12,14 +12,15 @@ import torch
 from twinview.assembly import Assembly, answered, installed
 from twinview.data.dataset.open import open_data
 from twinview.data.dataset.statistics import with_measured
-from twinview.data.loading.factory import Factory
+from twinview.data.loading.factory import Factory, Paths
 from twinview.engine.checkpoint import find_checkpoint, load_model
 from twinview.engine.distributed.process import join, on_first
 from twinview.engine.run_recipe import run_recipe
 from twinview.errors import RecipeError, closest
 from twinview.model import make_model
+from twinview.ops.seeding import generator
 from twinview.recipe import PartConfig, Recipe
-from twinview.values import Progress
+from twinview.values import DataFactory, Progress
 
 
 def evaluations() -> dict[str, list[str]]:
@@ -70,19 +71,20 @@ def evaluate(assembly: Assembly, run: Path, step: int | None = None) -> dict[str
     shards = open_data(assembly.recipe.data)
     recipe = with_measured(assembly.recipe, shards)
     assembly = assembly.under(recipe)
-    model = make_model(assembly, len(shards), shards.classes, weights=False).to(ranks.device)
+    model = make_model(assembly, len(shards), shards.classes, weights=False, data=cast(DataFactory, Paths(recipe))).to(ranks.device)
     checkpoint = find_checkpoint(run / "checkpoints", step)
     load_model(checkpoint, model, ranks.rank, ranks.world)
     model.eval()
-    data = Factory(recipe, model.dims, shards, ranks.rank, ranks.world)
+    data = Factory(recipe, model.dims, shards, ranks.rank, ranks.world, model.features)
     progress = Progress(0, checkpoint.step, 0, 1.0)
     (label,) = (use.label for use in recipe.evaluate)
     scores: dict[str, float] = {}
     with torch.no_grad():
-        for hook in ("before_epoch", "evaluate"):
-            if label in assembly.answers(hook):
-                for answer in assembly.only(hook, label)(branches=model.branches, data=data, progress=progress):
-                    scores |= {name: float(value) for name, value in answer.items()}
+        if label in assembly.answers("before_epoch"):
+            rng = generator(recipe.run.seed, "before_epoch", label, progress.epoch)
+            assembly.only("before_epoch", label)(branches=model.branches, data=data, progress=progress, rng=rng)
+        for answer in assembly.only("evaluate", label)(branches=model.branches, data=data, progress=progress):
+            scores |= {name: float(value) for name, value in answer.items()}
     use = recipe.evaluate[0]
     on_first(lambda: _note(run, {"step": checkpoint.step, "use": use.use, "name": use.label, **use.options, **scores}))
     return scores

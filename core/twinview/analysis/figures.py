@@ -43,7 +43,7 @@ def draw(recipe: Recipe, run: Path | None = None, *, images: int = IMAGES) -> di
     if run is not None and trained:
         load_model(find_checkpoint(run / "checkpoints"), model, rank=0, world=1)
     model.eval()
-    return _draw(model, shards, Factory(assembly.recipe, model.dims, shards) if run is not None else None, images)
+    return _draw(model, shards, Factory(assembly.recipe, model.dims, shards, features=model.features) if run is not None else None, images)
 
 
 def draw_trained(model: Siamese, shards: Samples, data: DataFactory) -> dict[str, Image.Image]:

@@ -18,7 +18,19 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from twinview.branch import Branch
-from twinview.assembly.checks import CORE, GIVES, NEEDS, check_alignments, check_channels, check_heads, check_hooks, check_traits
+    from twinview.values import DataFactory
+from twinview.assembly.checks import (
+    CORE,
+    GIVES,
+    NEEDS,
+    check_alignments,
+    check_channels,
+    check_dims,
+    check_heads,
+    check_hooks,
+    check_scores,
+    check_traits,
+)
 from twinview.assembly.plugins import GROUP, answered, distribution, find_part, option, options, pluggy_manager
 
 ANSWERS = {  # slot -> the hook that its part must answer
@@ -61,6 +73,7 @@ class Assembly:
         check_channels(self)
         check_alignments(self)
         check_heads(self)
+        check_scores(self)
 
     @property
     def calls(self) -> Calls:
@@ -89,6 +102,10 @@ class Assembly:
         """Labels of the parts that wrap a hook, innermost first."""
         return [i.plugin_name for i in getattr(self.manager.hook, hook).get_hookimpls() if i.wrapper]
 
+    def arguments(self, hook: str, label: str) -> tuple[str, ...]:
+        """Which of a hook's arguments a part's answer takes."""
+        return next((tuple(i.argnames) for i in getattr(self.manager.hook, hook).get_hookimpls() if i.plugin_name == label), ())
+
     def has(self, hook: str) -> bool:
         """Whether any part answers a hook."""
         return bool([name for name in self.answers(hook) if name != CORE])
@@ -114,14 +131,11 @@ class Assembly:
         return made
 
     def dims(self, encoder: nn.Module, dataset_size: int, classes: int = 0) -> Dims:
-        """The sizes that heads and workers need.  Raises RecipeError where a part needs labels and the shards hold none."""
+        """The sizes that heads and workers need.  Raises RecipeError where a part needs labels and the shards hold none, or pairs of views."""
         import numpy as np
 
         probe = self.calls.sample_views(size=(256, 256), rng=np.random.default_rng(0))
         spec = cast(Any, encoder.spec)
-        for label, traits in self.traits.items():
-            if "labels" in traits.needs and not classes:
-                raise RecipeError(f"{self.uses[label][1]}: needs labels, and the shards of [data] hold no class labels (field cls).")
         dims = Dims(
             encoder=spec,
             grids=tuple(spec.grid(s) for s in probe.sizes),
@@ -134,11 +148,17 @@ class Assembly:
             extras={name: self.traits[use.label].extra for name, use in self.recipe.align.items()},
             heads={use.label: self.traits[use.label].channels for use in self.recipe.head},
         )
+        check_dims(self, dims)
         widths: dict[str, set[int]] = {name: set() for name in self.recipe.align}
         for label in self.answers("aligned_widths"):
             for answer in self.only("aligned_widths", label)(dims=dims):
                 widths[option(self.parts[label], "align") or ""].update(answer)
         return attrs.evolve(dims, aligned_widths={name: tuple(sorted(found)) for name, found in widths.items()})
+
+    def check(self, dims: Dims, data: DataFactory) -> None:
+        """Ask every part's `check`, in the recipe's order.  Raises what they raise."""
+        for label in self.answers("check"):
+            self.only("check", label)(dims=dims, data=data)
 
     def distributions(self) -> dict[str, str]:
         """Method -> the distribution that offers it, with its version."""

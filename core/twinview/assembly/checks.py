@@ -7,19 +7,24 @@ from typing import Any, Protocol
 from twinview.assembly.plugins import option
 from twinview.errors import PluginError, RecipeError, closest
 from twinview.recipe.schema import PartConfig, Recipe
-from twinview.values import Traits
+from twinview.values import Dims, Traits
 
 CORE = "twinview"  # the core's own name on the manager
-SINGLE = ("sample_views", "draw_augment", "apply_augment", "make_masks", "make_encoder", "encode")  # at most one part answers
+SINGLE = ("sample_views", "draw_augment", "apply_augment", "make_masks", "make_encoder", "encode", "sample_weights")  # at most one part answers
 NEEDS = {  # word of Traits.needs -> what lacks it
     **{word: "encoder" for word in ("cells", "pooled", "tokens", "levels")},
     "crop_draws": "views",
     "alignment": "align",
     "masks": "masks",
+    "even_masks": "masks",
+    "pairs": "views",
     "averaged_target": "target",
     "labels": "data",
 }
-GIVES = ("cells", "pooled", "tokens", "levels", "hides", "recomputable", "crop_draws", "uses_extra", "any_channels", "deep")
+GIVES = (
+    *("cells", "pooled", "tokens", "levels", "hides", "hides_any", "recomputable"),  # encoders
+    *("any_channels", "deep", "crop_draws", "uneven_masks", "uses_extra"),
+)
 
 
 class Composition(Protocol):
@@ -38,6 +43,10 @@ class Composition(Protocol):
         """Labels of the parts that wrap a hook, innermost first."""
         ...
 
+    def arguments(self, hook: str, label: str) -> tuple[str, ...]:
+        """Which of a hook's arguments a part's answer takes."""
+        ...
+
 
 def check_hooks(made: Composition) -> None:
     """Hooks that take one part, and hooks that go together."""
@@ -46,9 +55,11 @@ def check_hooks(made: Composition) -> None:
         if len(who) > 1:
             places = " and ".join(made.uses[name][1] for name in who)
             raise RecipeError(f"{hook}: takes one part, the recipe has {len(who)}: {places}. Leave all but one out.")
-    one_by_one = [name for name in (*made.answers("encode"), *made.wrappers("encode")) if name != CORE]
-    if made.recipe.run.views_together and one_by_one:
-        raise RecipeError(f"[run] views_together: {made.uses[one_by_one[0]][1]} answers encode, a view at a time. Leave views_together out.")
+    for name in (*made.answers("encode"), *made.wrappers("encode")) if made.recipe.run.views_together else ():
+        takes = made.arguments("encode", name)
+        if name != CORE and "view" in takes and "views" not in takes:
+            said = f"{made.uses[name][1]} answers encode for one `view`, and does not take `views`"
+            raise RecipeError(f"[run] views_together: {said}. Leave views_together out.")
     stray = [name for name in made.answers("align") if made.uses[name][0] != "align"]
     if stray:
         raise RecipeError(f"{made.uses[stray[0]][1]}: answers align. Put it in [align], or in [align.NAME] beside another.")
@@ -62,21 +73,28 @@ def check_traits(made: Composition) -> None:
     """What parts need of the encoder, the views and the recipe."""
     recipe = made.recipe
     encoder = made.traits[recipe.encoder.label]
+    uneven = f"[masks] {recipe.masks.use}" if recipe.masks is not None and "uneven_masks" in made.traits[recipe.masks.label].gives else ""
     for label, traits in made.traits.items():
         place = made.uses[label][1]
         for word in sorted(traits.needs):
             if NEEDS[word] == "encoder" and word not in encoder.gives:
                 has = ", ".join(sorted(encoder.gives.intersection(NEEDS))) or "nothing"
                 raise RecipeError(f"{place}: needs {word}, and [encoder] {recipe.encoder.use} gives {has}. Choose another encoder.")
-            if NEEDS[word] == "views" and word not in made.traits[recipe.views.label].gives:
+            if word == "crop_draws" and word not in made.traits[recipe.views.label].gives:
                 raise RecipeError(f"{place}: needs {word}, and [views] {recipe.views.use} does not note them. Choose other views.")
             if word == "masks" and recipe.masks is None:
                 raise RecipeError(f"{place}: needs masked views. Add a [masks] table.")
+            if word == "even_masks" and uneven:
+                said = f"{uneven} hides more in one image than in another"
+                raise RecipeError(f"{place}: needs as many hidden cells in every image, and {said}. Choose other masks.")
             if word == "averaged_target" and recipe.target.momentum == 0:
                 raise RecipeError(f"{place}: needs an averaged target. Set [target] momentum above 0.")
     if recipe.masks is not None and "hides" not in encoder.gives:
         other = recipe.encoder.use
         raise RecipeError(f"[masks] {recipe.masks.use}: [encoder] {other} cannot hide cells. Leave [masks] out, or choose another encoder.")
+    if uneven and "hides_any" not in encoder.gives:
+        said = f"hides more cells in one image than in another, and [encoder] {recipe.encoder.use} drops as many in each"
+        raise RecipeError(f"{uneven}: {said}. {encoder.instead or 'Choose an encoder that puts a mask token there.'}")
     if recipe.run.activation_checkpointing and "recomputable" not in encoder.gives:
         other = recipe.encoder.use
         raise RecipeError(f"[run] activation_checkpointing: [encoder] {other} names no blocks. Leave it out, or choose another encoder.")
@@ -137,3 +155,26 @@ def check_heads(made: Composition) -> None:
     for name in heads:
         if name not in trained:
             raise RecipeError(f'{made.uses[name][1]}: no loss uses it. Leave it out, or say head = "{name}" in a loss.')
+
+
+def check_scores(made: Composition) -> None:
+    """[run] keep_best against the scores that the evaluations name; one that names none may give any."""
+    wanted, there = made.recipe.run.keep_best, set[str]()
+    for label in made.answers("evaluate"):
+        names = made.traits[label].scores
+        if names is None:
+            return
+        own = made.uses[label][2].name
+        there |= {f"{own}.{name}" if own else name for name in names}
+    if wanted and wanted not in there:
+        raise RecipeError(f"[run] keep_best: no evaluation gives {wanted!r}.{closest(wanted, there)}")
+
+
+def check_dims(made: Composition, dims: Dims) -> None:
+    """What parts need of the views' pairs and of the data's labels."""
+    for label, traits in made.traits.items():
+        place = made.uses[label][1]
+        if "labels" in traits.needs and not dims.classes:
+            raise RecipeError(f"{place}: needs labels, and the shards of [data] hold no class labels (field cls).")
+        if "pairs" in traits.needs and not dims.pairs:
+            raise RecipeError(f"{place}: needs pairs of views, and [views] {made.recipe.views.use} gives none. Write more views.")

@@ -5,6 +5,7 @@
     checkpoints/step-000500/        model.pt       name -> tensor: online, target, state, buffers too (rank 0's)
                                     optimizer.pt   parameter name -> momenta, moments, counts
                                     rank-K.pt      what each rank has of its own: BatchNorm statistics, random states
+                                    samples.pt     how often the epoch has each sample, where a part says so (`sample_weights`)
                                     meta.json      step, epoch, elapsed, ranks, data, recipe, a checksum of each file
 """
 from __future__ import annotations
@@ -47,16 +48,29 @@ class Checkpoint:
         """Optimizer steps that it has behind it."""
         return int(self.meta["step"])
 
+    def has(self, name: str) -> bool:
+        """Whether it has a file."""
+        return name in self.meta["files"]
+
     def load(self, name: str) -> Any:
         """One of its files, on the CPU."""
         return _load(self.path / name)
 
 
 # ---- writing
-def save_checkpoint(folder: Path, model: nn.Module, optimizer: Mapping[str, Mapping[str, Any]], meta: Mapping[str, Any], *, keep: int) -> Path:
+def save_checkpoint(
+    folder: Path,
+    model: nn.Module,
+    optimizer: Mapping[str, Mapping[str, Any]],
+    meta: Mapping[str, Any],
+    *,
+    keep: int,
+    more: Mapping[str, Any] | None = None,
+) -> Path:
     """Write a checkpoint into `folder`; every rank calls it.  A kill at any moment leaves the one before whole.
 
-    `optimizer`: state by parameter name, on rank 0; `meta`: `step` and what else to remember; `keep`: how many to leave, the newest and the best.
+    `optimizer`: state by parameter name, on rank 0; `meta`: `step` and what else to remember; `keep`: how many to leave, the newest and the best;
+    `more`: other files by name, as rank 0 has them.
     """
     rank = torch.distributed.get_rank()
     name = f"step-{meta['step']:06d}"
@@ -66,7 +80,7 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: Mapping[str, Mapp
     files: dict[str, Any] = {f"rank-{rank}.pt": {"buffers": _own_buffers(model), "random": random_states(device)}}
     weights = whole_state(model)
     if rank == 0:
-        files |= {"model.pt": weights, "optimizer.pt": _to_cpu(optimizer)}
+        files |= {"model.pt": weights, "optimizer.pt": _to_cpu(optimizer), **(more or {})}
     try:
         mine: Any = _saving(fresh, lambda: {file: _write(fresh / file, content) for file, content in files.items()})
     except CheckpointError as e:

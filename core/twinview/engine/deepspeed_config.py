@@ -50,6 +50,10 @@ def check_recipe(recipe: Recipe) -> None:
         raise RecipeError("[run] compile: ZeRO stage 3 gathers parameters layer by layer, inside what would be compiled. Write stage = 2.")
     if recipe.run.compile and recipe.run.activation_checkpointing:
         raise RecipeError("[run] compile: torch.compile does not follow activation_checkpointing into its second pass. Write one of the two.")
+    if recipe.run.clip_gradients and recipe.optimizer.clip:
+        raise RecipeError("[optimizer] clip: run.clip_gradients clips the same gradients, all together. Write one of the two.")
+    if recipe.schedule.grain == "epoch" and recipe.run.hours is not None:
+        raise RecipeError('[schedule] grain: a run of run.hours does not know how many epochs it takes. Write grain = "step".')
     for key in ("warmup_steps", "warmup_epochs"):
         if recipe.run.hours is not None and getattr(recipe.schedule, key) is not None:
             raise RecipeError(f"[schedule] {key}: a run of run.hours does not know its steps. Write warmup_share.")

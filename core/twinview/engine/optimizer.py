@@ -9,6 +9,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from twinview.assembly import Assembly
 from twinview.branch import Branch, ParamRule
+from twinview.engine.lars import LARS
 from twinview.recipe import tables
 
 
@@ -29,9 +30,10 @@ def make_optimizer(assembly: Assembly, online: nn.Module) -> tuple[Optimizer, di
             continue
         whole = parameter.ndim > 1 or spec.decay_norm_bias
         decay = rule.weight_decay if rule.weight_decay is not None else spec.weight_decay * whole
-        group = {"weight_decay": decay, "lr_scale": rule.lr_scale, "schedule": rule.schedule}
+        group: dict[str, Any] = {"weight_decay": decay, "lr_scale": rule.lr_scale, "schedule": rule.schedule, "frozen_until": rule.frozen_until}
+        group |= {"decay": decay, "decay_scheduled": rule.weight_decay is None and whole, "resets": _own_group(assembly, online, name)}
         if isinstance(spec, tables.LARS):
-            group["always_adapt"] = whole or decay > 0  # else timm adapts decayed groups alone, and a recipe without decay would be plain SGD
+            group["adapt"] = bool(whole or decay > 0)
         groups.setdefault(tuple(group.values()), {**group, "params": []})["params"].append(parameter)
         trainable[name] = parameter
     return _optimizer(spec, list(groups.values()), spec.peak(assembly.recipe.run.batch_size)), trainable
@@ -43,10 +45,16 @@ def _optimizer(spec: Any, groups: list[dict[str, Any]], lr: float) -> Optimizer:
         return AdamW(groups, lr=lr, betas=spec.betas, eps=spec.eps)
     if isinstance(spec, tables.SGD):
         return SGD(groups, lr=lr, momentum=spec.momentum, nesterov=spec.nesterov)
-    from timm.optim.lars import Lars
+    return LARS(
+        groups, lr, momentum=spec.momentum, trust=spec.trust, eps=spec.eps, nesterov=spec.nesterov, lr_inside=spec.lr_inside
+    )
 
-    made: Optimizer = Lars(groups, lr=lr, momentum=spec.momentum, nesterov=spec.nesterov, trust_coeff=spec.trust, eps=spec.eps)
-    return made
+
+def _own_group(assembly: Assembly, online: nn.Module, name: str) -> str:
+    """A group of its own for each head of a part that may reset it: under ZeRO the parameters of a group are counted together."""
+    head = online.head_of(name) if isinstance(online, Branch) else ""
+    may = {assembly.key(label) for hook in ("before_epoch", "after_step") for label in assembly.answers(hook)}
+    return head if head.rpartition("/")[0] in may else ""
 
 
 def optimizer_state(optimizer: Optimizer, trainable: dict[str, nn.Parameter]) -> dict[str, dict[str, Any]]:
@@ -61,10 +69,16 @@ def load_optimizer_state(optimizer: Optimizer, trainable: dict[str, nn.Parameter
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
-def set_rates(optimizer: Optimizer, peak: float, factor: float) -> None:
-    """Give every group its learning rate: scheduled, or constant where a part asked for that."""
+def set_rates(optimizer: Optimizer, peak: float, factor: float, decay: float | None = None, epoch: int = 0) -> None:
+    """Give every group its learning rate and its weight decay for a step of `epoch`: scheduled, or constant where a part asked for that.
+
+    `decay`: of the recipe at this step, None where it stays.  Groups that are frozen until a later epoch have neither.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = peak * group["lr_scale"] * (factor if group["schedule"] == "recipe" else 1.0)
+        frozen = epoch < group["frozen_until"]
+        group["lr"] = 0.0 if frozen else peak * group["lr_scale"] * (factor if group["schedule"] == "recipe" else 1.0)
+        scheduled = decay if decay is not None and group["decay_scheduled"] else group["decay"]
+        group["weight_decay"] = 0.0 if frozen else scheduled
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:

@@ -17,14 +17,28 @@ def warmup_share(recipe: Recipe, steps: int, steps_per_epoch: int) -> float:
     return min(1.0, rising / steps)
 
 
-def lr_factor(schedule: tables.Schedule, share: float, warmup: float) -> float:
-    """Learning rate as a part of its peak: linear from 0 over the first `warmup` of the run, then cosine to `final`, or constant."""
+def lr_factor(schedule: tables.Schedule, share: float, warmup: float, epoch: int = 0, epoch_share: float = 0.0) -> float:
+    """Learning rate as a part of its peak, `share` of the run done: linear from `start` over the first `warmup` of the run, then as `schedule` says.
+
+    `epoch`: whole epochs done; `epoch_share`: an epoch as a share of the run, 0 where the run is measured in hours.
+    """
     if share < warmup:
-        return share / warmup
+        return schedule.start + (1 - schedule.start) * share / warmup
     if schedule.use == "constant":
         return 1.0
-    down = (share - warmup) / (1 - warmup) if warmup < 1 else 0.0
+    if schedule.use == "multistep":
+        return float(schedule.gamma ** sum(milestone <= epoch for milestone in schedule.milestones))
+    done = min(epoch * epoch_share, 1.0) if schedule.grain == "epoch" else share
+    down = max(done - warmup, 0.0) / (1 - warmup) if warmup < 1 else 0.0
     return schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * down)) / 2
+
+
+def decay_at(optimizer: tables.Rates, share: float) -> float | None:
+    """The recipe's weight decay, `share` of the run done: a cosine from weight_decay to weight_decay_end (DINO); None where it stays."""
+    if optimizer.weight_decay_end is None:
+        return None
+    start, end = optimizer.weight_decay, optimizer.weight_decay_end
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
 
 
 def momentum_at(target: tables.Target, share: float) -> float:

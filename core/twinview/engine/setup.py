@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import attrs
 import numpy as np
@@ -16,11 +16,15 @@ from twinview.data.dataset.base import Samples
 from twinview.data.dataset.open import open_data
 from twinview.data.dataset.order import steps_per_epoch
 from twinview.data.dataset.statistics import with_measured
+from twinview.data.loading.factory import Paths
+from twinview.data.loading.loader import check_choice
 from twinview.data.remote.shard import Access, RemoteShard
 from twinview.engine.agreement import check_data, check_recipes
+from twinview.engine.clip import clip_each
 from twinview.engine.compiled import compile_encoders
 from twinview.engine.deepspeed_config import check_recipe, deepspeed_config, micro_batch, stage
 from twinview.engine.distributed.process import Ranks, join, on_first
+from twinview.engine.frozen import Frozen
 from twinview.engine.loss_scale import LossScale, install
 from twinview.engine.optimizer import make_optimizer
 from twinview.engine.precision import resolve_precision
@@ -29,7 +33,7 @@ from twinview.errors import RecipeError
 from twinview.model import Siamese, make_model
 from twinview.ops.seeding import seed_of
 from twinview.recipe import Recipe
-from twinview.values import Dims
+from twinview.values import DataFactory, Dims
 
 
 class TrainSetup(NamedTuple):
@@ -43,6 +47,7 @@ class TrainSetup(NamedTuple):
     model: Siamese
     optimizer: Optimizer
     trainable: dict[str, nn.Parameter]  # what the optimizer moves, by name in the online branch
+    frozen: Frozen  # of these, what waits for an epoch
     epoch: int  # steps of an epoch
     steps: int  # of the run; 0 where it is measured in hours
     warmup: float  # share of the run
@@ -65,7 +70,9 @@ def build(recipe: Recipe, *, assembly: Assembly | None = None, going_on: bool = 
     recipe = with_measured(recipe, shards)
     assembly = assembly.under(recipe)
     epoch = steps_per_epoch(len(shards), recipe.run.batch_size)
-    model = make_model(assembly, len(shards), shards.classes, weights=not going_on).to(ranks.device)
+    if assembly.has("sample_weights"):
+        check_choice(recipe, next(assembly.uses[label][1] for label in assembly.answers("sample_weights")))
+    model = make_model(assembly, len(shards), shards.classes, weights=not going_on, data=cast(DataFactory, Paths(recipe))).to(ranks.device)
     if recipe.run.sync_batchnorm and ranks.world > 1:
         from twinview.ops.sync_batchnorm import synchronize_batchnorm
 
@@ -79,7 +86,9 @@ def build(recipe: Recipe, *, assembly: Assembly | None = None, going_on: bool = 
     optimizer, trainable = make_optimizer(assembly, model.online)
     _seed(recipe.run.seed, ranks.rank)
     steps = _steps(recipe, epoch)
-    return TrainSetup(ranks, recipe, assembly, shards, model.dims, model, optimizer, trainable, epoch, steps, warmup_share(recipe, steps, epoch))
+    frozen = Frozen(optimizer, trainable)
+    warmup = warmup_share(recipe, steps, epoch)
+    return TrainSetup(ranks, recipe, assembly, shards, model.dims, model, optimizer, trainable, frozen, epoch, steps, warmup)
 
 
 def _recompute_blocks(model: Siamese) -> None:
@@ -150,5 +159,7 @@ def wrap(built: TrainSetup, folder: Path) -> Any:
         engine.enable_backward_allreduce = built.ranks.world > 1  # alone it would copy every gradient there and back
         if built.recipe.run.channels_last:  # only now: DeepSpeed's first broadcast reads parameters as plain bytes
             built.model.to(memory_format=torch.channels_last)  # not under stages 1-3, where weights lie in rows: convolutions turn them at each call
+    if built.recipe.optimizer.clip:
+        clip_each(engine, built.optimizer, built.trainable, built.recipe.optimizer.clip)
     compile_encoders(built.recipe, built.model)
     return engine

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from twinview.engine.around import after_micro_batch, after_step
 from twinview.engine.loss_scale import measured, scale_of
 from twinview.engine.optimizer import set_rates
-from twinview.engine.schedule import lr_factor, momentum_at
+from twinview.engine.schedule import decay_at, lr_factor, momentum_at
 from twinview.engine.setup import TrainSetup
 from twinview.engine.skipped_steps import Micro, SkippedStep, leave_out
+from twinview.engine.zero import forget
 from twinview.errors import TwinviewError
 from twinview.model import LazyStep, Outcome, Siamese
 from twinview.values import Batch, Progress
@@ -40,21 +42,25 @@ def take_step(built: TrainSetup, engine: Any, batches: Iterator[Batch], progress
     """
     recipe, model = built.recipe, built.model
     began, source = time.perf_counter(), _Timed(batches)
-    factor = lr_factor(recipe.schedule, progress.share, built.warmup)
-    lr = recipe.optimizer.peak(recipe.run.batch_size)
-    set_rates(built.optimizer, lr, factor)
+    thawed = built.frozen.begin(progress.epoch)
+    if thawed and progress.step == progress.epoch * built.epoch:
+        forget(engine, built.optimizer, built.trainable, thawed)
+    factor = lr_factor(recipe.schedule, progress.share, built.warmup, progress.epoch, built.epoch / built.steps if built.steps else 0.0)
+    lr, decay = recipe.optimizer.peak(recipe.run.batch_size), decay_at(recipe.optimizer, progress.share)
+    set_rates(built.optimizer, lr, factor, decay, progress.epoch)
     momentum = momentum_at(recipe.target, progress.share) if model.target is not None else 0.0
     if recipe.target.update == "before_forward" and not model.followed:
         model.follow(momentum)
     before = _written(model) if recipe.run.bad_steps else {}
     values: dict[str, Tensor | float] = {}
     micros = []
-    for _ in range(recipe.run.accumulation - 1):  # nothing of these is held while the next is computed
-        micros.append(_accumulate(built, engine, next(source), progress, watch, values)[0])
-    micro, step = _accumulate(built, engine, next(source), progress, watch, values)
+    for number in range(recipe.run.accumulation - 1):  # nothing of these is held while the next is computed
+        micros.append(_accumulate(built, engine, next(source), progress._replace(micro=number), watch, values)[0])
+    micro, step = _accumulate(built, engine, next(source), progress._replace(micro=recipe.run.accumulation - 1), watch, values)
     norm, moved = measured(engine)
     scale = scale_of(engine)
     values |= {"lr": lr * factor, "momentum": momentum, "grad_norm": norm, **({"loss_scale": scale.cur_scale} if scale.fp16 else {})}
+    values |= {} if decay is None else {"weight_decay": decay}
     model.followed = not moved and recipe.target.update == "before_forward"
     if not moved:
         _undo(model, before)
@@ -62,7 +68,7 @@ def take_step(built: TrainSetup, engine: Any, batches: Iterator[Batch], progress
     scale.stepped()
     if recipe.target.update == "after_step":
         model.follow(momentum)
-    built.assembly.calls.after_step(branches=model.branches, step=step, progress=progress)
+    values |= after_step(built, engine, step, progress)
     return StepResult(values, time.perf_counter() - began, source.seconds)
 
 
@@ -91,11 +97,13 @@ def _accumulate(
     except torch.OutOfMemoryError:
         much = f"{len(batch.keys)} images at once do not fit the GPU"
         raise TwinviewError(f"step {progress.step + 1}: {much}. Write a larger run.accumulation.") from None
-    found: dict[str, Tensor] = {"loss": loss, **{f"loss/{k}": v for k, v in outcome.terms.items()}, **outcome.notes}
+    step = outcome.step.settle()
+    notes = outcome.notes | after_micro_batch(built, engine, step, progress)
+    found: dict[str, Tensor] = {"loss": loss, **{f"loss/{k}": v for k, v in outcome.terms.items()}, **notes}
     for name, value in found.items():
         values[name] = values.get(name, 0.0) + value / built.recipe.run.accumulation
     engine.step()
-    return Micro(batch.keys, loss, outcome.terms), outcome.step.settle()
+    return Micro(batch.keys, loss, outcome.terms), step
 
 
 def _written(model: Siamese) -> dict[str, Tensor]:

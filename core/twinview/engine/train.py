@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from itertools import chain
 from pathlib import Path
@@ -14,12 +14,12 @@ import torch.distributed as dist
 
 from twinview.assembly import Assembly
 from twinview.data.loading.factory import Factory
-from twinview.data.loading.loader import training_batches
 from twinview.data.loading.views import BadSamples
 from twinview.data.remote.shard import fetch_all
+from twinview.engine.around import before_epoch
+from twinview.engine.batches import Batches, ask_choice, choice_files, load_choice
 from twinview.engine.checkpoint import Checkpoint, best_of, load_model, mark_best, save_checkpoint, steps_in
 from twinview.engine.collapse import collapses
-from twinview.engine.compiled import uncompiled
 from twinview.engine.deepspeed_config import micro_batch
 from twinview.engine.distributed.preempt import SAVING, Notice, Told, noticing
 from twinview.engine.distributed.process import averaged, barrier, gathered, join, on_first, peak_memory, telling_faults
@@ -32,10 +32,10 @@ from twinview.engine.run_log import OnProgress, RunLog
 from twinview.engine.setup import TrainSetup, build, wrap
 from twinview.engine.skipped_steps import SkippedSteps
 from twinview.engine.step import StepResult, take_step
-from twinview.engine.zero import gathered_weights, plain_linear, whole_optimizer_state
+from twinview.engine.zero import plain_linear, whole_optimizer_state
 from twinview.errors import RecipeError, closest
 from twinview.recipe import Recipe
-from twinview.values import Batch, Progress
+from twinview.values import Progress
 
 OnEnd = Callable[[TrainSetup, Factory], None]
 
@@ -84,7 +84,7 @@ def train(
                     restore(setup, engine, start)
         except Told:
             raise notice.fault(f"{notice.words}.") from None
-        data = Factory(setup.recipe, setup.dims, setup.shards, setup.ranks.rank, setup.ranks.world)
+        data = Factory(setup.recipe, setup.dims, setup.shards, setup.ranks.rank, setup.ranks.world, setup.model.features)
         clock = Clock(setup, float(start.meta["elapsed"]) if start else 0.0)
         log = held.enter_context(closing(_open_log(setup, engine, run_dir, start, clock, on_progress)))
         return Trainer(setup, engine, run_dir, meta, start, clock, log, Evaluator(setup, engine, data), notice).run(on_end)
@@ -163,6 +163,7 @@ class Trainer:
         self.checkpoint = start.path if start else folder / "checkpoints"
         self.unwritten: dict[str, float] = on_first(lambda: self._unwritten(start)) if start else {}
         self.bad_samples = BadSamples(setup.recipe.data.bad_samples)
+        self.choice = load_choice(start, setup)  # how often the epoch has each sample, where a part says so
         self.skipped = SkippedSteps(setup.recipe.run.bad_steps, folder, start.meta.get("left_out") if start else None)
         self.notice, self.pace = notice, _Pace(self.step)
         self.alone = setup.ranks.world == 1  # may end where it waits: no other rank waits for it
@@ -179,7 +180,7 @@ class Trainer:
         share = self.clock.share(self.step)
         try:
             self.write_row(self.evaluator.due(self.step, share), share)
-            with closing(self.batches()) as batches:
+            with closing(Batches(setup, self.step, self.bad_samples, self.choice)) as batches:
                 while share < 1:
                     taken = self.take(batches, share)
                     share = self.clock.share(self.step)
@@ -205,15 +206,6 @@ class Trainer:
             self.log.write(self.step, self.unwritten, self.evaluate(due, share), share)
             self.unwritten = {}
 
-    def batches(self) -> Generator[Batch]:
-        """The micro-batches that are left."""
-        setup, ranks = self.setup, self.setup.ranks
-        left = setup.steps - self.step if setup.steps else None
-        return training_batches(
-            setup.recipe, setup.dims, setup.shards, rank=ranks.rank, world=ranks.world, start=self.step, steps=left, bad=self.bad_samples,
-            assembly=setup.assembly,
-        )
-
     def progress(self, share: float) -> Progress:
         """As hooks see it; `step` counts from 0."""
         return Progress(self.step, self.setup.steps, self.step // self.setup.epoch, share)
@@ -222,17 +214,21 @@ class Trainer:
         """Whether a row is due after `step` steps, counted from 1."""
         return step == 1 or step % self.setup.recipe.run.log_every == 0 or step == self.setup.steps
 
-    def take(self, batches: Iterator[Batch], share: float) -> StepResult:
+    def take(self, batches: Batches, share: float) -> StepResult:
         """One optimizer step, and what comes before an epoch."""
-        setup, progress = self.setup, self.progress(share)
+        setup, progress, data = self.setup, self.progress(share), self.evaluator.data
+        first_of_epoch, chooses = self.step % setup.epoch == 0, setup.assembly.has("sample_weights")
         self.notice.stepping()
+        if first_of_epoch and chooses:  # the epoch's batches wait for it
+            before_epoch(setup, self.engine, data, progress)
+            self.choice = ask_choice(setup, self.engine, data, progress)
+            batches.begin_epoch(self.step, self.choice)
         began = time.perf_counter()
         with self.notice.eager(self.alone):
             first = next(batches)
         waited = time.perf_counter() - began
-        if self.step % setup.epoch == 0:
-            with gathered_weights(self.engine), uncompiled(setup.recipe):
-                setup.assembly.calls.before_epoch(branches=setup.model.branches, data=self.evaluator.data, progress=progress)
+        if first_of_epoch and not chooses:
+            before_epoch(setup, self.engine, data, progress)
         self.notice.stepping()
         taken = take_step(setup, self.engine, chain([first], batches), progress, watch=self.is_logged(self.step + 1))
         if taken.left_out:
@@ -289,7 +285,8 @@ class Trainer:
         meta = {"step": self.step, "epoch": self.step // setup.epoch, "elapsed": self.clock.elapsed(), "row": self.unwritten, **kept, **self.meta}
         state = whole_optimizer_state(self.engine, setup.optimizer, setup.trainable)
         self.saved = self.step
-        self.checkpoint = save_checkpoint(self.folder / "checkpoints", setup.model, state, meta, keep=setup.recipe.run.keep)
+        files = choice_files(self.choice)
+        self.checkpoint = save_checkpoint(self.folder / "checkpoints", setup.model, state, meta, keep=setup.recipe.run.keep, more=files)
         self._last_words()
         self.notice.stepping()
 

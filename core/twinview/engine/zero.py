@@ -5,7 +5,7 @@ Stages 1 and 2 lay the parameters of a group end to end and give each rank a pie
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from twinview.engine.optimizer import load_optimizer_state, optimizer_state
+from twinview.errors import PluginError
 
 Named = dict[str, nn.Parameter]
 Memory = dict[str, dict[str, Any]]  # parameter name -> what the optimizer remembers of it: tensors of its shape, counts
@@ -37,10 +38,10 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def gathered_weights(engine: Any) -> Iterator[None]:
+def gathered_weights(engine: Any, trainable: Named | None = None) -> Iterator[None]:
     """Under stage 3, every parameter whole on every rank, and modules free of DeepSpeed's hooks: ranks may call them as often as they like.
 
-    Elsewhere nothing happens.  What is written to parameters meanwhile is lost.
+    Elsewhere nothing happens.  What is written to parameters meanwhile is lost, unless `trainable` says what the optimizer moves.
     """
     if not sharded(engine.module):
         yield
@@ -56,6 +57,8 @@ def gathered_weights(engine: Any) -> Iterator[None]:
         offload.forward_hooks, offload.backward_hooks = [], []
         try:
             yield
+            if trainable is not None:
+                _keep_writes(engine, trainable)
         finally:
             offload._register_deepspeed_module(offload.module)
 
@@ -70,6 +73,36 @@ def plain_linear() -> Iterator[None]:
         torch.nn.functional.linear = before
 
 
+@contextmanager
+def writable_weights(engine: Any, trainable: Named, *, whole: bool = True) -> Iterator[None]:
+    """What is written to parameters inside stays, under every stage; every rank writes the same.
+
+    Stages 1-3 train copies of the parameters, of which each rank has a piece: what was written to the parameters is copied to them at the end.
+    `whole`: under stage 3 gather the parameters, which else lie in shards that nothing should write to.
+    """
+    if not engine.zero_optimization() or (sharded(engine.module) and not whole):
+        yield
+    elif sharded(engine.module):
+        with gathered_weights(engine, trainable):
+            yield
+    else:
+        yield
+        _keep_writes(engine, trainable)
+
+
+@torch.no_grad()
+def _keep_writes(engine: Any, trainable: Named) -> None:
+    """Copy the whole parameters to the shards of stage 3, and to the pieces that the optimizer moves."""
+    rank = dist.get_rank()
+    for parameter in engine.module.parameters():
+        if hasattr(parameter, "ds_tensor"):
+            n = parameter.ds_tensor.numel()
+            mine = parameter.data.reshape(-1)[rank * n : (rank + 1) * n]
+            parameter.ds_tensor.data.view(-1)[: len(mine)].copy_(mine)
+    for group in groups_of(engine.optimizer, trainable):
+        group.refresh()
+
+
 def sharded(model: nn.Module) -> bool:
     """Whether ZeRO-3 has cut the parameters into shards."""
     return any(hasattr(p, "ds_tensor") for p in model.parameters())
@@ -80,8 +113,23 @@ class Group(NamedTuple):
     """Parameters that lie in one flat tensor on each rank."""
 
     flat: Tensor  # [n]: this rank's piece; the optimizer's key
-    places: list[tuple[str, nn.Parameter, int]]  # name, parameter, offset
+    places: list[tuple[str, Any, int]]  # name, parameter, offset
     across: bool  # stage 3: offsets count inside every rank's piece; else in the row of all pieces
+
+    def mine(self) -> list[slice]:
+        """Where each parameter lies in this rank's piece; empty where other ranks have all of it."""
+        rank, n = dist.get_rank(), len(self.flat)
+        if self.across:
+            return [slice(offset, offset + min(max(_numel(p) - rank * p.partition_numel(), 0), p.partition_numel())) for _, p, offset in self.places]
+        inside = [(offset - rank * n, offset - rank * n + _numel(p)) for _, p, offset in self.places]
+        return [slice(min(max(first, 0), n), min(max(last, 0), n)) for first, last in inside]
+
+    def refresh(self) -> None:
+        """Copy this rank's piece anew from the parameters, which are whole."""
+        rank, n = dist.get_rank(), len(self.flat)
+        for (_, p, offset), at in zip(self.places, self.mine(), strict=True):
+            first = rank * p.partition_numel() if self.across else max(rank * n - offset, 0)
+            self.flat.data[at].copy_(p.data.reshape(-1)[first : first + at.stop - at.start])
 
     def split(self, pieces: Tensor) -> dict[str, Tensor]:
         """[ranks, n] -> each parameter's values, in its shape."""
@@ -110,7 +158,7 @@ def whole_optimizer_state(engine: Any, optimizer: Optimizer, trainable: Named) -
     if not engine.zero_optimization():
         return optimizer_state(optimizer, trainable) if _first() else {}
     found: Memory = {name: {} for name in trainable}
-    for group in _groups(engine.optimizer, trainable):
+    for group in groups_of(engine.optimizer, trainable):
         for key, value in optimizer.state.get(group.flat, {}).items():
             if _is_count(value):
                 for name, _, _ in group.places:
@@ -136,7 +184,7 @@ def load_whole_optimizer_state(engine: Any, optimizer: Optimizer, trainable: Nam
     if not engine.zero_optimization():
         load_optimizer_state(optimizer, trainable, saved)
         return
-    for group in _groups(engine.optimizer, trainable):
+    for group in groups_of(engine.optimizer, trainable):
         state: dict[str, Any] = {}
         for key in dict.fromkeys(key for name, _, _ in group.places for key in saved.get(name, {})):
             values = {name: saved[name][key] for name, _, _ in group.places if key in saved.get(name, {})}
@@ -145,11 +193,38 @@ def load_whole_optimizer_state(engine: Any, optimizer: Optimizer, trainable: Nam
         optimizer.state[group.flat] = state
 
 
+def forget(engine: Any, optimizer: Optimizer, trainable: Named, names: Collection[str]) -> None:
+    """What the optimizer remembers of these parameters becomes what it was before its first step.  Every rank calls it.
+
+    Raises PluginError where a count is shared with others: under stages 1-3 the parameters of a group are counted together.
+    """
+    if not engine.zero_optimization():
+        for name in names:
+            _zero(optimizer.state.get(trainable[name], {}).values())
+        return
+    for group in groups_of(engine.optimizer, trainable):
+        chosen = [(name in names, at) for (name, _, _), at in zip(group.places, group.mine(), strict=True)]
+        state = optimizer.state.get(group.flat, {})
+        if all(inside for inside, _ in chosen):
+            _zero(state.values())
+        elif any(inside for inside, _ in chosen):
+            name = next(name for name, _, _ in group.places if name in names)
+            if any(_is_count(value) for value in state.values()):
+                why = "has its optimizer steps counted together with other parameters, under this ZeRO stage. A part resets heads of its own"
+                raise PluginError(f"branches.reset: {name!r} {why}; or write stage = 0.")
+            _zero(value[at] for value in state.values() for inside, at in chosen if inside)
+
+
+def _zero(values: Iterable[Any]) -> None:
+    for value in values:
+        value.zero_()
+
+
 def _is_count(value: Any) -> bool:
     return not isinstance(value, Tensor) or value.ndim == 0
 
 
-def _groups(zero: Any, trainable: Named) -> Iterator[Group]:
+def groups_of(zero: Any, trainable: Named) -> Iterator[Group]:
     """As DeepSpeed's optimizer of stage 1, 2 or 3 has laid them out."""
     names = {id(p): name for name, p in trainable.items()}
     if hasattr(zero, "fp32_partitioned_groups_flat"):

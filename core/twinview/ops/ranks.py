@@ -90,3 +90,8 @@ def rank() -> int:
 
 def _several() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def world() -> int:
+    """How many ranks there are; 1 where this process is alone."""
+    return dist.get_world_size() if _several() else 1

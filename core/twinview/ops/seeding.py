@@ -25,6 +25,11 @@ def seeded(*names: int | str) -> Iterator[None]:
         yield
 
 
+def generator(*names: int | str) -> np.random.Generator:
+    """A generator of its own for any names, the same on every rank and after a resume."""
+    return np.random.Generator(np.random.Philox(key=seed_of(*names)))
+
+
 def uniform(seeds: Tensor, n: int, *names: int | str) -> Tensor:
     """[B, n] float32 in [0, 1): row b depends on seeds[b] (int64) and `names` alone, whatever else is in the batch.
 

@@ -104,6 +104,8 @@ class Rates:
     lr: float | None = field(default=None, validator=optional(and_(ge(0), lt(math.inf))))
     base_lr: float | None = field(default=None, validator=optional(and_(ge(0), lt(math.inf))))
     weight_decay: float = field(default=0.0, validator=ge(0))
+    weight_decay_end: float | None = field(default=None, validator=optional(ge(0)))  # a cosine leads there over the run (DINO); left out: constant
+    clip: float = field(default=0.0, validator=ge(0))  # norm of each parameter's gradient by itself (DINO); run.clip_gradients: of all together
     decay_norm_bias: bool = False  # weight decay (and LARS's trust ratio) on biases and norms too
 
     def peak(self, batch_size: int) -> float:
@@ -133,12 +135,13 @@ class AdamW(Rates):
 
 @attrs.frozen(kw_only=True)
 class LARS(Rates):
-    """Layer-wise adaptive rates (You et al. 2017), timm's."""
+    """Layer-wise adaptive rates (You et al. 2017), as BYOL, MoCo-v3, PixPro and SimCLR released it."""
 
     momentum: float = field(default=0.9, validator=ge(0))
     trust: float = _positive(0.001)
-    eps: float = _positive(1e-8)
+    eps: float = field(default=0.0, validator=ge(0))  # added to the norm of the decayed gradient (PixPro: 1e-8)
     nesterov: bool = False
+    lr_inside: bool = False  # the momentum buffer sums lr times the gradient (SimCLR) in place of the gradient
 
 
 OPTIMIZERS: dict[str, type[Rates]] = {"sgd": SGD, "adamw": AdamW, "lars": LARS}
@@ -146,13 +149,26 @@ OPTIMIZERS: dict[str, type[Rates]] = {"sgd": SGD, "adamw": AdamW, "lars": LARS}
 
 @attrs.frozen(kw_only=True)
 class Schedule:
-    """Learning rate over the run: linear warm-up, then cosine to `final` of the peak.  At most one warm-up key."""
+    """Learning rate over the run: linear warm-up, then cosine to `final` of the peak, steps down, or constant.  At most one warm-up key."""
 
-    use: Literal["cosine", "constant"] = "cosine"
+    use: Literal["cosine", "constant", "multistep"] = "cosine"
     warmup_epochs: float | None = None
     warmup_steps: int | None = None
     warmup_share: float | None = field(default=None, validator=optional(and_(ge(0), le(1))))  # of the run
-    final: float = _share(0.0)
+    start: float = _share(0.0)  # of the peak, where the warm-up begins
+    final: float = _share(0.0)  # of the peak, where the cosine ends
+    grain: Literal["step", "epoch"] = "step"  # epoch: the cosine moves once an epoch (MoCo, SimSiam, DenseCL); the warm-up always by the step
+    milestones: list[float] = field(factory=list, validator=deep_iterable(gt(0)))  # multistep: epochs after which the rate is multiplied by gamma
+    gamma: float = field(default=0.1, validator=[gt(0), lt(1)])
+
+    def __attrs_post_init__(self) -> None:
+        if (self.use == "multistep") != bool(self.milestones):
+            raise ValueError('milestones and use = "multistep" go together. Write both, for example milestones = [120, 160], or none')
+        if self.milestones != sorted(set(self.milestones)):
+            raise ValueError(f"milestones: want numbers that rise, not {self.milestones}")
+        for name in ("final", "grain"):
+            if self.use != "cosine" and getattr(self, name) != getattr(attrs.fields(Schedule), name).default:
+                raise ValueError(f'{name} is of use = "cosine". Leave it out')
 
 
 @attrs.frozen(kw_only=True)

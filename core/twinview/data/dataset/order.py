@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Protocol
+from typing import Any, Protocol
 
 import attrs
 import numpy as np
@@ -21,13 +21,19 @@ def epoch_order(seed: int, epoch: int, starts: NDArray[np.int64], window: int = 
     `window` shards, drawn at random, are shuffled together and read before the next ones (locality for slow disks); 0 shuffles all.
     The raw bits of Philox are the same in every version of numpy; `Generator.permutation` promises no such thing.
     """
+    return shuffle(seed, epoch, np.arange(int(starts[-1])), starts, window)
+
+
+def shuffle(seed: int, epoch: int, drawn: NDArray[np.int64], starts: NDArray[np.int64], window: int = 0) -> NDArray[np.int64]:
+    """The order in which an epoch reads the samples `drawn`, each any number of times: positions in `drawn`.  See `epoch_order`."""
     bits = np.random.Philox(key=np.array([seed, epoch], np.uint64))
-    raw = bits.random_raw(int(starts[-1]))
+    raw = bits.random_raw(len(drawn))
     if window == 0:
-        return np.argsort(raw, kind="stable")
-    sizes = np.diff(starts)
-    rank = np.argsort(np.argsort(bits.random_raw(len(sizes)), kind="stable"))  # of each shard in this epoch
-    return np.lexsort((raw, np.repeat(rank // window, sizes)))
+        whole: NDArray[np.int64] = np.argsort(raw, kind="stable")
+        return whole
+    rank = np.argsort(np.argsort(bits.random_raw(len(starts) - 1), kind="stable"))  # of each shard in this epoch
+    found: NDArray[np.int64] = np.lexsort((raw, rank[np.searchsorted(starts, drawn, side="right") - 1] // window))
+    return found
 
 
 def permutation(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
@@ -79,6 +85,52 @@ class Shuffled:
     def epoch(self, epoch: int, count: int) -> NDArray[np.int64]:
         """All samples in the order of this epoch, whatever the count."""
         return epoch_order(self.seed, epoch, self.starts, self.window)
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Chosen:
+    """An epoch whose samples a part chose (`sample_weights`).  With the same number for all it is the shuffle that `Shuffled` gives."""
+
+    base: Shuffled
+    numbers: NDArray[Any]  # [samples] int64: counts; float64: weights
+
+    @property
+    def samples(self) -> int:
+        """All, of which an epoch takes as many as any other epoch."""
+        return self.base.samples
+
+    def epoch(self, epoch: int, count: int) -> NDArray[np.int64]:
+        """Exactly `count` numbers.  Counts are shuffled and cut to `count`; weights are turned into counts first."""
+        n, seed = self.samples, self.base.seed
+        counts = self.numbers if self.numbers.dtype == np.int64 else counts_of(self.numbers, count, seed_of(seed, "weights", epoch))
+        drawn = np.repeat(np.arange(n), counts)
+        order = drawn[shuffle(seed, epoch, drawn, self.base.starts, self.base.window)][:count]
+        return order + n * earlier(order)
+
+
+def counts_of(weights: NDArray[np.float64], count: int, seed: int) -> NDArray[np.int64]:
+    """How often each sample is drawn, `count` in all: its share of `count` rounded down, and one more with the probability of what that leaves.
+
+    Systematic sampling (Madow 1949): no sample is drawn more than once more, or less, than its share.  A pure function.
+    """
+    shares = weights / weights.sum() * count
+    found = np.floor(shares).astype(np.int64)
+    ends = np.cumsum(shares - found)
+    ends *= (count - int(found.sum())) / ends[-1] if ends[-1] > 0 else 0.0  # a whole number, but for the rounding of sums
+    place = int(np.random.Philox(key=np.array([seed, 0], np.uint64)).random_raw(1)[0] >> 11) / (1 << 53)  # 0 <= place < 1
+    marks = np.floor(np.minimum(ends, count - int(found.sum())) + place).astype(np.int64)
+    whole: NDArray[np.int64] = found + np.diff(marks, prepend=0)
+    return whole
+
+
+def earlier(order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How often each entry has been in `order` before."""
+    by_value = np.argsort(order, kind="stable")
+    sorted_ = order[by_value]
+    first = np.flatnonzero(np.r_[True, sorted_[1:] != sorted_[:-1]]) if len(order) else np.empty(0, np.int64)
+    found = np.empty(len(order), np.int64)
+    found[by_value] = np.arange(len(order)) - np.repeat(first, np.diff(np.r_[first, len(order)]))
+    return found
 
 
 @attrs.frozen(kw_only=True)

@@ -1,14 +1,15 @@
 """What `before_epoch` and `evaluate` read images with: whole images without any draw, or an epoch's own batches."""
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from twinview.data.dataset.base import Samples
 from twinview.data.dataset.mixture import Mixture
-from twinview.data.dataset.open import open_shards
+from twinview.data.dataset.open import open_shards, shard_paths
 from twinview.data.dataset.order import steps_per_epoch
 from twinview.data.dataset.read import BadSample, bad_sample, read_class, read_image, read_map
 from twinview.data.dataset.stream import NUMBERED, Stream
@@ -16,19 +17,27 @@ from twinview.data.formats import decode
 from twinview.data.formats.decode import PixelFormat
 from twinview.data.loading.loader import load, training_batches
 from twinview.data.loading.views import BadSamples
-from twinview.data.remote.shard import Access
-from twinview.errors import DataError, closest
+from twinview.data.remote.shard import Access, is_remote
+from twinview.errors import DataError, PluginError, closest
 from twinview.recipe import Recipe
 from twinview.recipe.tables import HELD_OUT
-from twinview.values import Batch, Dims, PlainBatch, Size
+from twinview.values import Batch, Dims, Features, PlainBatch, Size
+
+if TYPE_CHECKING:
+    from twinview.branch import Branch
 
 LABELS = ("class", "map")
+NO_HELD_OUT = f"{HELD_OUT}: [data] held_out keeps no samples from training. Write held_out = 0.05, or the paths of shards."
 
 
 class Factory:
     """A rank's share of the run's data; implements `values.DataFactory`."""
 
-    def __init__(self, recipe: Recipe, dims: Dims, shards: Samples, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, recipe: Recipe, dims: Dims, shards: Samples, rank: int = 0, world: int = 1, features: Callable[..., Features] | None = None
+    ) -> None:
+        """`features`: of the run's model (`Siamese.features`); None where there is none."""
+        self._features = features
         self.recipe, self.dims, self.shards, self.rank, self.world = recipe, dims, shards, rank, world
         self._opened: dict[tuple[str, ...], Samples] = {}
 
@@ -41,6 +50,18 @@ class Factory:
         """The training batches of this rank just as `epoch` draws them, to its end."""
         length = steps_per_epoch(len(self.shards), self.recipe.run.batch_size)
         return training_batches(self.recipe, self.dims, self.shards, rank=self.rank, world=self.world, start=epoch * length, steps=length)
+
+    def features(
+        self, branch: Branch, batch: Batch | PlainBatch, view: int = 0, *, train: bool = False, move_statistics: bool = False
+    ) -> Features:
+        """See `values.DataFactory.features`."""
+        if self._features is None:
+            raise PluginError("data.features: there is no model here.")
+        return self._features(branch, batch, view, train=train, move_statistics=move_statistics)
+
+    def require(self, shards: str | Sequence[str]) -> None:
+        """Raises DataError where paths of `shards` are not there, or where [data] keeps none of what they name."""
+        require(shards, self.recipe)
 
     def plain(
         self, shards: str | Sequence[str] | None = None, *, size: Size, labels: Sequence[str] = (), batch_size: int = 64, crop: bool = False
@@ -78,7 +99,7 @@ class Factory:
             return self.shards
         if shards == HELD_OUT:
             if not isinstance(self.shards, Mixture) or self.shards.held_out is None:
-                raise DataError(f"{HELD_OUT}: [data] held_out keeps no samples from training. Write held_out = 0.05, or the paths of shards.")
+                raise DataError(NO_HELD_OUT)
             return self.shards.held_out
         names = (shards,) if isinstance(shards, str) else tuple(shards)
         if names not in self._opened:
@@ -88,6 +109,30 @@ class Factory:
     def _normalized(self, images: Tensor) -> Tensor:
         mean, std = (torch.tensor(numbers).view(-1, 1, 1) * 255 for numbers in self.recipe.data.colors())
         return (images.float() - mean) / std
+
+
+def require(shards: str | Sequence[str], recipe: Recipe) -> None:
+    """Raises DataError where paths of `shards` are not there; what lies elsewhere is not asked for."""
+    for one in (shards,) if isinstance(shards, str) else shards:
+        if one == HELD_OUT:
+            if not recipe.data.held_out:
+                raise DataError(NO_HELD_OUT)
+        elif not one.startswith("scenes:") and not is_remote(one):
+            list(shard_paths(one))
+
+
+class Paths:
+    """What `check` is given for data before any is opened: `require` alone."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+
+    def require(self, shards: str | Sequence[str]) -> None:
+        """See `values.DataFactory.require`."""
+        require(shards, self._recipe)
+
+    def __getattr__(self, name: str) -> Any:
+        raise PluginError(f"check(dims, data): data.{name} is not there yet: before a run begins there is data.require(shards) alone.")
 
 
 def central(pixels: Tensor, size: Size) -> Tensor:

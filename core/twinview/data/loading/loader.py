@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from twinview.assembly import Assembly
 from twinview.data.dataset.base import Samples
-from twinview.data.dataset.order import BatchSampler
+from twinview.data.dataset.order import BatchSampler, Chosen, EpochSampler, Shuffled
 from twinview.data.dataset.read import BadSample
 from twinview.data.dataset.stream import Stream
 from twinview.data.loading.prefetch import ShardPrefetcher, prefetch_batches
@@ -24,7 +25,7 @@ from twinview.data.loading.stream_batches import StreamBatches
 from twinview.data.loading.transfer import SHARED, out_of_memory, pack, unpack
 from twinview.data.loading.views import BadSamples, ViewDataset
 from twinview.data.remote.shard import RemoteShard
-from twinview.errors import DataError, TwinviewError
+from twinview.errors import DataError, RecipeError, TwinviewError
 from twinview.machine import TIMEOUT, timeout
 from twinview.recipe import Recipe
 from twinview.terminal import say
@@ -38,21 +39,31 @@ STATES = {"T": "stopped (SIGCONT lets it go on)", "D": "waiting for a disk or a 
 
 
 def training_batches(
-    recipe: Recipe, dims: Dims, shards: Samples, *, rank: int, world: int, start: int = 0, steps: int | None = None, bad: BadSamples | None = None,
+    recipe: Recipe,
+    dims: Dims,
+    shards: Samples,
+    *,
+    rank: int,
+    world: int,
+    start: int = 0,
+    steps: int | None = None,
+    bad: BadSamples | None = None,
     assembly: Assembly | None = None,
+    numbers: NDArray[Any] | None = None,
 ) -> Generator[Batch]:
     """This rank's micro-batches, `run.accumulation` for each optimizer step, from optimizer step `start` on, for `steps` or without end.
 
     Close it to end its workers.  `bad` counts the samples that do not decode, for a caller that wants to know them; `assembly`: the recipe's parts,
-    where they are made already.  Raises DataError: at once where the batch size does not fit, on the way where too many samples do not decode.
+    where they are made already.  `numbers`: counts or weights by which the samples of one epoch are chosen (`order.Chosen`); `steps` then stay in
+    it.  Raises DataError: at once where the batch size does not fit, on the way where too many samples do not decode.
     """
     pin = recipe.run.device != "cpu" and torch.cuda.is_available()
     if isinstance(shards, Stream):
         a = recipe.run.accumulation
-        numbers = count(start * a) if steps is None else range(start * a, (start + steps) * a)
-        return _counted(load(StreamBatches(recipe, dims, shards, rank, world, assembly), numbers, recipe.data.workers, pin=pin), recipe, bad)
+        which = count(start * a) if steps is None else range(start * a, (start + steps) * a)
+        return _counted(load(StreamBatches(recipe, dims, shards, rank, world, assembly), which, recipe.data.workers, pin=pin), recipe, bad)
     plan = BatchSampler(
-        order=shards.order(recipe.run.seed, recipe.data.window),
+        order=chosen(shards.order(recipe.run.seed, recipe.data.window), numbers),
         global_batch=recipe.run.batch_size,
         accumulation=recipe.run.accumulation,
         rank=rank,
@@ -63,6 +74,22 @@ def training_batches(
         work = prefetch_batches(plan, shards, window, start, steps)
         return _counted(load(ShardPrefetcher(make, shards.paths), work, recipe.data.workers, pin=pin), recipe, bad)
     return _counted(load(make, plan.batches(start, steps), recipe.data.workers, pin=pin), recipe, bad)
+
+
+def chosen(order: EpochSampler, numbers: NDArray[Any] | None) -> EpochSampler:
+    """The order of samples that a part chose by numbers; of weighted sources there is none (`check_choice`)."""
+    if numbers is None:
+        return order
+    assert isinstance(order, Shuffled)
+    return Chosen(base=order, numbers=numbers)
+
+
+def check_choice(recipe: Recipe, place: str) -> None:
+    """Raises RecipeError where something else than the part at `place` chooses samples."""
+    if recipe.data.streaming:
+        raise RecipeError(f"{place}: chooses samples, and [data] streaming reads them as they lie. Leave streaming out.")
+    if any(source.weight is not None for source in recipe.data.source):
+        raise RecipeError(f"{place}: chooses samples, and so do the weights of [[data.source]]. Leave the weights out.")
 
 
 def _counted(loaded: Generator[tuple[Batch, tuple[BadSample, ...]]], recipe: Recipe, bad: BadSamples | None) -> Generator[Batch]:

@@ -43,7 +43,7 @@ class WorkerHooks:
     """What a worker process asks for every sample."""
 
     def __init__(self, assembly: Assembly) -> None:
-        self.calls, self.rng = assembly.calls, Rekeyed()
+        self.assembly, self.calls, self.rng = assembly, assembly.calls, Rekeyed()
         self.augment, self.masks = assembly.has("draw_augment"), assembly.has("make_masks")
 
 
@@ -87,7 +87,7 @@ class ViewDataset:
     def collate(self, places: Sequence[SampleIndex]) -> tuple[Batch, tuple[BadSample, ...]]:
         """The batch of some places of one epoch, and the samples in it that had to be replaced."""
         items = [self[place] for place in places]
-        batch, bad = collate(items), tuple(bad for item in items for bad in item.bad)
+        batch, bad = collate(items, self._uneven()), tuple(bad for item in items for bad in item.bad)
         if batch.augment is not None and self.recipe.data.augment_on == "worker":
             apply = self._made().calls.apply_augment
             images = tuple(apply(pixels=raw, params=params) for raw, params in zip(batch.images, batch.augment))
@@ -97,6 +97,15 @@ class ViewDataset:
     def _made(self) -> WorkerHooks:
         self._parts = self._parts or WorkerHooks(assemble(self.recipe))
         return self._parts
+
+    def _uneven(self) -> str:
+        """Why the masks of a batch must all hide as many cells; "": they need not."""
+        if self.recipe.masks is None:
+            return ""
+        assembly = self._made().assembly
+        if "uneven_masks" in assembly.traits[self.recipe.masks.label].gives:
+            return ""
+        return f"[masks] {self.recipe.masks.use}"
 
     def _candidates(self, epoch: int, again: int, index: int) -> Iterator[int]:
         """The sample, then as many others of its source as may be bad; a run of neighbours from a random place, so none is tried twice."""
@@ -172,18 +181,16 @@ def cut(pixels: Tensor, box: Sequence[int], size: tuple[int, int], flip: bool) -
     return view.flip(-1) if flip else view
 
 
-def collate(items: Sequence[Item]) -> Batch:
-    """Items of one epoch -> a Batch."""
+def collate(items: Sequence[Item], even: str = "") -> Batch:
+    """Items of one epoch -> a Batch.  `even`: the place of masks that hide as many cells of a view in every image, else they may differ."""
     first = items[0]
     views = range(len(first.images))
 
     def stack(tensors: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         return {name: torch.stack([t[name] for t in tensors]) for name in tensors[0]}
 
-    if any(len({item.hidden[v] is None for item in items}) > 1 for v in views):
-        raise PluginError("[masks]: hides cells of a view in some images only. The count is the same for every image.")
     geometries = [item.geometry for item in items]
-    hidden = [[h for item in items if (h := item.hidden[v]) is not None] for v in views]
+    hidden = [_masks([item.hidden[v] for item in items], f"{even}: hides" if even else "", v) for v in views]
     return Batch(
         keys=tuple(item.key for item in items),
         ids=torch.tensor([item.id for item in items]),
@@ -198,10 +205,23 @@ def collate(items: Sequence[Item]) -> Batch:
             pairs=first.geometry.pairs,
             notes=stack([g.notes for g in geometries]),
         ),
-        hidden=tuple(torch.stack(masks) if masks else None for masks in hidden),
+        hidden=tuple(hidden),
         augment=tuple(stack([item.augment[v] for item in items if item.augment]) for v in views) if first.augment else None,
         labels=stack([item.labels for item in items]),
     )
+
+
+def _masks(masks: Sequence[Tensor | None], even: str, view: int) -> Tensor | None:
+    """[B, h*w] bool of a view, None where no image has a mask; one without hides nothing.  `even`: the start of a refusal of other counts."""
+    some = next((mask for mask in masks if mask is not None), None)
+    if some is None:
+        return None
+    whole = torch.stack([torch.zeros_like(some) if mask is None else mask for mask in masks])
+    counts = sorted(set(whole.sum(1).tolist())) if even else []
+    if len(counts) > 1:
+        instead = 'Hide as many in every image, or say Traits(gives=frozenset({"uneven_masks"})), for encoders that put a mask token there'
+        raise PluginError(f"{even} {counts[0]} cells of view {view} in one image and {counts[-1]} in another. {instead}.")
+    return whole
 
 
 def stacked(images: Sequence[Tensor]) -> Tensor:

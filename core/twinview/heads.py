@@ -1,0 +1,47 @@
+"""What a model is made of besides its encoders: the heads that parts ask for, a target or none, and the views that share a pass."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import attrs
+
+from twinview.assembly import Assembly
+from twinview.branch import Head
+from twinview.errors import PluginError, RecipeError
+from twinview.ops.seeding import seeded
+from twinview.values import Dims, Role
+
+NONE_TOGETHER: dict[Role, dict[int, list[int]]] = {"online": {}, "target": {}}
+
+
+def views_together(assembly: Assembly, dims: Dims) -> dict[Role, dict[int, list[int]]]:
+    """For each branch, the views of one size that the pairs ask of it, by view.  Raises RecipeError where that is never two."""
+    online, target = (list(dict.fromkeys(pair[i] for pair in dims.pairs)) for i in (0, 1))
+    if assembly.recipe.target.momentum == 0:  # what the target gives is the online branch's
+        online, target = list(dict.fromkeys([*online, *target])), []
+    found: dict[Role, dict[int, list[int]]] = {
+        "online": {v: [w for w in online if dims.sizes[w] == dims.sizes[v]] for v in online},
+        "target": {v: [w for w in target if dims.sizes[w] == dims.sizes[v]] for v in target},
+    }
+    if not any(len(views) > 1 for groups in found.values() for views in groups.values()):
+        views = f"the pairs of {assembly.recipe.views.use} ask no branch for two views of one size"
+        raise RecipeError(f"[run] views_together: {views}. Leave it out, or choose other views.")
+    return found
+
+
+def wants_target(assembly: Assembly, dims: Dims) -> bool:
+    """Whether anything asks for a target branch: pairs have a target view, and a part may need an average without them."""
+    return bool(dims.pairs) or any("averaged_target" in traits.needs for traits in assembly.traits.values())
+
+
+def heads_of(assembly: Assembly, dims: Dims, label: str, *names: int | str) -> Iterator[tuple[str, Head]]:
+    """A part's heads by key, with a random start of their own, whatever else the recipe holds; `names` make it another start."""
+    sent = {use.label: dims.aligned_widths.get(name, ()) for name, use in assembly.recipe.align.items()}
+    own = attrs.evolve(dims, sent=sent.get(label, ()))
+    with seeded(assembly.recipe.run.seed, "heads", label, *names):
+        for answer in assembly.only("heads", label)(dims=own):
+            for name, head in answer.items():
+                if not isinstance(head, Head):
+                    said = f"heads() gives a {type(head).__name__} for {name!r}"
+                    raise PluginError(f"{assembly.uses[label][1]}: {said}. Give a twinview.values.Head.")
+                yield f"{assembly.key(label)}/{name}", head
