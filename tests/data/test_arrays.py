@@ -14,7 +14,7 @@ import tifffile
 import torch
 from PIL import Image
 
-from twinview.data.formats import decode, npy_tiff
+from twinview.data.formats import container, decode, npy_tiff
 from twinview.data.formats.decode import PixelFormat
 
 DEEP: Any = np.random.default_rng(0).integers(0, 65536, (5, 20, 30), np.uint16)  # [C, H, W]
@@ -121,7 +121,7 @@ def png_16_colour() -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in LAST[..., :3])
-    return decode.PNG + chunk(b"IHDR", struct.pack(">IIBBBBB", 30, 20, 16, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return container.PNG + chunk(b"IHDR", struct.pack(">IIBBBBB", 30, 20, 16, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 HUGE = npy_tiff.NPY + b"\x01\x00v\x00" + b"{'descr': '<u2', 'fortran_order': False, 'shape': (100000, 100000), }".ljust(117) + b"\n"
@@ -131,7 +131,7 @@ REFUSED: dict[str, tuple[bytes, PixelFormat, str]] = {
     "deep, one channel": (encoded(DEEP[0], "PNG"), PixelFormat(1), "has 16 bits a channel; [data] white = 65535"),
     "too many channels": (npy(LAST), PixelFormat(3, 65535), "has 5 channels, and [data] channels is 3"),
     "colour for grey": (encoded(LAST[..., :3].astype(np.uint8), "JPEG"), PixelFormat(1), "has 3 channels, and [data] channels is 1; channels = 3 takes grey images too"),
-    "deep colour PNG": (png_16_colour(), PixelFormat(3, 65535), "has more than 8 bits a channel (a PNG in colour or with transparency); these are read of grey PNGs, TIFFs and .npy"),
+    "deep colour PNG": (png_16_colour(), PixelFormat(3, 65535), "has more than 8 bits a channel (a PNG in color or with transparency); these are read of grey PNGs, TIFFs and .npy"),
     "pages of several sizes": (pages([DEEP[0], DEEP[1, :10]]), PixelFormat(2, 9), "is a TIFF of 2 images of several sizes or types; one file holds one image"),
     "two axes": (tiff(DEEP[None].repeat(2, 0), imagej=True), PixelFormat(5, 9), "is a TIFF of axes ZCYX (2, 5, 20, 30); one axis beside height and width is its channels"),
     "white is 0": (tiff(FLAT[0], photometric="miniswhite"), PixelFormat(1), "is a TIFF that has the photometric interpretation 0"),

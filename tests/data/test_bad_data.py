@@ -21,7 +21,7 @@ from twinview.cli import main
 from twinview.cli.train import summary
 from twinview.data.dataset.open import open_shards
 from twinview.data.dataset.read import read_image
-from twinview.data.formats import decode
+from twinview.data.formats import container, decode
 from twinview.errors import DataError
 
 Write = Callable[[str, Mapping[str, bytes]], Path]
@@ -49,7 +49,7 @@ def png_header(height: int, width: int, depth: int = 8) -> bytes:
     head = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([depth, 2, 0, 0, 0])
     packed = b"IDAT" + zlib.compress(bytes(1000))
     chunks = [(len(c) - 4).to_bytes(4, "big") + c + zlib.crc32(c).to_bytes(4, "big") for c in (head, packed, b"IEND")]
-    return decode.PNG + b"".join(chunks)
+    return container.PNG + b"".join(chunks)
 
 
 def jpeg_header(height: int, width: int) -> bytes:

@@ -113,7 +113,7 @@ def test_what_is_refused_leaves_nothing_behind_but_finished_shards(images: Path,
     save(label, 0, (30, 20), grey=True)
     refused(f"{label}: is (30, 20) pixels (height, width), its image (20, 30); a label map has its image's size.", images, out, labels)
     label.write_bytes(b"broken")
-    refused(f"{label}: is no image; it begins with b'broken'. Remove it, or put it right, and pack again: finished shards are kept. --bad-samples N leaves it out.", images, out, labels)
+    refused(f"{label}: is no PNG; it begins with b'broken', and a label map is a PNG of class numbers. Remove it, or put it right, and pack again: finished shards are kept. --bad-samples N leaves it out.", images, out, labels)
     for mode in ("RGB", "RGBA", "LA"):
         Image.new(mode, (30, 20)).save(label)
         refused(f"{label}: is of PIL mode {mode}, and a label map is a PNG of class numbers: of mode L, P or 1", images, out, labels)

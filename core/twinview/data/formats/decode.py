@@ -1,7 +1,6 @@
 """Bytes of a sample -> tensors.  A sample that cannot be decoded raises BadSample with the reason; nothing here unpickles."""
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple, TypeVar
@@ -9,20 +8,21 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from twinview.data.formats import npy_tiff
+from twinview.data.formats import container, npy_tiff
+from twinview.data.formats.container import JPEG, PNG
 from twinview.data.formats.npy_tiff import Header, reasons
 from twinview.recipe.tables import Data
 from twinview.values import Size
 
 T = TypeVar("T")
-PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 MAP_MODES = ("1", "L", "P", "I", "I;16", "I;16B")  # PIL's, of one channel of whole numbers
 GREY_16 = ("I;16", "I;16B", "I;16L")  # PIL's modes of 16-bit grey
 DEEP = ("I", "F")  # how PIL's modes of more than 8 bits a channel begin
 GREY = ("1", "L", "LA")  # PIL's modes of one channel, transparency aside
+GREY_PNG = b"\0"  # the kind of color in a PNG's header
 MAX_PIXELS = 89_478_485  # of an image; from here on PIL warns of a decompression bomb, and the decoders of torchvision would just take the memory
 
 DECODERS: dict[bytes, Callable[..., Tensor]] = {}  # by a file's first bytes; PIL decodes the others
@@ -73,7 +73,7 @@ def values(data: bytes) -> Tensor:
     if opened.mode not in GREY_16:
         return _eight_bits(data, 1 if opened.mode in GREY else 3)
     with reasons("cannot be decoded"):
-        return torch.from_numpy(np.array(ImageOps.exif_transpose(opened)).astype(np.uint16))[None]
+        return torch.from_numpy(np.array(container.turned(opened, container.orientation(data, opened))).astype(np.uint16))[None]
 
 
 def _eight_bits(data: bytes, channels: int) -> Tensor:
@@ -82,11 +82,12 @@ def _eight_bits(data: bytes, channels: int) -> Tensor:
     Grey and palette become RGB, transparency is dropped, CMYK is converted; more than 8 bits a channel and more than MAX_PIXELS are refused.
     """
     for begin, decode in DECODERS.items():
-        if data.startswith(begin) and (size := _stated_size(data)):
+        if data.startswith(begin) and (size := container.stated_size(data)):
             _check(size)
             with suppress(RuntimeError):  # PIL reads some that torchvision does not, and says why it does not read the others
                 mode = ImageReadMode.RGB if channels == 3 else ImageReadMode.GRAY
-                return decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=mode, apply_exif_orientation=True)
+                stored = decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=mode)  # which would heed EXIF in the first segment alone
+                return container.upright(stored, container.orientation(data))
     pixels = torch.from_numpy(np.array(picture(data).convert("RGB" if channels == 3 else "L")))
     return pixels.permute(2, 0, 1) if channels == 3 else pixels[None]
 
@@ -97,14 +98,17 @@ def picture(data: bytes) -> Image.Image:
     if opened.mode in GREY_16:
         raise ValueError("has 16 bits a channel")
     with reasons("cannot be decoded"):
-        return ImageOps.exif_transpose(opened).convert("L" if opened.mode in GREY else "RGB")
+        return container.turned(opened.convert("L" if opened.mode in GREY else "RGB"), container.orientation(data, opened))
 
 
 def label_map(data: bytes) -> Tensor:
-    """A picture of class numbers (grey of 8 or 16 bits, or palette: the palette's places) -> [H, W] int64.  Raises ValueError."""
+    """A PNG of class numbers (grey of up to 16 bits, or palette: the palette's places) -> [H, W] int64, turned as EXIF says.  Raises ValueError."""
     opened = _open_map(data)
     with reasons("cannot be decoded"):
-        return torch.from_numpy(np.array(opened).astype(np.int64))
+        numbers = torch.from_numpy(np.array(opened).astype(np.int64))
+    if data[25:26] == GREY_PNG and 1 < data[24] < 8:  # Pillow spreads grey of 2 and 4 bits over 0..255
+        numbers //= 255 // ((1 << data[24]) - 1)
+    return container.upright(numbers, container.orientation(data, opened))
 
 
 def image_header(data: bytes) -> Header:
@@ -112,8 +116,7 @@ def image_header(data: bytes) -> Header:
     if npy_tiff.holds(data):
         return npy_tiff.header(data)
     opened = open_image(data)
-    with reasons("cannot be opened"):
-        turned = opened.getexif().get(0x0112, 1) >= 5
+    turned = container.orientation(data, opened) >= container.TURNED
     size = (opened.width, opened.height) if turned else (opened.height, opened.width)
     deep = opened.mode in GREY_16
     return Header(size, 1 if deep or opened.mode in GREY else 3, 16 if deep else 8)
@@ -122,7 +125,8 @@ def image_header(data: bytes) -> Header:
 def map_size(data: bytes) -> Size:
     """Height and width of a label map, from the header alone.  Raises ValueError for a picture that `label_map` does not read."""
     opened = _open_map(data)
-    return opened.height, opened.width
+    turned = container.orientation(data, opened) >= container.TURNED
+    return (opened.width, opened.height) if turned else (opened.height, opened.width)
 
 
 def resize(pixels: Tensor, size: Size) -> Tensor:
@@ -141,7 +145,7 @@ def resize_map(labels: Tensor, size: Size) -> Tensor:
 
 def _is_wide(data: bytes) -> bool:
     """Whether a file is read by `values`: of 16 bits, or of any number of channels."""
-    return npy_tiff.holds(data) or _is_png_16(data)
+    return npy_tiff.holds(data) or _is_png_16(data) or container.format_of(data) == "JPEG2000"
 
 
 def _is_png_16(data: bytes) -> bool:
@@ -152,12 +156,16 @@ def open_image(data: bytes) -> Image.Image:
     """Its header read by PIL, and no pixels yet.  Raises ValueError for what `values` refuses by the header."""
     opened = _open(data)
     if opened.mode not in GREY_16 and (opened.mode.startswith(DEEP) or _is_png_16(data)):
-        what = f"PIL mode {opened.mode}" if opened.mode.startswith(DEEP) else "a PNG in colour or with transparency"
+        what = f"PIL mode {opened.mode}" if opened.mode.startswith(DEEP) else "a PNG in color or with transparency"
         raise ValueError(f"has more than 8 bits a channel ({what}); these are read of grey PNGs, TIFFs and .npy files of 16 bits")
+    if opened.format == "JPEG2000" and (bits := container.codestream_bits(data)) not in (8, 16 if opened.mode in GREY_16 else 8):
+        raise ValueError(f"is a JPEG 2000 of {bits} bits a channel; those of 8 bits are read, and grey ones of 16")
     return opened
 
 
 def _open_map(data: bytes) -> Image.Image:
+    if data and not data.startswith(PNG):
+        raise ValueError(f"is no PNG; it begins with {data[:12]!r}, and a label map is a PNG of class numbers")
     opened = _open(data)
     if opened.mode not in MAP_MODES:
         raise ValueError(f"is of PIL mode {opened.mode}, and a label map is a PNG of class numbers: of mode L, P or 1, or of 16 bits")
@@ -165,15 +173,9 @@ def _open_map(data: bytes) -> Image.Image:
 
 
 def _open(data: bytes) -> Image.Image:
-    if not data:
-        raise ValueError("is an empty file")
-    if size := _stated_size(data):
+    if size := container.stated_size(data):
         _check(size)  # before PIL warns of it
-    try:
-        with reasons("cannot be opened", (UnidentifiedImageError,)):
-            opened = Image.open(io.BytesIO(data))
-    except UnidentifiedImageError:
-        raise ValueError(f"is no image; it begins with {data[:12]!r}") from None
+    opened = container.open_picture(data)
     _check((opened.height, opened.width))
     return opened
 
@@ -181,16 +183,3 @@ def _open(data: bytes) -> Image.Image:
 def _check(size: Size) -> None:
     if size[0] * size[1] > MAX_PIXELS:
         raise ValueError(f"has {size[0]}x{size[1]} pixels; images have at most {MAX_PIXELS}")
-
-
-def _stated_size(data: bytes) -> Size | None:
-    """Height and width in the header of a PNG or JPEG; None where there is none.  Takes 1 us, where PIL takes 50 to open a file."""
-    if data.startswith(PNG):
-        return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
-    at = 2 if data.startswith(JPEG) else len(data)
-    while at + 9 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame header: SOF0..SOF15
-            return int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
-        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return None

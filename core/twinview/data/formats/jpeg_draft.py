@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twinview.data.formats import decode
+from twinview.data.formats import container, decode
 from twinview.data.formats.npy_tiff import reasons
 from twinview.values import Geometry, Size
 
@@ -17,11 +17,10 @@ def full_size(data: bytes) -> Size | None:
 
     Raises ValueError for what `decode.image` refuses by the header.
     """
-    if not data.startswith(decode.JPEG):
+    if not data.startswith(container.JPEG):
         return None
     opened = decode.open_image(data)
-    with reasons("cannot be opened"):
-        upright = opened.getexif().get(0x0112, 1) == 1
+    upright = container.orientation(data, opened) == 1
     return (opened.height, opened.width) if upright and opened.mode in ("L", "RGB") else None
 
 

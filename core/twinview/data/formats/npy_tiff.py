@@ -21,7 +21,9 @@ NPY = b"\x93NUMPY"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: of more than 4 GiB
 ALPHA = (1, 2)  # TIFF's extra samples that are transparency
 FULL = {8: 255, 16: 65535}  # full scale, by bits
-PLAIN = (1, 2, 6)  # TIFF's photometric interpretations that are read: grey from black, RGB, YCbCr (which decodes to RGB)
+PLAIN = (1, 2, 6)  # TIFF's photometric interpretations that are read: grey from black, RGB, YCbCr of JPEGs (which decodes to RGB)
+YCBCR, JPEGS = 6, (6, 7)  # that one, and the compressions whose decoder makes RGB of it
+FEW, DEEP = (1, 2, 4), range(9, 17)  # bits of a sample: fewer than 8, which are scaled to 0..255; more, of which a recipe's white says full scale
 
 
 class Header(NamedTuple):
@@ -62,6 +64,8 @@ def read(data: bytes, most: int) -> Tensor:
             with reasons("cannot be decoded"):
                 planes = [_planes(one, said.size) for one in tiff.series]
             found = (planes[0] if len(planes) == 1 else np.concatenate(planes))[: said.channels]
+            if (bits := _bits(tiff)) in FEW:
+                found = found.astype(np.uint8) * (FULL[8] // ((1 << bits) - 1))  # white is 255
     return torch.from_numpy(np.ascontiguousarray(found, dtype=found.dtype.newbyteorder("=")))
 
 
@@ -114,14 +118,25 @@ def _tiff(tiff: TiffFile) -> Header:
     if photometric not in PLAIN or turned != 1:
         what = "is turned by its orientation tag" if turned != 1 else f"has the photometric interpretation {photometric}"
         raise ValueError(f"is a TIFF that {what}; upright ones of grey (1, where 0 is black) or RGB (2) are read")
+    if photometric == YCBCR and int(page.compression) not in JPEGS:
+        raise ValueError("is a TIFF of YCbCr that is no JPEG; those of grey or RGB are read")
     ((shape, axes, dtype),) = kinds
+    dtype = np.dtype(np.uint8) if dtype == np.bool_ else dtype  # of one bit
     sides = dict(zip(axes, shape))
     others = [length for axis, length in sides.items() if axis not in "YX" and length > 1] + [len(tiff.series)] * (len(tiff.series) > 1)
     if not {"Y", "X"} <= sides.keys() or len(others) > 1:
         raise ValueError(f"is a TIFF of axes {axes} {shape}; one axis beside height and width is its channels. Save each plane by itself")
     _checked((sides["Y"], sides["X"]), dtype)
+    if (bits := _bits(tiff)) not in (8, *FEW, *DEEP):
+        raise ValueError(f"is a TIFF of {bits or 'different'} bits a sample; those of {', '.join(map(str, FEW))}, 8 and up to 16 bits are read")
     transparent = sum(int(extra) in ALPHA for extra in page.extrasamples)  # they stand last
     return Header((sides["Y"], sides["X"]), (sum(others) or 1) - transparent, dtype.itemsize * 8)
+
+
+def _bits(tiff: TiffFile) -> int:
+    """Of a sample; 0 where they differ."""
+    found = tiff.series[0].keyframe.bitspersample
+    return found if isinstance(found, int) else 0
 
 
 def _planes(series: Any, size: Size) -> NDArray[Any]:
