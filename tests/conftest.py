@@ -225,7 +225,8 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[i
         folder = tmp_path_factory.mktemp("two_ranks")
         driver = Path(__file__).with_name("on_ranks.py")
         command = [sys.executable, str(driver), inspect.getfile(function), function.__name__, str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # what a test has installed is there too
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=env)
         assert done.returncode == 0, done.stderr
         return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 

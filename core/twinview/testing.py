@@ -31,6 +31,7 @@ SMALL: dict[str, Any] = {  # options by name, for any part that has them
     "predictor_hidden": 8,
     "clusters": 3,
     "regions": 3,
+    "queue": 8,
     "attention_heads": 2,
     "projector_depth": 1,
 }

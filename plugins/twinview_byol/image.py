@@ -23,6 +23,7 @@ class Image:
 
     hidden: int = field(default=4096, validator=gt(0))  # width of the one hidden layer of projector and predictor
     channels: int = field(default=256, validator=gt(0))  # width of the projection
+    last_bias: bool = True  # of the last layers of projector and predictor; the release has none
 
     @hookimpl
     def traits(self) -> Traits:
@@ -33,8 +34,8 @@ class Image:
     def heads(self, dims: Dims) -> Mapping[str, Head]:
         """The averaged `projector` and the online `predictor`."""
         return {
-            "projector": Head(mlp(dims.width("pooled"), self.hidden, self.channels)),
-            "predictor": Head(mlp(self.channels, self.hidden, self.channels), "online_only"),
+            "projector": Head(mlp(dims.width("pooled"), self.hidden, self.channels, last_bias=self.last_bias)),
+            "predictor": Head(mlp(self.channels, self.hidden, self.channels, last_bias=self.last_bias), "online_only"),
         }
 
     @hookimpl

@@ -39,6 +39,7 @@ class Photometry:
     saturation: float = field(default=0.2, validator=ge(0))
     hue: float = field(default=0.1, validator=[ge(0), le(0.5)])  # turn uniform in -x .. x of the full circle
     grey: float = field(default=0.2, validator=share)  # chance
+    grey_first: bool = False  # before the four (MoCo's first paper) instead of behind them
     blur: list[float] = field(factory=lambda: [1.0, 0.1], validator=shares)  # chance, by view
     blur_sigma: tuple[float, float] = field(default=(0.1, 2.0), validator=span)  # uniform; pixels
     blur_reference: int = field(default=0, validator=ge(0))  # side of the views, in pixels, that blur_sigma is meant for; 0: any
@@ -90,12 +91,23 @@ class Photometry:
         8 bits on a CPU go through `compiled`, whose blur sums in another order: of a hundred thousand values one is rounded the other way.
         """
         draws, whole = {name: value.cpu() for name, value in params.items()}, pixels.dtype == torch.uint8
+        if self.grey_first:
+            pixels = _greyed(pixels, _chosen(draws["grey"]), whole)
+            draws["grey"] = torch.zeros_like(draws["grey"])
         if pixels.device.type != "cpu":
             return _batched(pixels, draws, whole)
         if whole and pixels.shape[1] == 3:
             return _compiled(pixels, draws)
         alone = [{name: value[b : b + 1] for name, value in draws.items()} for b in range(len(pixels))]
         return torch.cat([_batched(pixels[b : b + 1], own, whole) for b, own in enumerate(alone)])  # in a core's cache, and whatever else is there
+
+
+def _greyed(pixels: Tensor, images: list[int], whole: bool) -> Tensor:
+    """A copy in which some of the images [B, 3, h, w] are grey, in three equal channels."""
+    out = pixels.clone()
+    if images:
+        out[images] = color.luma(pixels[images].float(), whole).to(pixels.dtype)
+    return out
 
 
 def _compiled(pixels: Tensor, draws: dict[str, Tensor]) -> Tensor:

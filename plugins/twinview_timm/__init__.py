@@ -59,7 +59,7 @@ class Encoder:
     pooled: Literal["mean", "token"] = "mean"  # of the patches that are seen, or the class token
     final_norm: bool = True  # LayerNorm behind the last block
     layer_scale: float | None = field(default=None, validator=optional(ge(0)))  # start of the branches' scales; 0: none; left out: the network's own
-    init: Literal["timm", "mae"] = "timm"  # mae: xavier-uniform, tokens of std 0.02, biases 0 (MAE, SiameseIM)
+    init: Literal["timm", "mae", "moco_v3"] = "timm"  # mae: xavier-uniform, tokens of std 0.02 (MAE, SiameseIM); moco_v3: nearly so
     frozen_patch_embed: bool = False  # the patch embedding stays as it starts
 
     def __attrs_post_init__(self) -> None:

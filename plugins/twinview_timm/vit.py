@@ -134,6 +134,22 @@ def resized_positions(encoder: VisionTransformer, name: str, table: Tensor, own:
     return found
 
 
+@torch.no_grad()
+def start_as_moco_v3(encoder: VisionTransformer) -> None:
+    """MoCo v3's random start: MAE's, but queries, keys and values count as three layers, the kernel's bias is 0, the class token N(0, 1e-6)."""
+    start_as_mae(encoder)
+    for name, layer in encoder.blocks.named_modules():
+        if name.endswith("attn.qkv") and isinstance(layer, nn.Linear):
+            bound = math.sqrt(6 / (layer.out_features // 3 + layer.in_features))
+            nn.init.uniform_(layer.weight, -bound, bound)
+    nn.init.zeros_(encoder.patch_embed.proj.bias)
+    if encoder.cls_token is not None:
+        nn.init.normal_(encoder.cls_token, std=1e-6)
+
+
+START = {"mae": start_as_mae, "moco_v3": start_as_moco_v3}
+
+
 def make(options: Encoder, channels: int) -> VisionTransformer:
     """The encoder that a recipe's table describes, for images of `channels`, at random (torch's global generator) or with its weights."""
     sine = options.positions != "learned"
@@ -158,8 +174,8 @@ def make(options: Encoder, channels: int) -> VisionTransformer:
         name=options.name,
         options=arguments,
     )
-    if options.init == "mae":
-        start_as_mae(encoder)
+    if options.init in START:
+        START[options.init](encoder)
     if options.frozen_patch_embed:
         encoder.patch_embed.requires_grad_(False)
     if options.weights:

@@ -81,7 +81,7 @@ def test_two_ranks_hold_the_queue_of_one_process(two_ranks: TwoRanks) -> None:
     [
         (65536, 367, "[[loss]] moco.image: queue = 65536 is more than the 367 images, which would meet their own keys as negatives. Write queue = 352."),
         (65536, 20, "Lower run.batch_size."),
-        (16, 367, "queue = 16 does not hold the keys of one batch of 32. Write a multiple of run.batch_size."),
+        (16, 367, "queue = 16 does not hold the 32 keys of one batch. Write a multiple of 32."),
     ],
 )
 def test_a_queue_that_does_not_fit_is_refused_with_what_to_write(size: int, images: int, said: str) -> None:

@@ -1,6 +1,7 @@
 """A step made by hand: a loss is asked for what tensors of other code say it should give."""
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,5 +96,26 @@ def committed() -> Callable[[str], Any]:
 
     def load(name: str) -> Any:
         return torch.load(Path(__file__).parent / "fixtures" / "baselines" / f"{name}.pt", weights_only=True)
+
+    return load
+
+
+FIXTURES = Path(__file__).with_name("fixtures") / "baselines"
+
+
+@pytest.fixture
+def net(install: Callable[..., None]) -> Any:
+    """The module tests/plugins/reference_net.py, installed as the method `reference`, on the ranks of `two_ranks` too."""
+    install("reference", Path(__file__).with_name("reference_net.py").read_text())
+    return importlib.import_module("twinview_reference")
+
+
+@pytest.fixture(params=["slice", "whole"])
+def tensors(request: pytest.FixtureRequest) -> Callable[[str], Any]:
+    """`tensors("moco_v2")`: tensors of the official code by that name; a slice of them, and all where they lie beside the checkout."""
+
+    def load(name: str) -> Any:
+        folder: Path = FIXTURES if request.param == "slice" else request.getfixturevalue("shared") / "reference" / "baselines"
+        return torch.load(folder / f"{name}.pt", weights_only=True)
 
     return load

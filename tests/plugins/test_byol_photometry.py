@@ -226,3 +226,26 @@ def test_views_that_are_not_named_stay_as_they_are() -> None:
     assert not torch.equal(Photometry(**options).apply_augment(images, draw(4, 1, **options)), images)
     every = draw(4, 1, **{**options, "views": []})
     assert all(torch.equal(every[name], value) for name, value in draw(4, 1, **options).items())
+
+
+def test_grey_may_come_before_the_jitter() -> None:
+    """Grey first is brightness and contrast of a grey picture; grey last is the grey of a jittered one."""
+    options: dict[str, Any] = {"grey": 0.5, "jitter": 1.0, "saturation": 0.0, "hue": 0.0, "blur": [0.0], "solarize": [0.0]}
+    x, d = pictures(8), draw(8, 0, **options)
+    before, grey = x.clone(), d["grey"].clone()
+    first, last = (Photometry(**options, grey_first=order).apply_augment(x, d) for order in (True, False))
+    assert torch.equal(x, before) and torch.equal(d["grey"], grey) and 0 < int(grey.sum()) < 8
+    for i in range(8):
+        expected = reference.rgb_to_grayscale(x[i], 3) if grey[i] else x[i]
+        for k in d["order"][i].tolist():
+            if k < 2:
+                expected = OPERATIONS[k](expected, float(d["factors"][i, k]))
+        assert (first[i].int() - expected.int()).abs().max() <= 1, i
+        assert torch.equal(first[i], last[i]) or grey[i]
+
+
+def test_grey_first_keeps_the_fractions_of_deep_images() -> None:
+    part, x = Photometry(grey=1.0, grey_first=True, jitter=0.0, blur=[0.0], solarize=[0.0]), pictures(3).float() + 0.25
+    found = part.apply_augment(x, draw(3, 0, grey=1.0, jitter=0.0, blur=[0.0], solarize=[0.0]))
+    expected = (x * torch.tensor([0.2989, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True).expand_as(x)
+    torch.testing.assert_close(found, expected)

@@ -11,7 +11,7 @@ LastNorm = bool | Literal["gain"]
 
 
 def mlp(
-    channels: int, hidden: int, out: int, *, layers: int = 2, norm: bool = True, last_norm: LastNorm = False, last_bias: bool | None = None
+    channels: int, hidden: int, out: int, *, layers: int = 2, norm: bool = True, last_norm: LastNorm = False, last_bias: bool = True
 ) -> nn.Sequential:
     """Linear-BN-ReLU blocks and a last linear layer, on vectors [B, channels] -> [B, out].
 
@@ -24,7 +24,7 @@ def mlp(
 
 
 def conv_mlp(
-    channels: int, hidden: int, out: int, *, layers: int = 2, norm: bool = True, last_norm: LastNorm = False, last_bias: bool | None = None
+    channels: int, hidden: int, out: int, *, layers: int = 2, norm: bool = True, last_norm: LastNorm = False, last_bias: bool = True
 ) -> nn.Sequential:
     """`mlp` as 1x1 convolutions on maps [B, channels, h, w] -> [B, out, h, w] (PixPro's `MLP2d`)."""
 
@@ -35,7 +35,7 @@ def conv_mlp(
 
 
 def _stack(
-    widths: list[int], norm: bool, last_norm: LastNorm, last_bias: bool | None, linear: Callable[..., nn.Module], batch_norm: Callable[..., Any]
+    widths: list[int], norm: bool, last_norm: LastNorm, last_bias: bool, linear: Callable[..., nn.Module], batch_norm: Callable[..., Any]
 ) -> nn.Sequential:
     *inner, last = itertools.pairwise(widths)
     found: list[nn.Module] = []
@@ -44,7 +44,7 @@ def _stack(
         if norm:
             found.append(batch_norm(o))
         found.append(nn.ReLU(inplace=True))
-    found.append(linear(*last, bias=not last_norm if last_bias is None else last_bias))
+    found.append(linear(*last, bias=last_bias and not last_norm))
     if last_norm:
         behind = batch_norm(last[1], affine=last_norm == "gain")
         if last_norm == "gain":

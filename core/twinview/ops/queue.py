@@ -49,16 +49,16 @@ class Queue(nn.Module):
         return ", ".join(map(str, self.keys.shape))
 
 
-def check_queue(size: int, dims: Dims, place: str, option: str = "queue") -> None:
+def check_queue(size: int, dims: Dims, place: str, option: str = "queue", *, keys: int = 1) -> None:
     """Raise RecipeError for a queue that is larger than the data set, or smaller than a batch; the line says what to write.
 
-    With more keys than images, every image would find keys of its own among its negatives.  `place`: of the part in the recipe; `option`: its
-    name there.
+    With more keys than images have in an epoch, every image would find keys of its own among its negatives.  `place`: of the part in the
+    recipe; `option`: its name there; `keys`: of an image in a batch.
     """
-    batch, images = dims.global_batch, dims.dataset_size
-    if size > images:
-        fits = images // batch * batch
+    batch, images = dims.global_batch * keys, dims.dataset_size
+    if size > images * keys:
+        fits = images * keys // batch * batch
         remedy = f"Write {option} = {fits}" if fits else "Lower run.batch_size"
         raise RecipeError(f"{place}: {option} = {size} is more than the {images} images, which would meet their own keys as negatives. {remedy}.")
     if size < batch:
-        raise RecipeError(f"{place}: {option} = {size} does not hold the keys of one batch of {batch}. Write a multiple of run.batch_size.")
+        raise RecipeError(f"{place}: {option} = {size} does not hold the {batch} keys of one batch. Write a multiple of {batch}.")

@@ -8,6 +8,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from twinview.ops.means import wide as in_float
+
 
 class _Normalize(torch.autograd.Function):
     """x [B, C, ...] -> (x - mean) / sqrt(var + eps) with the statistics of all ranks' cells; also mean, var (biased), count.
@@ -18,7 +20,7 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         dims = [d for d in range(x.ndim) if d != 1]
-        wide = x.float()
+        wide = in_float(x)
         count = wide.new_tensor([x.numel() / x.shape[1]])
         var, mean = torch.var_mean(wide, dims, correction=0) if wide.numel() else wide.new_zeros(2, x.shape[1])
         every = [torch.empty_like(torch.cat([mean, var, count])) for _ in range(dist.get_world_size())]
@@ -40,7 +42,7 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         normal, scale, total = ctx.saved_tensors
         dims, shape = [d for d in range(normal.ndim) if d != 1], [1, -1] + [1] * (normal.ndim - 2)
-        g = gradients[0].float()
+        g = in_float(gradients[0])
         sums = torch.stack([g.sum(dims), (g * normal).sum(dims)])
         dist.all_reduce(sums)
         along, across = (sums / total).view(2, *shape)
