@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import sys
 import traceback
 from collections.abc import Sequence
@@ -62,10 +63,16 @@ def _stdout_is_read() -> bool:
     """Whether anyone still reads what is printed; where nobody does, nothing more is written."""
     try:
         sys.stdout.flush()
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        gone = any(event & select.POLLERR for _, event in poll.poll(0))
     except BrokenPipeError:
+        gone = True
+    except (OSError, ValueError):  # a stdout that is no file, or closed
+        return True
+    if gone:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return False
-    return True
+    return not gone
 
 
 def entry() -> NoReturn:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from twinview.errors import RecipeError, closest
-from twinview.recipe.parse import from_table, override
+from twinview.recipe.overrides import override, parsed
+from twinview.recipe.parse import from_table
 from twinview.recipe.schema import Recipe
 
 
@@ -43,8 +44,12 @@ def read(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) 
         return from_table(override(copy.deepcopy(dict(source)), overrides))
     path = find(source)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = parsed(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise RecipeError(f"{path}: is no TOML: {e}.") from None
+        raise RecipeError(f"{path}: is no TOML: {str(e).rstrip('.')}.") from None
+    except ValueError as e:
+        raise RecipeError(f"{path}: {e}.") from None
+    except OSError as e:
+        raise RecipeError(f"{path}: cannot be read: {e.strerror}.") from None
     name = str(source) if path.suffix != Path(source).suffix else path.stem
     return from_table(override(table, overrides), name)

@@ -2,26 +2,26 @@
 from __future__ import annotations
 
 import math
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import attrs
 
 from twinview.errors import RecipeError, closest
 from twinview.recipe.schema import SLOT_KEYS, SLOTS, TABLES, PartConfig, Recipe
-from twinview.recipe.structuring import structure
+from twinview.recipe.structuring import structure, written
 from twinview.recipe.tables import FORMAT, HELD_OUT, MEASURED, OPTIMIZERS, Data
 
 
 def _use(slot: str, table: Any, place: str) -> PartConfig:
     if not isinstance(table, Mapping):
-        raise RecipeError(f"{place}: wants a table with `use = \"method.part\"`, not {table!r}.")
+        raise RecipeError(f"{place}: wants a table with `use = \"method.part\"`, not {written(table)}.")
     if not isinstance(table.get("use"), str) or table["use"].count(".") != 1:
-        raise RecipeError(f"{place}: wants `use = \"method.part\"`" + (f", not {table['use']!r}." if "use" in table else "; it names no part."))
+        given = f", not {written(table['use'])}." if "use" in table else "; it names no part."
+        raise RecipeError(f"{place}: wants `use = \"method.part\"`{given}")
     own = {k: table[k] for k in ("use", *SLOT_KEYS.get(slot, ())) if k in table}
     if "/" in str(own.get("name", "")):
-        raise RecipeError(f"{place}.name: {own['name']!r} has a '/'. Write '.' or '_' instead.")
+        raise RecipeError(f"{place}.name: {written(own['name'])} has a '/'. Write '.' or '_' instead.")
     place = f"{place} {table['use']}" if slot in SLOT_KEYS else place
     return cast(PartConfig, structure({**own, "options": {k: v for k, v in table.items() if k not in own}}, PartConfig, place))
 
@@ -50,11 +50,13 @@ def _named(tables: Mapping[str, Any]) -> dict[str, PartConfig]:
 def from_table(table: Mapping[str, Any], name: str = "recipe") -> Recipe:
     """A recipe from plain tables.  Raises RecipeError."""
     if table.get("format", FORMAT) != FORMAT:
-        raise RecipeError(f"format: this recipe is of format {table['format']!r}, this twinview reads {FORMAT}. Install the twinview that wrote it.")
+        given = written(table["format"])
+        raise RecipeError(f"format: this recipe is of format {given}, this twinview reads {FORMAT}. Install the twinview that wrote it.")
     fields = {f.name: f for f in attrs.fields(Recipe) if f.name != "name"}
-    for key in table:
+    for key, value in table.items():
         if key not in fields:
-            raise RecipeError(f"the recipe: nothing takes [{key}].{closest(key, fields)}")
+            named = f"[{key}]" if isinstance(value, (Mapping, list)) and isinstance(key, str) else written(key)
+            raise RecipeError(f"the recipe: nothing takes {named}.{_elsewhere(key) or closest(str(key), fields)}")
     out: dict[str, Any] = {"name": name}
     for key, value in table.items():
         if key in SLOTS:
@@ -63,11 +65,11 @@ def from_table(table: Mapping[str, Any], name: str = "recipe") -> Recipe:
             out[key] = _optimizer(value)
         elif key == "deepspeed":
             if not isinstance(value, Mapping):
-                raise RecipeError(f"[deepspeed]: wants a table, not {value!r}.")
+                raise RecipeError(f"[deepspeed]: wants a table, not {written(value)}.")
             out[key] = dict(value)
         elif key != "format":
             if not isinstance(value, Mapping):
-                raise RecipeError(f"[{key}]: wants a table, not {value!r}.")
+                raise RecipeError(f"[{key}]: wants a table, not {written(value)}.")
             out[key] = structure(value, TABLES[key], f"[{key}]")
     for key, f in fields.items():
         if f.default is attrs.NOTHING and (key not in out or out[key] == []):
@@ -77,12 +79,19 @@ def from_table(table: Mapping[str, Any], name: str = "recipe") -> Recipe:
     return recipe
 
 
+def _elsewhere(key: str) -> str:
+    """The tables that take a key which stands outside of all: ` Did you mean run.steps?`."""
+    classes = {**{name: (cls,) for name, cls in TABLES.items()}, "optimizer": tuple(OPTIMIZERS.values())}
+    found = [f"{table}.{key}" for table, kinds in classes.items() if any(key == f.name for kind in kinds for f in attrs.fields(kind))]
+    return f" Did you mean {' or '.join(found)}?" if found else ""
+
+
 def _optimizer(table: Any) -> Any:
     if not isinstance(table, Mapping):
-        raise RecipeError(f"[optimizer]: wants a table, not {table!r}. Write use = \"sgd\" in it.")
-    if table.get("use") not in OPTIMIZERS:
-        given = table.get("use", "")
-        raise RecipeError(f"[optimizer] use: no optimizer {given!r}.{closest(str(given), OPTIMIZERS)}")
+        raise RecipeError(f"[optimizer]: wants a table, not {written(table)}. Write use = \"sgd\" in it.")
+    given = table.get("use", "")
+    if not isinstance(given, str) or given not in OPTIMIZERS:
+        raise RecipeError(f"[optimizer] use: no optimizer {written(given)}.{closest(str(given), OPTIMIZERS)}")
     made = structure({k: v for k, v in table.items() if k != "use"}, OPTIMIZERS[table["use"]], "[optimizer]")
     if (made.lr is None) == (made.base_lr is None):
         raise RecipeError("[optimizer]: wants exactly one of lr and base_lr (the rate for 256 images).")
@@ -132,39 +141,9 @@ def _check_colors(data: Data) -> None:
         numbers = getattr(data, key)
         if not isinstance(numbers, str) and len(numbers) != data.channels:
             wants = "a number for each channel" if data.channels > 1 else "one number, as there is one channel"
-            raise RecipeError(f'[data] {key}: wants {wants} ([data] channels = {data.channels}), not {numbers}. Write them, or {key} = "{MEASURED}".')
+            wants = f"wants {wants} ([data] channels = {data.channels}), not {written(numbers)}"
+            raise RecipeError(f'[data] {key}: {wants}. Write them, or {key} = "{MEASURED}".')
     if not isinstance(data.mean, str) and not all(map(math.isfinite, data.mean)):
         raise RecipeError(f"[data] mean: wants finite numbers, not {data.mean}.")
     if not isinstance(data.std, str) and not all(0 < x < math.inf for x in data.std):
         raise RecipeError(f"[data] std: wants numbers above 0, not {data.std}.")
-
-
-def override(table: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
-    """`views.min_iou=0.4`, `loss.0.weight=2`: keys of a recipe's tables set from the command line.  Raises RecipeError."""
-    for text in assignments:
-        path, equals, raw = text.partition("=")
-        if not equals or not path:
-            raise RecipeError(f"{text!r}: an override is written table.key=value, for example views.min_iou=0.4.")
-        try:
-            value = tomllib.loads(f"x = {raw}")["x"]
-        except tomllib.TOMLDecodeError:
-            if raw[:1] in ("[", "{", '"', "'"):
-                raise RecipeError(f"{text!r}: {raw} is no TOML value. Quote the whole override: '{path}=[\"a\", \"b\"]'.") from None
-            value = raw
-        *tables, key = path.split(".")
-        here: Any = table
-        for name in tables:
-            if isinstance(here, list):
-                if not name.isdigit() or int(name) >= len(here):
-                    there = f"Write 0 to {len(here) - 1}." if here else "The list is empty."
-                    raise RecipeError(f"{text!r}: {name!r} is no place in a list of {len(here)}. {there}")
-                here = here[int(name)]
-            else:
-                here = here.setdefault(name, {})
-            if not isinstance(here, (dict, list)):
-                raise RecipeError(f"{text!r}: {name!r} is a value, not a table.")
-        if isinstance(here, list):
-            example = f"{tables[0]}.0.{key}=..." if not key.isdigit() else f"{tables[0]}.{key}.weight=..."
-            raise RecipeError(f"{text!r}: is a list of parts; write the place too, for example {example}")
-        here[key] = value
-    return table

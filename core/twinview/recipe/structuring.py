@@ -1,7 +1,9 @@
 """Strict conversion of TOML values to attrs classes (cattrs): every fault is named, with the nearest right word."""
 from __future__ import annotations
 
+import datetime
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any, cast, get_args, get_origin
 
@@ -12,6 +14,7 @@ from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, Iterabl
 from twinview.errors import RecipeError, closest
 from twinview.recipe.tables import MEASURED, Amount, Numbers
 
+MOST = int(sys.float_info.max)
 _converter = cattrs.Converter(forbid_extra_keys=True)
 
 
@@ -19,12 +22,35 @@ def _strict_scalar(kind: type) -> None:
     def structure_scalar(value: Any, _: Any) -> Any:
         ok = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            if abs(value) > MOST:
+                raise ValueError(f"wants a number, and no number of the machine is as large as {written(value)}")
             return float(value)
         if not ok:
-            raise ValueError(f"wants {_WORDS[kind]}, not {value!r}")
+            raise ValueError(f"wants {_WORDS[kind]}, not {written(value)}{_quote(value) if kind is str else ''}")
         return value
 
     _converter.register_structure_hook(kind, structure_scalar)
+
+
+def written(value: Any) -> str:
+    """A value in a message, as TOML has it where it is a single one; the end of a long one is left out."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (datetime.date, datetime.time)):
+        return f"the date or time {value.isoformat()}"
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # too deep, or a number of too many digits
+        return f"a {type(value).__name__} that is too large to be shown"
+    return text if len(text) <= 200 else f"{text[:150]}..."
+
+
+def _quote(value: Any) -> str:
+    """What to do with a value that TOML takes for something else than text: `. Quote it: "5"`."""
+    if not isinstance(value, (bool, int, float, datetime.date, datetime.time)):
+        return ""
+    text = value.isoformat() if isinstance(value, (datetime.date, datetime.time)) else written(value)
+    return f'. Quote it: "{text}"; on the command line \'key="{text}"\''
 
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
@@ -45,7 +71,7 @@ def _strict_sequence(kind: Any) -> Any:
 
     def structure_sequence(value: Any, _: Any) -> Any:
         if not isinstance(value, (list, tuple)) or (count and len(value) != count):
-            raise ValueError(f"wants {what}, not {value!r}")
+            raise ValueError(f"wants {what}, not {written(value)}")
         kinds = inner if count else (inner[0],) * len(value)
         found, faults = [], []
         for place, (v, k) in enumerate(zip(value, kinds)):
@@ -65,14 +91,14 @@ def _strict_sequence(kind: Any) -> Any:
 def _shards(value: Any, _: type[str | list[str]]) -> str | list[str]:
     if isinstance(value, str) or (isinstance(value, list) and value and all(isinstance(v, str) for v in value)):
         return value
-    raise ValueError(f"wants a string or a list of strings, not {value!r}")
+    raise ValueError(f"wants a string or a list of strings, not {written(value)}{_quote(value)}")
 
 
 @_converter.register_structure_hook
 def _amount(value: Any, _: type[Amount]) -> Amount:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return value
-    raise ValueError(f"wants a number, not {value!r}")
+    raise ValueError(f"wants a number, not {written(value)}")
 
 
 @_converter.register_structure_hook
@@ -80,7 +106,7 @@ def _numbers(value: Any, _: type[Numbers]) -> Numbers:
     if value == MEASURED:
         return MEASURED
     if not isinstance(value, (list, tuple)):
-        raise ValueError(f'wants a list of numbers or "{MEASURED}", not {value!r}')
+        raise ValueError(f'wants a list of numbers or "{MEASURED}", not {written(value)}')
     return [_converter.structure(v, float) for v in value]
 
 
@@ -93,8 +119,8 @@ def _faults(error: BaseException, path: str) -> Iterator[str]:
         for e in plain:
             yield from _faults(e, path)
     elif isinstance(error, ForbiddenExtraKeysError):
-        for key in sorted(error.extra_fields):
-            yield f"{path}: nothing takes {key!r}.{closest(key, [f.name for f in attrs.fields(cast(Any, error.cl)) if f.init])}"
+        for key in sorted(map(str, error.extra_fields)):
+            yield f"{path}: nothing takes {written(key)}.{closest(key, [f.name for f in attrs.fields(cast(Any, error.cl)) if f.init])}"
     elif isinstance(error, KeyError):
         yield f"{path}: is missing."
     else:
@@ -105,7 +131,9 @@ def _plain(error: BaseException) -> str:
     text = str(error.args[0] if error.args else error).rstrip(".")
     literal = re.fullmatch(r"(.*) not in literal typing.Literal\[(.*)\]", text)
     if literal:
-        return f"wants one of {literal[2]}, not {literal[1]!r}"
+        return f"wants one of {literal[2]}, not {written(literal[1])}"
+    if len(text) > 1000:  # a value in it
+        text = f"{text[:500]}...{text[-200:]}"
     return text.replace("'", "", 2) if isinstance(error, ValueError) and "must be" in text else text
 
 
