@@ -125,7 +125,8 @@ def one(task: Task, method: str, recipe: Table) -> dict[str, Any]:
     torch.manual_seed(seed)
     model = (Byol if method == "byol" else SimClr)(encoder, encoder.spec.pooled, heads).to(memory_format=torch.channels_last).train()
     trained = [p for p in model.parameters() if p.requires_grad]
-    weights: list[dict[str, Any]] = [{"params": [p for p in trained if p.ndim > 1]}, {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}]
+    matrices, others = ([p for p in trained if (p.ndim > 1) == wide] for wide in (True, False))
+    weights: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(weights, lr=recipe["optimizer"]["lr"], weight_decay=recipe["optimizer"]["weight_decay"])
     transform, steps, warmup = views_of(method, recipe), run["steps"], recipe["schedule"]["warmup_share"] * run["steps"]
     before, started = time.process_time(), time.monotonic()

@@ -18,6 +18,7 @@ class Task:
     """Images, encoder and budget that all rows of one table share."""
 
     name: str
+    title: str  # of its figure
     kind: Literal["classes", "maps"]
     train: tuple[str, ...]  # sets of shards that are trained on, without labels
     bank: str  # set that the probes learn from; its other images are dev, on which settings are chosen
@@ -96,6 +97,7 @@ STREETS: dict[str, Table] = {
 
 CIFAR_RESNET = Task(
     name="cifar-resnet",
+    title="CIFAR-10: ResNet-18 of width 32",
     kind="classes",
     train=("cifar-large-train",),
     bank="cifar-large-train",
@@ -115,6 +117,7 @@ CIFAR_RESNET = Task(
 CIFAR_VIT = attrs.evolve(
     CIFAR_RESNET,
     name="cifar-vit",
+    title="CIFAR-10: ViT of width 128",
     base={
         **CIFAR_RESNET.base,
         "augment": {**PHOTOMETRY, "grey": 0.1},
@@ -129,6 +132,7 @@ CIFAR_VIT = attrs.evolve(
 )
 STREET_SCENES = Task(
     name="streets",
+    title="Street scenes of another place: ResNet-18 of width 16",
     kind="maps",
     train=("facade-train", "camvid-train"),
     bank="facade-train",
