@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import difflib
 import glob
-import json
 import logging
 import os
 import re
@@ -21,7 +20,7 @@ from twinview.data.dataset.stream import Stream
 from twinview.data.remote.shard import Access, RemoteShard, check_room, is_remote, remote_shards
 from twinview.data.scenes.shards import scenes
 from twinview.data.store import image_folder as images
-from twinview.data.store import index
+from twinview.data.store import index, manifest
 from twinview.data.store.listing import folder as image_folder
 from twinview.data.threads import in_threads
 from twinview.errors import DataError
@@ -89,19 +88,14 @@ def expand(spec: str) -> Iterator[str]:
 
 
 def _folder(folder: Path) -> list[Path]:
-    found = sorted(folder.glob("*.tar"))
+    found = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
     if not found:
         raise DataError(f"{folder}: holds no .tar. Of a folder of images write images:{folder}, or pack it: `twinview shards pack images`.")
-    manifest = folder / "manifest.json"
-    if manifest.is_file():
-        try:
-            listed = [shard["name"] for shard in json.loads(manifest.read_text())["shards"]]
-        except (ValueError, KeyError, TypeError):
-            return found  # not ours
-        missing = [name for name in listed if not (folder / name).is_file()]
-        if missing:
-            listing = f"{len(missing)} of {len(listed)} shards of manifest.json are"
-            raise DataError(f"{folder / missing[0]}: is missing ({listing}). Copy the folder anew.")
+    listed = [shard["name"] for shard in manifest.beside(folder).get("shards", ())]
+    missing = [name for name in listed if not (folder / name).is_file()]
+    if missing:
+        listing = f"{len(missing)} of {len(listed)} shards of manifest.json are"
+        raise DataError(f"{folder / missing[0]}: is missing ({listing}). Copy the folder anew.")
     return found
 
 

@@ -21,6 +21,7 @@ from twinview.data.remote.shard import RemoteShard
 from twinview.data.rng import twins
 from twinview.data.store import index
 from twinview.data.store.image_folder import Folder
+from twinview.data.store.regular import check_size, open_regular
 from twinview.data.store.sample import Sample
 from twinview.errors import DataError
 
@@ -136,6 +137,7 @@ class Shards:
                 os.close(self._files.popitem(last=False)[1])
             self._files[shard] = _open(self.paths[shard])
         self._files.move_to_end(shard)
+        check_size(size)
         data = os.pread(self._files[shard], size, offset)
         now = os.fstat(self._files[shard])
         if (now.st_size, now.st_mtime_ns) != stamp:
@@ -148,9 +150,9 @@ def _open(path: Path | RemoteShard) -> int:
     if isinstance(path, RemoteShard):
         return path.open()
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as e:
-        raise DataError(f"{path}: {e.strerror}.") from None
+        return open_regular(path)
+    except (OSError, ValueError) as e:
+        raise DataError(f"{path}: {getattr(e, 'strerror', None) or e}.") from None
 
 
 def refuse_twins(sources: Sequence[Shards], instead: str) -> None:

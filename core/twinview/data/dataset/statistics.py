@@ -15,6 +15,7 @@ from twinview.data.formats.npy_tiff import FULL
 from twinview.data.remote.base import PIPE, base_name, on_path, shown
 from twinview.data.remote.shard import RemoteShard, is_remote
 from twinview.data.remote.transport import small
+from twinview.data.store.regular import SMALL_BYTES, read_regular
 from twinview.errors import DataError
 from twinview.recipe import Recipe
 from twinview.recipe.tables import MEASURED, Data
@@ -49,16 +50,16 @@ def _beside(path: Path | RemoteShard) -> str:
 
 def _manifest(place: str, asked: bool) -> Manifest:
     """Empty where there is none that `pack` wrote; one that lies elsewhere is fetched where its numbers are `asked` for."""
-    if is_remote(place):
-        data = small(place) if asked and not place.startswith(PIPE) else None
-    else:
-        data = Path(place).read_bytes() if Path(place).is_file() else None
     try:
+        if is_remote(place):
+            data = small(place) if asked and not place.startswith(PIPE) else None
+        else:
+            data = read_regular(Path(place), SMALL_BYTES) if Path(place).is_file() else None
         found = json.loads(data or b"")
         by_name = {shard["name"]: {_kind(kind): int(count) for kind, count in shard.get("kinds", {}).items()} for shard in found["shards"]}
         measured = {key: [float(x) for x in found.get(key) or ()] for key in ("mean", "std")}
         return {"bits": 8, **found, **measured, "by_name": by_name}  # older ones say no bits
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
 

@@ -6,6 +6,7 @@ end as tars do, and to hold as many samples as its manifest or index says.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -20,6 +21,7 @@ from twinview.data.remote.base import BLOCK
 from twinview.data.remote.shard import RemoteShard
 from twinview.data.remote.transport import ResumableReader
 from twinview.data.store import index
+from twinview.data.store.regular import SAMPLE_BYTES, open_regular
 from twinview.data.store.sample import Sample
 from twinview.data.store.tar import members
 from twinview.errors import DataError
@@ -97,6 +99,8 @@ def tar_samples(path: Path | RemoteShard) -> Iterator[Sample]:
             if key != last and fields:
                 yield Sample(last, fields)
                 fields = {}
+            if member.size > SAMPLE_BYTES:
+                raise DataError(f"{path}, offset {member.header}: {member.name!r} promises {member.size} bytes; at most {SAMPLE_BYTES} are read.")
             last, fields[field] = key, forward.read(member.size, member.offset)
             if len(fields[field]) < member.size:
                 raise DataError(f"{path}, offset {member.header}: {member.name!r} has {member.size} bytes, the file ends after {len(fields[field])}. "
@@ -109,7 +113,10 @@ def tar_samples(path: Path | RemoteShard) -> Iterator[Sample]:
 def _source(path: Path | RemoteShard) -> tuple[_Source, int | None]:
     if isinstance(path, RemoteShard):
         return ResumableReader(path.url, path.known), path.known.size
-    return path.open("rb"), path.stat().st_size
+    try:
+        return os.fdopen(open_regular(path), "rb"), path.stat().st_size
+    except ValueError as e:
+        raise DataError(f"{path}: {e}.") from None
 
 
 class _Forward:

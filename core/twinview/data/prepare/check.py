@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from twinview.data.dataset.read import BadSample, bad_sample, read_class, read_m
 from twinview.data.dataset.shards import Shards
 from twinview.data.formats.fields import map_field
 from twinview.data.remote.shard import RemoteShard
-from twinview.data.store import image_folder, index
+from twinview.data.store import image_folder, index, manifest
 from twinview.data.threads import in_order
 from twinview.errors import DataError
 from twinview.progress import progress
@@ -73,6 +72,7 @@ def check_shards(spec: Sequence[str], *, workers: int = 1) -> Checked:
 
 def _scan(path: Path | RemoteShard) -> index.Index | image_folder.Folder:
     if isinstance(path, RemoteShard):
+        path.check_kept()
         path.fetch()  # which checks what its own manifest says
         return index.scan(path.path, str(path))
     return image_folder.scan(path) if path.is_dir() else index.scan(path)
@@ -86,7 +86,7 @@ def _listed(spec: Iterable[str]) -> tuple[list[Path | RemoteShard], list[str]]:
         if not folder.is_dir():
             paths += shard_paths(one)
             continue
-        there, named = {path.name for path in folder.glob("*.tar")}, set(_manifest(folder))
+        there, named = {path.name for path in folder.glob("*.tar") if not path.name.startswith(".")}, set(_manifest(folder))
         if not there | named:
             raise DataError(f"{folder}: holds no .tar.")
         faults += [f"{folder / name}: is missing; manifest.json names it" for name in sorted(named - there)]
@@ -97,10 +97,7 @@ def _listed(spec: Iterable[str]) -> tuple[list[Path | RemoteShard], list[str]]:
 
 def _manifest(folder: Path) -> Mapping[str, Mapping[str, Any]]:
     """Shards by name, as a folder's manifest has them; none where it has none of ours."""
-    try:
-        return {shard["name"]: shard for shard in json.loads((folder / "manifest.json").read_bytes())["shards"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+    return {shard["name"]: shard for shard in manifest.beside(folder).get("shards", ())}
 
 
 def _against(said: Mapping[str, Any] | None, path: Path) -> Iterator[str]:

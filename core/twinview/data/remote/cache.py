@@ -13,6 +13,8 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,9 +26,11 @@ import attrs
 from twinview.data.remote.base import base_name
 from twinview.errors import DataError
 from twinview.paths import cache as home
+from twinview.paths import expand
 
 TIME = 10**18  # ns: every cached shard's time of change, so that one that is fetched again equals the one before
 PART = ".part"
+NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS)  # of another user, or in a folder that cannot be written: used, and left as it is
 AGAIN = 0.02  # seconds between two looks at what another process is fetching
 
 
@@ -40,25 +44,28 @@ class Cache:
     @classmethod
     def at(cls, folder: str = "", gigabytes: float = 0.0) -> Cache:
         """As a recipe's `cache` and `cache_gb` say.  Raises DataError."""
-        try:
-            return cls(Path(folder).expanduser() if folder else home() / "shards", round(gigabytes * 1e9))
-        except RuntimeError:
-            raise DataError(f"[data] cache: {folder}: there is no such user. Write the whole path.") from None
+        return cls(expand(folder, "[data] cache", DataError) if folder else home() / "shards", round(gigabytes * 1e9))
 
     def make(self) -> None:
-        """Make the folder where there is none.  Raises DataError."""
+        """Make the folder where there is none.  Raises DataError, also for one that anybody may write to: what lies there could be anybody's."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            mode = self.folder.stat().st_mode
         except OSError as e:
             raise self._fault(e) from None
+        if mode & stat.S_IWOTH:
+            cure = f"Name a folder within it with [data] cache, or run `chmod o-w {self.folder}`"
+            raise DataError(f"{self.folder}: anybody may write to this folder, and shards are read from it. {cure}.")
 
     def fetch(self, name: str, size: int | None, write: Callable[[BufferedRandom], None], *, wait: bool = True) -> bool:
         """Have the shard `name` in the folder, where need be from `write`, which fills and checks its file; False where another process is at it.
 
         With `wait` that process is waited for.  Raises DataError.
         """
-        self.make()
         final = self.folder / name
+        if final.exists():  # in a folder that cannot be written, too
+            return True
+        self.make()
         try:
             while not final.exists():
                 with _shared(self.folder / (name + PART)) as file:
@@ -85,6 +92,8 @@ class Cache:
         try:
             if not final.exists():
                 file.truncate(0)
+                if (size or 0) > shutil.disk_usage(self.folder).free:
+                    raise OSError(errno.ENOSPC, f"{size} bytes are more than it has left")
                 with self._alone():
                     self._make_room(size or 0)
                     file.truncate(size or 0)  # counts from now on, though nothing is written yet
@@ -99,8 +108,14 @@ class Cache:
                 part.unlink()
 
     def open(self, name: str) -> int:
-        """A descriptor of a shard, which is not evicted as long as it is open.  Raises FileNotFoundError."""
-        file = os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC)
+        """A descriptor of a shard, which is not evicted as long as it is open.  Raises FileNotFoundError; a link in its place is removed."""
+        try:
+            file = os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as e:
+            if e.errno != errno.ELOOP:
+                raise
+            self.drop(name)
+            raise FileNotFoundError(name) from None
         fcntl.flock(file, fcntl.LOCK_SH)
         self.touch(name)
         return file
@@ -108,11 +123,12 @@ class Cache:
     def touch(self, name: str) -> bool:
         """Note that a shard is wanted; False where it is not there."""
         try:
-            os.utime(self.folder / name, ns=(time.time_ns(), TIME))
+            os.utime(self.folder / name, ns=(time.time_ns(), TIME), follow_symlinks=False)
         except FileNotFoundError:
             return False
-        except PermissionError:  # another user's
-            pass
+        except OSError as e:
+            if e.errno not in NOT_OURS:
+                raise
         return True
 
     def drop(self, name: str) -> None:
@@ -123,16 +139,18 @@ class Cache:
             raise self._fault(e) from None
 
     def sweep(self) -> None:
-        """Remove what fetches that were killed have left, and what is over the limit.  Raises DataError."""
+        """Remove what fetches that were killed have left, and what is over the limit, where the folder can be written.  Raises DataError."""
         if not self.folder.is_dir():
             return
+        self.make()
         try:
             with self._alone():
                 for path in self.folder.glob("*" + PART):
                     _evict(path)
                 self._make_room(0)
         except OSError as e:
-            raise self._fault(e) from None
+            if e.errno not in NOT_OURS:
+                raise self._fault(e) from None
 
     def _make_room(self, wanted: int, kept: Path | None = None) -> None:
         """Evict the longest unused shards until `wanted` bytes more are within the limit, or all that are left are `kept` or being read."""
@@ -150,7 +168,7 @@ class Cache:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        with (self.folder / ".room").open("w") as file:
+        with open(self.folder / ".room", "r+b", opener=_own) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             try:
                 yield
@@ -159,6 +177,8 @@ class Cache:
 
     def _fault(self, e: OSError) -> DataError:
         what = "is full" if e.errno in (errno.ENOSPC, errno.EDQUOT) else f"cannot be used: {e.strerror}"
+        if e.errno == errno.ELOOP:
+            return DataError(f"{e.filename}: is a link, where a file of the cache belongs. Links are not followed there: remove it.")
         return DataError(f"{self.folder}: {what}. Fetched shards are kept there: name another folder with [data] cache, or limit cache_gb.")
 
 
@@ -171,7 +191,12 @@ def entry(url: str, version: str, size: int | None) -> str:
 
 def _shared(path: Path) -> BufferedRandom:
     """A file to read and write, made where there is none, and left as it is where there is: another process may be at it."""
-    return open(path, "r+b", opener=lambda name, flags: os.open(name, flags | os.O_CREAT, 0o666))
+    return open(path, "r+b", opener=_own)
+
+
+def _own(name: str, flags: int) -> int:
+    """Opens a file of the cache, made where there is none; never what a link points to."""
+    return os.open(name, flags | os.O_CREAT | os.O_NOFOLLOW, 0o666)
 
 
 def _is(path: Path, file: BufferedRandom) -> bool:

@@ -4,7 +4,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
+import stat
+import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
@@ -18,6 +21,7 @@ from twinview.data.remote.cache import TIME, Cache, entry
 from twinview.data.remote.pipe import program
 from twinview.data.remote.transport import ResumableReader, info, listing, small
 from twinview.data.store import index
+from twinview.data.store.regular import SMALL_BYTES, read_regular
 from twinview.data.threads import in_threads
 from twinview.errors import DataError, closest
 from twinview.recipe.tables import Data
@@ -25,6 +29,7 @@ from twinview.recipe.tables import Data
 A = TypeVar("A")
 B = TypeVar("B")
 
+CHECKED = ".checked"  # beside a cached shard: the file that was found to have its manifest's checksum
 WINDOWS = 3  # that a cache has to hold
 
 
@@ -81,11 +86,14 @@ class RemoteShard:
         """Fetch it into `file`, check its bytes and its index, and leave the index beside it."""
         with closing(ResumableReader(self.url, self.known)) as reading:
             while data := reading.read(BLOCK):
+                if self.cache.limit and file.tell() + len(data) > self.cache.limit:
+                    raise DataError(f"{self}: is more than [data] cache_gb allows for all shards. Write more, or 0 for no limit.")
                 file.write(data)
         file.flush()
         file.seek(0)
         if self.sha256 and hashlib.file_digest(file, "sha256").hexdigest() != self.sha256:
             raise DataError(f"{self}: has another sha256 than manifest.json says. Upload the folder anew.")
+        self._note(os.fstat(file.fileno()))
         found = index.scan(Path(file.name), str(self))
         if self.content and checksum(found) != self.content:
             raise DataError(f"{self}: is not the shard that its index is of. Run `twinview shards index` where it lies, and upload both.")
@@ -95,18 +103,55 @@ class RemoteShard:
 
     def opened(self, rebuild: bool) -> tuple[RemoteShard, index.Index]:
         """Itself and its index: out of the cache, from beside it where it lies, or of the shard, fetched for it.  Raises DataError."""
-        whole = self.path.exists()  # asked before its index is: that is written first
+        self.check_kept()
+        whole = self.path.exists() and not rebuild  # asked before its index is: that is written first
         found = None if rebuild else self._kept() or self._sent()
         if found is None:
-            if whole:
-                self.cache.drop(self.name)  # a shard without its index
-            self.fetch()
-            found = self._kept()
-            if found is None:
-                raise DataError(f"{index.sidecar(self.path)}: cannot be written or read. Name another folder with [data] cache.")
+            if rebuild and self.path.exists():
+                self.cache.drop(self.name)
+            if not whole:
+                self.fetch()
+            found = (None if whole else self._kept()) or _keep(self, index.scan(self.path, str(self)))  # used, also where it cannot be kept
         if self.samples not in (None, len(found)):
             raise DataError(f"{self}: its index has {len(found)} samples, and manifest.json {self.samples}. Upload the folder anew.")
         return attrs.evolve(self, content=checksum(found)), found
+
+    def check_kept(self) -> None:
+        """Drop the shard in the cache where it is cut, or no file of its own, or has another checksum than its manifest says.
+
+        The checksum is looked at once: a note beside the file says that this file was found right.
+        """
+        try:
+            there = os.lstat(self.path)
+        except OSError:
+            return
+        if stat.S_ISREG(there.st_mode) and self.known.size in (None, there.st_size) and (not self.sha256 or self._noted(there) or self._sound(there)):
+            return
+        self.cache.drop(self.name)
+
+    def _sound(self, there: os.stat_result) -> bool:
+        """Whether the cached file has the manifest's checksum; noted where it does."""
+        with self.path.open("rb") as file:
+            sound = hashlib.file_digest(file, "sha256").hexdigest() == self.sha256
+        if sound:
+            self._note(there)
+        return sound
+
+    def _note(self, there: os.stat_result) -> None:
+        """Note beside a file that it has the manifest's checksum."""
+        if self.sha256:
+            with suppress(OSError):
+                replace_text(self.path.with_name(self.name + CHECKED), self._stamp(there))
+
+    def _noted(self, there: os.stat_result) -> bool:
+        try:
+            return read_regular(self.path.with_name(self.name + CHECKED), SMALL_BYTES).decode() == self._stamp(there)
+        except (OSError, ValueError):
+            return False
+
+    def _stamp(self, there: os.stat_result) -> str:
+        """What is the same only for the same file, wherever its time of access is."""
+        return f"{self.sha256} {there.st_size} {there.st_ino}\n"
 
     def _kept(self) -> index.Index | None:
         """The index in the cache."""
@@ -137,6 +182,14 @@ def _keep(shard: RemoteShard, found: index.Index) -> index.Index:
     with suppress(OSError):
         index.write(shard.path, stamped, 0o644)
     return stamped
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small file, whole or not at all, without following a link.  Raises OSError."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(temporary, path)
 
 
 def checksum(found: index.Index) -> str:

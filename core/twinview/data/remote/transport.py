@@ -13,6 +13,7 @@ from twinview.data.remote.base import BLOCK, PIPE, ByteStream, Info, Missing, Un
 from twinview.data.remote.fsspec import filesystem, fsspec_info, fsspec_open
 from twinview.data.remote.http import http_info, http_open, is_http
 from twinview.data.remote.pipe import Program
+from twinview.data.store.regular import SMALL_BYTES
 from twinview.errors import DataError
 
 T = TypeVar("T")
@@ -30,7 +31,12 @@ def small(url: str) -> bytes | None:
     def read() -> bytes | None:
         try:
             with closing(_open(url, 0, Info(None, ""))) as stream:
-                return b"".join(iter(lambda: stream.read(BLOCK), b""))
+                found = bytearray()
+                while data := stream.read(BLOCK):
+                    found += data
+                    if len(found) > SMALL_BYTES:
+                        raise Unreachable(f"does not end after {SMALL_BYTES} bytes: it is no manifest and no index", False)
+                return bytes(found)
         except Missing:
             return None
 

@@ -92,7 +92,8 @@ def _locked(folder: Path) -> Iterator[None]:
     """One process at a time draws `folder`; a process that dies lets go."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with folder.with_name(folder.name + ".lock").open("w") as file:
+        own = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW  # never what a link points to
+        with os.fdopen(os.open(folder.with_name(folder.name + ".lock"), own, 0o666), "r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
     except OSError as e:

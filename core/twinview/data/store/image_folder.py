@@ -11,6 +11,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from twinview.data.rng import key_hash, twins
 from twinview.data.store.index import save
 from twinview.data.store.listing import Listing, image_field, key_of, listing
+from twinview.data.store.regular import check_size, check_stored, open_regular
 from twinview.errors import DataError
 from twinview.paths import cache
 from twinview.progress import progress
@@ -73,7 +75,8 @@ class Folder:
         if self.times[i] < 0:
             raise ValueError("was no readable file when its folder was indexed")
         try:
-            with self.path(i).open("rb", buffering=0) as file:
+            with os.fdopen(open_regular(self.path(i)), "rb", buffering=0) as file:
+                check_size(os.fstat(file.fileno()).st_size)
                 data = file.readall()
                 now = os.fstat(file.fileno())
         except OSError as e:
@@ -88,6 +91,7 @@ class Folder:
 def read(root: Path) -> Folder | None:
     """A folder's index as it was kept; None where there is none, or a folder has changed since."""
     try:
+        check_stored(_kept(root))
         with np.load(_kept(root)) as file:
             meta = json.loads(file["meta"].tobytes())
             if meta["format"] != FORMAT or any(_times(root / name) != times for name, *times in meta["folders"]):
@@ -104,7 +108,8 @@ def build(root: Path) -> Folder:
     folder = _index(root, found)
     if all(max(times) < began - SETTLED * 1e9 for _, *times in found.folders):
         meta = {"format": FORMAT, "fields": folder.fields, "folders": found.folders}
-        save(_kept(root), meta, {name: getattr(folder, name) for name in ARRAYS})
+        with suppress(OSError):  # where it cannot be kept it is used all the same
+            save(_kept(root), meta, {name: getattr(folder, name) for name in ARRAYS})
     return folder
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinview.data.rng import key_hash
+from twinview.data.store.regular import check_stored, open_regular
 from twinview.data.store.tar import Member, members
 from twinview.errors import DataError
 
@@ -84,6 +85,7 @@ def read(path: Path) -> Index | None:
 
 def parse(file: Path | BinaryIO) -> Index:
     """The index that a side-car file holds.  Raises whatever is wrong with it."""
+    check_stored(file)
     with np.load(file) as arrays:
         meta = json.loads(arrays["meta"].tobytes())
         if meta["format"] != FORMAT:
@@ -212,9 +214,11 @@ def _stamp(path: Path) -> Stamp:
 
 def _open(path: Path) -> BinaryIO:
     try:
-        return path.open("rb")
+        return os.fdopen(open_regular(path), "rb")
     except OSError as e:
         raise DataError(f"{path}: {e.strerror}.") from None
+    except ValueError as e:
+        raise DataError(f"{path}: {e}.") from None
 
 
 def _class(file: int, member: Member) -> int | None:

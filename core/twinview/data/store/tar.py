@@ -10,7 +10,9 @@ from typing import NamedTuple
 from twinview.errors import DataError
 
 BLOCK = 512
-PADDING = 1 << 20  # zero bytes that may follow the end of an archive: more is a hole
+PADDING = 1 << 20  # bytes behind the end of an archive that are read at once; all have to be zero
+ZEROS = 1 << 26  # of these that are read in all: more is no padding
+EXTENDED = 1 << 20  # most bytes of what a header says besides, such as a long name
 FILES, LINKS = b"07\0", b"12"
 
 Read = Callable[[int, int], bytes]
@@ -47,6 +49,8 @@ def members(read: Read, length: int | None, path: str) -> Iterator[Member]:
         data, after = at + BLOCK, at + BLOCK + -(-size // BLOCK) * BLOCK
         if length is not None and data + size > length:
             raise DataError(f"{path}, offset {at}: {name!r} has {size} bytes, the file ends after {length - data}. It is cut off: copy it anew.")
+        if kind in b"LKxg" and size > EXTENDED:
+            raise DataError(f"{path}, offset {at}: an extended header of {size} bytes is no header. Copy the shard anew.")
         if kind == b"L":
             longer["path"] = _text(read(size, data).split(b"\0", 1)[0])
         elif kind == b"x":
@@ -98,16 +102,17 @@ def _pax(data: bytes) -> dict[str, str]:
 
 
 def _check_end(read: Read, at: int, length: int | None, path: str) -> None:
-    """The rest of a file behind the first zero block has to be zero, and no more than padding."""
-    behind = read(PADDING if length is None else min(PADDING, length - at), at + BLOCK)
-    rest = BLOCK + len(behind) if length is None else length - at
-    if rest < 2 * BLOCK:
-        raise DataError(f"{path}, offset {at}: {_short(at, at + rest)}")
-    if rest > PADDING:
-        raise DataError(f"{path}, offset {at}: {rest} bytes follow the end of the archive: a hole, or a second archive. Copy or pack it anew.")
-    if behind.strip(b"\0"):
-        more = at + BLOCK + len(behind) - len(behind.lstrip(b"\0"))
-        raise DataError(f"{path}, offset {at}: the archive ends here, and data follows at {more}: a hole, or tars joined. Copy or pack it anew.")
+    """The rest of a file behind the first zero block has to be zero, as it is behind archives that were padded or read from a tape."""
+    place = at + BLOCK
+    while behind := read(PADDING, place):
+        if behind.strip(b"\0"):
+            more = place + len(behind) - len(behind.lstrip(b"\0"))
+            raise DataError(f"{path}, offset {at}: the archive ends here, and data follows at {more}: a hole, or tars joined. Copy or pack it anew.")
+        place += len(behind)
+        if place - at > ZEROS:
+            raise DataError(f"{path}, offset {at}: more than {ZEROS} zero bytes follow the end of the archive: a hole. Copy or pack it anew.")
+    if place - at < 2 * BLOCK:
+        raise DataError(f"{path}, offset {at}: {_short(at, place)}")
 
 
 def _short(at: int, length: int) -> str:

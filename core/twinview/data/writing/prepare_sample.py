@@ -16,6 +16,7 @@ from PIL import Image
 from twinview.data.formats import decode, npy_tiff
 from twinview.data.formats.fields import IMAGE_FIELDS, image_field, map_field
 from twinview.data.formats.npy_tiff import FULL, Header
+from twinview.data.store.regular import read_regular
 from twinview.data.store.sample import Sample
 from twinview.data.writing.entry import Content, Relabeled
 from twinview.data.writing.statistics import Moments, moments
@@ -67,7 +68,7 @@ def _prepared(key: str, contents: Mapping[str, Content], recode: Recode, measure
     data: dict[str, bytes] = {}
     for field, content in contents.items():
         with _placed(key, field, content):
-            data[field] = content if isinstance(content, bytes) else _path(content).read_bytes()
+            data[field] = content if isinstance(content, bytes) else read_regular(_path(content))
     with _placed(key, image, contents[image]):
         said = decode.image_header(data[image])
         size, small = said.size, recode.size(said.size)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from twinview.data.store.listing import key_of
+from twinview.data.store.regular import read_regular
 from twinview.errors import DataError
 
 
@@ -41,19 +42,19 @@ def label_maps(pictures: Iterable[Path], place: Callable[[Path], Path]) -> dict[
 def read_json(path: Path, *wanted: str) -> dict[str, Any]:
     """A JSON table that has the keys `wanted`.  Raises DataError."""
     try:
-        table = json.loads(path.read_bytes())
+        table = json.loads(read_regular(path, None))
         return {**table, **{key: table[key] for key in wanted}}
     except OSError as e:
         raise DataError(f"{path}: {e.strerror}.") from None
-    except (ValueError, TypeError, KeyError) as e:
+    except (ValueError, TypeError, KeyError, RecursionError) as e:
         raise DataError(f"{path}: is no such annotation file: {type(e).__name__}: {e}. It has {', '.join(wanted)}.") from None
 
 
 def read_lines(path: Path) -> list[str]:
     """The first word of each line that has one.  Raises DataError."""
     try:
-        return [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as e:
+        return [line.split()[0] for line in read_regular(path, None).decode("utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as e:
         raise DataError(f"{path}: cannot be read: {e}.") from None
 
 
