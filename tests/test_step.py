@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from twinview.assembly import assemble
-from twinview.errors import PluginError
+from twinview.errors import ContractError, PluginError
 from twinview.model import LazyStep, Siamese
 from twinview.ops.seeding import seed_of, uniform
 from twinview.recipe import read
@@ -208,9 +208,9 @@ def test_a_head_starts_alike_whatever_stands_beside_it(toy: dict[str, Any]) -> N
 
 def test_a_missing_head_is_named(toy: dict[str, Any]) -> None:
     step = LazyStep(model_of(toy), batch_of(), PROGRESS, False)
-    with pytest.raises(KeyError, match="this branch has no head 'nothing'; it has: toy/pooled/projector"):
+    with pytest.raises(ContractError, match=r"a head 'nothing' that this branch does not have\. There is: toy/pooled/predictor, toy/pooled/projector"):
         step.apply("nothing", 0, "online")
-    with pytest.raises(KeyError, match="the encoder gives no 'c9'; it gives: cells, pooled, c1"):
+    with pytest.raises(ContractError, match="asks for 'c9', and the encoder gives: cells, pooled, c1"):
         step.apply("toy/pooled/projector", 0, "online", "c9")
 
 

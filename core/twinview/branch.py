@@ -2,11 +2,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 from torch import nn
 
-from twinview.errors import PluginError
+from twinview.errors import ContractError, PluginError, closest
+
+HeadKind = Literal["averaged", "online_only", "state"]
+KINDS = get_args(HeadKind)
 
 
 class ParamRule(NamedTuple):
@@ -23,12 +26,14 @@ class Head(NamedTuple):
     """A module that a part asks for, and what becomes of it."""
 
     module: nn.Module
-    kind: Literal["averaged", "online_only", "state"] = "averaged"
+    kind: HeadKind = "averaged"
     rule: ParamRule | None = None  # how the optimizer treats its parameters, where no part's `param_groups` says otherwise
 
 
 class Branch(nn.Module):
     """Online or target.  `heads` are found by key (`multisiam/clusters/projector`); a part finds its own with `of`."""
+
+    asked: set[str]
 
     def __init__(
         self,
@@ -45,6 +50,7 @@ class Branch(nn.Module):
         object.__setattr__(self, "_labels", dict(labels))
         object.__setattr__(self, "_rules", dict(rules or {}))
         object.__setattr__(self, "_state", state)  # not a submodule: kept once, beside the branches
+        object.__setattr__(self, "asked", set[str]())  # keys of the modules that anyone has asked for
 
     def of(self, part: object, name: str) -> Any:
         """This branch's module `name` of a part: the same part finds other weights in online than in target."""
@@ -65,13 +71,14 @@ class Branch(nn.Module):
         return next((rule for key, rule in rules.items() if parameter.startswith(f"heads.{key}.")), None)
 
     def find(self, key: str) -> nn.Module:
-        """A module by key.  Raises KeyError naming the keys there are."""
+        """A module by key.  Raises ContractError naming the keys there are."""
+        self.asked.add(key)
         if key in self.heads:
             return self.heads[key]
         state: Mapping[str, nn.Module] = self._state  # type: ignore[assignment]
         if key in state:
             return state[key]
-        raise KeyError(f"this branch has no head {key!r}; it has: {', '.join([*self.heads, *state]) or 'none'}")
+        raise ContractError(f"asks for a head {key!r} that this branch does not have.{closest(key, [*self.heads, *state])} Declare it in heads().")
 
     def recomputable(self) -> list[nn.Module]:
         """Blocks of the encoder and of heads whose activations may be made anew in the backward pass; none inside another."""

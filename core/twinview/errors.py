@@ -23,6 +23,30 @@ class PluginError(TwinviewError):
     """A method cannot be loaded, or does not keep the contract of a hook."""
 
 
+class ContractError(PluginError):
+    """A hook gave, or asked for, what its contract does not know.  The core puts part and hook in front: `placed`."""
+
+    def __init__(self, message: str, placed: bool = False) -> None:
+        """`message`: what was given, and what to give."""
+        super().__init__(message, placed)
+        self.placed = placed
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class HookError(PluginError):
+    """The code of a part raised.  The message names part, hook, file and line; `details` is the traceback, for the part's author."""
+
+    def __init__(self, message: str, details: str) -> None:
+        """`details`: several lines."""
+        super().__init__(message, details)
+        self.details = details
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class DataError(TwinviewError):
     """A shard, an index or a folder of images is at fault."""
 

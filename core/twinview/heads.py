@@ -1,7 +1,7 @@
 """What a model is made of besides its encoders: the heads that parts ask for, a target or none, and the views that share a pass."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Set
 
 import attrs
 
@@ -41,7 +41,14 @@ def heads_of(assembly: Assembly, dims: Dims, label: str, *names: int | str) -> I
     with seeded(assembly.recipe.run.seed, "heads", label, *names):
         for answer in assembly.only("heads", label)(dims=own):
             for name, head in answer.items():
-                if not isinstance(head, Head):
-                    said = f"heads() gives a {type(head).__name__} for {name!r}"
-                    raise PluginError(f"{assembly.uses[label][1]}: {said}. Give a twinview.values.Head.")
                 yield f"{assembly.key(label)}/{name}", head
+
+
+def check_asked(assembly: Assembly, keys: Iterable[str], asked: Set[str]) -> None:
+    """Of the heads' `keys`, those that hooks have `asked` for in the first step.  Raises PluginError for one that is declared and not among them."""
+    for label in assembly.answers("heads"):
+        for part, _, name in (key.rpartition("/") for key in keys):
+            if part == assembly.key(label) and f"{part}/{name}" not in asked:
+                said = f"heads() declares {name!r}, and no hook asked for it in the first step"
+                instead = "Leave it out; a head whose turn comes later is asked for (branch.of) and given a gradient of zero until then"
+                raise PluginError(f"{assembly.place(label)}: {said}. {instead}.")

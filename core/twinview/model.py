@@ -4,7 +4,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -13,12 +13,12 @@ from torch.utils._pytree import tree_map
 
 from twinview.assembly import Assembly
 from twinview.branch import Branch, Branches
-from twinview.errors import PluginError, closest
-from twinview.heads import NONE_TOGETHER, heads_of, views_together, wants_target
+from twinview.errors import ContractError, PluginError, closest
+from twinview.heads import NONE_TOGETHER, check_asked, heads_of, views_together, wants_target
 from twinview.ops.ranks import world
 from twinview.ops.seeding import generator, uniform
 from twinview.ops.spread import effective_rank, feature_spread
-from twinview.values import Alignment, Batch, DataFactory, Dims, Features, Geometry, PlainBatch, Progress, Role, Step, box_area
+from twinview.values import ROLES, Alignment, Batch, DataFactory, Dims, Features, Geometry, PlainBatch, Progress, Role, Step, box_area
 
 
 class Outcome(NamedTuple):
@@ -54,6 +54,8 @@ class Siamese(nn.Module):
             self.target = Branch(_copy(self.online.encoder), copies, labels, state)
         self.followed = False  # the target has followed these very weights of the online branch: the step that came then was left out
         self.any_masks = "hides_any" in assembly.traits[assembly.recipe.encoder.label].gives  # as many cells of each image need not be hidden
+        self.heads_asked = False  # that every head is asked for has been seen
+        self.encoded = set[tuple[tuple[int, ...], Role]]()  # the views that have been through an encoder
         self.own_encode = assembly.has("encode") or bool(assembly.wrappers("encode"))
         self.together = views_together(assembly, dims) if assembly.recipe.run.views_together else NONE_TOGETHER
         self.branches = Branches(self.online, self.target or self.online, lambda: assembly.encoder(random=True))
@@ -74,20 +76,22 @@ class Siamese(nn.Module):
             for label in self.assembly.answers("loss"):
                 step.label, name = label, self.assembly.uses[label][2].name
                 for answer in self.assembly.only("loss", label)(step=step):
-                    if not isinstance(answer, Mapping):
-                        raise PluginError(f"{self.assembly.uses[label][1]}: loss() gives a {type(answer).__name__}. Give {{term: scalar}}.")
                     for term, value in answer.items():
                         term = f"{name}.{term}" if name else term
                         if term in terms:
                             raise PluginError(f"{self.assembly.uses[label][1]}: another loss has a term {term!r} too. Give one of the two a `name`.")
-                        if value.ndim:
-                            raise PluginError(f"{self.assembly.uses[label][1]}: the term {term!r} has shape {tuple(value.shape)}. Give a scalar.")
                         terms[term] = value.detach()
                         total = total + self.assembly.weight(label) * value.float()
             step.label = ""
             if watch:
                 step.watch_features()
         return Outcome(total, terms, step.notes if watch else {}, step)
+
+    def check_heads(self) -> None:
+        """After the first step.  Raises PluginError where no hook has asked for a head that a part declares."""
+        if not self.heads_asked:
+            self.heads_asked = True
+            check_asked(self.assembly, (*self.online.heads, *self.state), self.online.asked | self.branches.target.asked)
 
     def features(
         self, branch: Branch, batch: Batch | PlainBatch, view: int = 0, *, train: bool = False, move_statistics: bool = False
@@ -203,6 +207,8 @@ class LazyStep(Step):
         return self.branches.online.key(part, name)
 
     def apply(self, heads: str | Sequence[str], view: int, role: Role, on: str | Sequence[str] = "cells") -> Tensor:
+        if role not in ROLES:
+            raise ContractError(f"asks for the branch {role!r}.{closest(str(role), ROLES)}")
         chain, maps = (heads,) if isinstance(heads, str) else tuple(heads), on if isinstance(on, str) else tuple(on)
         if role == "target" and self._model.target is None:
             return cast(Tensor, _detached(self.apply(chain, view, "online", maps)))
@@ -274,8 +280,9 @@ class LazyStep(Step):
 
     def _features(self, branch: Branch, images: Tensor, hidden: Tensor | None, views: tuple[int, ...], role: Role) -> Features:
         model = self._model
-        if not model.own_encode:
+        if not model.own_encode and (views, role) in model.encoded:  # the first time by the hook, where what it gives is checked
             return cast(Features, branch.encoder(images, hidden))
+        model.encoded.add((views, role))
         rng = generator(model.assembly.recipe.run.seed, "encode", self.progress.step, self.progress.micro, views[0], role)
         return model.assembly.calls.encode(
             branch=branch, images=images, hidden=hidden, view=views[0], role=role, views=views, step=self, rng=rng

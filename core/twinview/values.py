@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import attrs
 import torch
@@ -11,9 +11,10 @@ from torch import Tensor
 from twinview.branch import Branch, Branches
 from twinview.branch import Head as Head
 from twinview.branch import ParamRule as ParamRule
-from twinview.errors import PluginError
+from twinview.errors import ContractError, PluginError
 
 Role = Literal["online", "target"]
+ROLES = get_args(Role)
 Size = tuple[int, int]  # height, width
 
 
@@ -30,8 +31,6 @@ class Geometry(NamedTuple):
     sizes: tuple[Size, ...]  # V output sizes in pixels
     pairs: tuple[tuple[int, int], ...]  # ordered (online view, target view)
     notes: dict[str, Tensor] = {}  # noqa: RUF012  numbers [...] that the sampler wants logged, never mutated
-    draws: tuple[int, ...] = ()  # of each view, the view whose photometric draws it takes, itself or another; (): each its own
-    cut_from: tuple[int, ...] = ()  # of each view, itself: cut from the source; or another: from that one's picture, photometry and all; (): itself
 
     def to_source(self, points: Tensor, view: int) -> Tensor:
         """Points [..., P, 2] in `view`'s frame -> the same places as fractions of the source, [..., P, 2]."""
@@ -87,10 +86,10 @@ class Features(NamedTuple):
     kept: Tensor | None = None  # [B, N] indices of the cells that tokens stand for, where cells were dropped
 
     def at(self, name: str) -> Tensor:
-        """`cells`, `pooled`, `tokens`, or a level by its name.  Raises KeyError with the names there are."""
+        """`cells`, `pooled`, `tokens`, or a level by its name.  Raises ContractError with the names there are."""
         found: Tensor | None = getattr(self, name) if name in ("cells", "pooled", "tokens") else self.levels.get(name)
         if found is None:
-            raise KeyError(f"the encoder gives no {name!r}; it gives: {', '.join(self.names())}")
+            raise ContractError(f"asks for {name!r}, and the encoder gives: {', '.join(self.names())}.")
         return found
 
     def names(self) -> list[str]:
@@ -170,8 +169,6 @@ class Dims:
     grids: tuple[Size, ...]  # cells (h, w) of each view
     sizes: tuple[Size, ...]  # pixels (h, w) of each view
     pairs: tuple[tuple[int, int], ...]
-    draws: tuple[int, ...] = ()  # as Geometry has them
-    cut_from: tuple[int, ...] = ()
     channels: int = 3  # of an image
     global_batch: int
     dataset_size: int

@@ -45,8 +45,7 @@ class Classes:
     def traits(self) -> Traits:
         """Needs the features that `on` names, and labels of the run's own shards where it learns from them."""
         features = self.on if self.on in ("pooled", "cells") else "levels"
-        scores = frozenset(f"{self.score}/{name}top1" for name in ("", *(f"{baseline}/" for baseline in self.baselines)))
-        return Traits(needs=frozenset([features] if self.train else [features, "labels"]), scores=scores)
+        return Traits(needs=frozenset([features] if self.train else [features, "labels"]))
 
     @hookimpl
     def check(self, dims: Dims, data: DataFactory) -> None:

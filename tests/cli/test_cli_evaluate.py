@@ -111,7 +111,7 @@ def test_what_is_refused(run: Path, words: list[str], message: str, capsys: pyte
 
 def test_a_folder_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "cluster", str(tmp_path)]) == 2
-    assert "there is no run here" in capsys.readouterr().err
+    assert "is no run's folder: it holds no recipe.toml. Give the folder" in capsys.readouterr().err
 
 
 def test_short_and_full_names() -> None:

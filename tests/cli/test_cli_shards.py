@@ -60,7 +60,7 @@ def test_pack_with_every_option_then_check_and_count(photos: Path, tmp_path: Pat
     ("words", "said"),
     [
         (["images", "PHOTOS", "OUT", "--split", "train"], "--split: images has no such choice. It takes --labels."),
-        (["coco", "PHOTOS", "OUT", "--classes", "19"], "--classes: coco has no such choice. It takes --split."),
+        (["coco", "PHOTOS", "OUT", "--classes", "19"], "--classes: coco has no such choice. It takes --split, --annotations."),
         (["coco", "PHOTOS", "OUT"], "--split: there is no split 'train2017'. There is: a, b."),
         (["cityscapes", "PHOTOS", "OUT"], "PHOTOS/leftImg8bit: there is no such folder of Cityscapes' images."),
         (["images", "PHOTOS", "OUT", "--quality", "0"], "--quality: wants a number above 0, not 0."),

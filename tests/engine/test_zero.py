@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,7 @@ import pytest
 import torch
 
 from twinview.engine.metrics import read_metrics
-from twinview.engine.setup import build
 from twinview.engine.train import train
-from twinview.errors import RecipeError
 from twinview.recipe import from_table
 
 DRIVER = Path(__file__).with_name("zero_driver.py")
@@ -84,29 +81,3 @@ def test_evaluations_run_between_steps_of_stage_3_and_move_nothing(tiny: Table, 
     weights, whole = (torch.load(tmp_path / run / "checkpoints/step-000007/model.pt", weights_only=True) for run in ("run", "plain"))
     assert weights.keys() == whole.keys() and all(torch.equal(weights[k], whole[k]) for k in whole)
     assert (tmp_path / "said").read_text().count("evaluate at") == 4
-
-
-STATE = """
-import torch
-from torch import nn
-from twinview.hooks import hookimpl, part
-from twinview.values import Head
-
-@part
-class Queue:
-    @hookimpl
-    def heads(self, dims):
-        return {"queue": Head(nn.Linear(4, 4), "state")}
-
-@hookimpl
-def parts():
-    return {"queue": Queue}
-"""
-
-
-def test_state_that_stage_3_would_shard_is_refused(tiny: Table, install: Callable[..., None]) -> None:
-    install("stored", STATE)
-    table = {**tiny, "extra": [{"use": "stored.queue"}], "deepspeed": {"zero_optimization": {"stage": 3}}}
-    with pytest.raises(RecipeError, match=r"stage: 3 shards parameters, and the state 'stored/queue/queue\.weight' is one\. Write stage = 2\.$"):
-        build(from_table(table))
-    build(from_table({**table, "deepspeed": {"zero_optimization": {"stage": 2}}}))

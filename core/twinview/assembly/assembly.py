@@ -28,10 +28,10 @@ from twinview.assembly.checks import (
     check_dims,
     check_heads,
     check_hooks,
-    check_options,
     check_scores,
     check_traits,
 )
+from twinview.assembly.contract import Contract
 from twinview.assembly.plugins import GROUP, answered, distribution, find_part, option, options, pluggy_manager
 
 ANSWERS = {  # slot -> the hook that its part must answer
@@ -61,11 +61,13 @@ class Assembly:
         """Raises RecipeError or PluginError with one line that names the place and the nearest right word."""
         self.recipe = recipe
         self.parts: dict[str, Any] = {}  # by label
+        self.traits: dict[str, Traits] = {}  # by label
         self.uses: dict[str, tuple[str, str, PartConfig]] = {}  # label -> slot, place, use
         self._callers: dict[tuple[str, str], Any] = {}
         self._offered = entry_points(group=GROUP)  # once: it reads a file of every installed distribution
         self.manager = pluggy_manager()
         self.manager.register(_Defaults(), name=CORE)
+        Contract(self.manager, self.place, lambda: self.traits[recipe.encoder.label].gives)
         for slot, place, use in recipe.uses():
             self._add(slot, place, use)
         check_hooks(self)
@@ -75,18 +77,6 @@ class Assembly:
         check_alignments(self)
         check_heads(self)
         check_scores(self)
-
-    def __repr__(self) -> str:
-        """`Assembly(views=byol.crops, encoder=timm.encoder, loss=[byol.image x 1.0], target momentum 0.99, adamw, 300 steps of 256)`."""
-        recipe, run = self.recipe, self.recipe.run
-        slots: dict[str, list[str]] = {}
-        for label, (slot, _, use) in self.uses.items():
-            slots.setdefault(slot, []).append(label if label == use.use else f"{use.use} as {label}")
-        parts = [f"{slot}={labels[0] if len(labels) == 1 else '[' + ', '.join(labels) + ']'}" for slot, labels in slots.items()]
-        target = f"target momentum {recipe.target.momentum:g}" if recipe.target.momentum else "target by stop-gradient"
-        length = f"{run.steps} steps" if run.steps else f"{run.epochs:g} epochs" if run.epochs else f"{run.hours or 0:g} hours"
-        optimizer = type(recipe.optimizer).__name__.lower()
-        return f"Assembly({', '.join([*parts, target, optimizer, f'{length} of {run.batch_size} images'])})"
 
     @property
     def calls(self) -> Calls:
@@ -123,6 +113,14 @@ class Assembly:
         """Whether any part answers a hook."""
         return bool([name for name in self.answers(hook) if name != CORE])
 
+    def place(self, label: str) -> str:
+        """Of a part in the recipe, as messages name it; the core answers for the encoder, and methods have their own names."""
+        return self.uses[self.recipe.encoder.label if label == CORE else label][1] if label in (*self.uses, CORE) else label
+
+    def place_of(self, hook: str) -> str:
+        """Of the part that answers a hook which takes one."""
+        return " or ".join(self.place(label) for label in self.answers(hook))
+
     def key(self, label: str) -> str:
         """A part's name in checkpoints: module names hold no dots."""
         return label.replace(".", "/")
@@ -139,8 +137,6 @@ class Assembly:
         make = self._without_weights() if random and self.recipe.encoder.options.get("weights") else self.calls.make_encoder
         with seeded(self.recipe.run.seed, "encoder"):
             made = make(masked=self.recipe.masks is not None, channels=self.recipe.data.channels)
-        if not hasattr(made, "spec"):
-            raise PluginError(f"[encoder] {self.recipe.encoder.use}: its module carries no `spec` (twinview.values.EncoderSpec).")
         return made
 
     def dims(self, encoder: nn.Module, dataset_size: int, classes: int = 0) -> Dims:
@@ -154,8 +150,6 @@ class Assembly:
             grids=tuple(spec.grid(s) for s in probe.sizes),
             sizes=probe.sizes,
             pairs=probe.pairs,
-            draws=probe.draws,
-            cut_from=probe.cut_from,
             channels=self.recipe.data.channels,
             global_batch=self.recipe.run.batch_size,
             dataset_size=dataset_size,
@@ -218,8 +212,10 @@ class Assembly:
         label = use.label
         if label in self.parts or label == CORE or self.key(label) in {self.key(k) for k in self.parts}:
             raise RecipeError(f"{place}: the name {label!r} is taken. Give one of the two a `name = \"...\"` of its own.")
+        for field in attrs.fields(cls):
+            if field.init and field.type is None:
+                raise PluginError(f"{place}: its option {field.name!r} has no type. Annotate it: `{field.name}: int = 3`.")
         part = structure(use.options, cls, place)
-        check_options(part, place)
         try:
             self.manager.register(part, name=label)
         except pluggy.PluginValidationError as e:

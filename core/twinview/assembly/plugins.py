@@ -41,6 +41,11 @@ def methods() -> list[str]:
     return sorted({e.name for e in entry_points(group=GROUP)})
 
 
+def packages() -> set[str]:
+    """The import packages of the installed methods."""
+    return {e.module.partition(".")[0] for e in entry_points(group=GROUP)}
+
+
 def load(manager: pluggy.PluginManager, method: str, place: str, offered: EntryPoints | None = None) -> Mapping[str, type]:
     """Import and register the method that an entry point names (of those `offered`, or installed), and no other; its parts by name.
 
@@ -68,8 +73,12 @@ def load(manager: pluggy.PluginManager, method: str, place: str, offered: EntryP
             raise PluginError(f"{place}: method {method!r} ({found[0].value}) {said}. A method answers parts() alone; other hooks belong in a part.")
     plugin = manager.get_plugin(name)
     others = [p for n, p in manager.list_name_plugin() if p is not None and p is not plugin]
-    answer: list[Mapping[str, type]] = manager.subset_hook_caller("parts", others)()
-    return answer[0]
+    answers: list[Any] = manager.subset_hook_caller("parts", others)()
+    if not answers or not isinstance(answers[0], Mapping) or not all(isinstance(key, str) for key in answers[0]):
+        said = f"gives a {type(answers[0]).__name__}" if answers else "gives None"
+        raise PluginError(f"{place}: parts() of {method!r} ({found[0].value}, {offers}) {said}. Give {{name: class made with @twinview.part}}.")
+    found_parts: Mapping[str, type] = answers[0]
+    return found_parts
 
 
 def find_part(manager: pluggy.PluginManager, method: str, name: str, place: str, offered: EntryPoints | None = None) -> type:

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from twinview.cli import evaluate, export, plan, recipes, shards, show, train
 from twinview.cli.words import Parser, in_options, tidied, unknown
-from twinview.errors import Preempted
+from twinview.errors import HookError, Preempted
 from twinview.faults import explained
 from twinview.terminal import one_line, say
 from twinview.version import __version__
@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0  # `twinview parts | head`
         fault = explained(e)
         if fault is not None:
+            if isinstance(fault, HookError):
+                say(fault.details)  # whoever wrote the part needs it
             say(f"twinview: {in_options(str(fault), args)}")
             return 128 + fault.number if isinstance(fault, Preempted) else 2
         if isinstance(e, OSError):
@@ -89,6 +91,10 @@ def entry() -> NoReturn:
 
 def _culprit(e: BaseException) -> str:
     """The plugin's file and line that an error comes from, or twinview itself."""
-    frames = [f for f in traceback.extract_tb(e.__traceback__) if "twinview" in f.filename]
-    own = [f for f in frames if f"{os.sep}twinview{os.sep}" not in f.filename]
-    return f"a fault of {own[-1].filename}, line {own[-1].lineno}" if own else "a fault of twinview's own; please report it"
+    from twinview.assembly.plugins import packages
+
+    plugins = packages()
+    own = [(frame, line) for frame, line in traceback.walk_tb(e.__traceback__) if frame.f_globals.get("__name__", "").partition(".")[0] in plugins]
+    if own:
+        return f"a fault of {own[-1][0].f_code.co_filename}, line {own[-1][1]}"
+    return "a fault of twinview's own; please report it"

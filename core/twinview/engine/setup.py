@@ -81,8 +81,7 @@ def build(recipe: Recipe, *, assembly: Assembly | None = None, going_on: bool = 
                 synchronize_batchnorm(branch)
     if recipe.run.activation_checkpointing:
         _recompute_blocks(model)
-    check_batchnorm(model, recipe, ranks.world)
-    check_state(model, recipe)
+    _check_batchnorm(model, recipe, ranks.world)
     optimizer, trainable = make_optimizer(assembly, model.online)
     _seed(recipe.run.seed, ranks.rank)
     steps = _steps(recipe, epoch)
@@ -107,18 +106,10 @@ def no_blocks(recipe: Recipe) -> RecipeError:
     return RecipeError(f"[run] activation_checkpointing: {what}. Leave it out, or choose another network.")
 
 
-def check_batchnorm(model: Siamese, recipe: Recipe, world: int) -> None:
-    """Raises RecipeError where BatchNorm would see a single vector."""
+def _check_batchnorm(model: Siamese, recipe: Recipe, world: int) -> None:
     alone = world == 1 or not recipe.run.sync_batchnorm
     if alone and micro_batch(recipe, world) == 1 and any(isinstance(m, nn.BatchNorm1d) for m in model.modules()):
         raise RecipeError("[run] batch_size, accumulation: leave one image at a time, and BatchNorm needs two. Write a larger batch_size.")
-
-
-def check_state(model: Siamese, recipe: Recipe) -> None:
-    """Parameters of `state` modules are written to in place, which ZeRO-3 would not notice.  Raises RecipeError."""
-    name = next((name for name, _ in model.state.named_parameters()), "")
-    if name and stage(recipe) == 3:
-        raise RecipeError(f"[deepspeed] zero_optimization.stage: 3 shards parameters, and the state {name!r} is one. Write stage = 2.")
 
 
 def _open_data(recipe: Recipe) -> Samples:

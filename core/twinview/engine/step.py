@@ -69,6 +69,7 @@ def take_step(built: TrainSetup, engine: Any, batches: Iterator[Batch], progress
     if recipe.target.update == "after_step":
         model.follow(momentum)
     values |= after_step(built, engine, step, progress)
+    model.check_heads()
     return StepResult(values, time.perf_counter() - began, source.seconds)
 
 

@@ -1,6 +1,7 @@
 """What a recipe's model is made of, in bytes, and how much memory a step of it needs: counted on the CPU, from a few images of noise."""
 from __future__ import annotations
 
+import inspect
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping
@@ -21,11 +22,11 @@ from twinview.data.loading.views import ViewDataset
 from twinview.engine.optimizer import make_optimizer
 from twinview.model import Siamese, make_model
 from twinview.ops.recompute import recompute
-from twinview.planning.sizes import ASSUMED_CLASSES, ASSUMED_IMAGES
 from twinview.recipe import Recipe
 from twinview.values import Batch, Dims, Progress
 
 IMAGES = (2, 4)  # of the two batches from which others are worked out: so much, and so much more for each image
+ASSUMED_IMAGES, ASSUMED_CLASSES = 1_281_167, 1000  # of a data set that is not opened: ImageNet's
 SIDE = 256  # pixels of an image of noise
 
 
@@ -116,11 +117,12 @@ def measure(recipe: Recipe, assembly: Assembly, *, gpu: bool) -> Footprint:
 
 def optimizer_bytes(optimizer: Optimizer) -> int:
     """What the optimizer will keep of its parameters once it has stepped, found with one number for each of its groups."""
-    total = 0
+    total, takes = 0, inspect.signature(type(optimizer)).parameters
+    options: dict[str, Any] = {name: value for name, value in optimizer.defaults.items() if name in takes}
     for group in optimizer.param_groups:
         number = nn.Parameter(torch.zeros(1))
         number.grad = torch.ones(1)
-        probe = type(optimizer)([{**group, "params": [number]}])  # type: ignore[call-arg]
+        probe = type(optimizer)([{**group, "params": [number]}], **options)
         probe.step()
         kept = sum(v.nbytes for v in probe.state[number].values() if isinstance(v, Tensor) and v.ndim)
         total += kept * sum(p.numel() for p in group["params"])
