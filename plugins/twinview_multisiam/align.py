@@ -7,7 +7,6 @@ import torch
 from attrs import field
 from attrs.validators import ge
 from torch import Tensor
-from torchvision.ops import roi_align
 
 from twinview.hooks import hookimpl, part
 from twinview.ops.maps import resize_map, unflip
@@ -115,6 +114,8 @@ def displacement(geometry: Geometry, online: int, target: int, grid: Size) -> Te
 
 def crop_map(maps: Tensor, flips: Tensor, region: Tensor, grid: Size) -> Tensor:
     """RoIAlign of one region [B, 4] (fractions of the unmirrored view) from each map [B, C, h, w] -> [B, C, *grid], float32."""
+    from torchvision.ops import roi_align  # here: it takes a second to import, and checking a recipe needs none of it
+
     with torch.autocast(maps.device.type, enabled=False):
         height, width = maps.shape[2:]
         image = torch.arange(len(maps), device=maps.device)[:, None]

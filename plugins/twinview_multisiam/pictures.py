@@ -9,9 +9,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-from twinview.ops.pictures import photograph
+from twinview.ops.pictures import from_picture, photograph, to_picture
 from twinview.values import Batch, Geometry
 
 IMAGES, SIDE, GAP, TITLE = 8, 192, 4, 18  # rows; least pixels of a picture's side, between pictures, of the headings
@@ -35,12 +34,11 @@ def cluster_sheet(batch: Batch, clusters: Mapping[int, Tensor], k: int) -> Tenso
     for row in range(rows):
         for place, (view, cells) in enumerate(clusters.items()):
             image = photograph(batch.images[view][row].cpu()).repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
-            plain, tinted = to_pil_image(image), to_pil_image(tint(image, colors[by_height(cells[row].cpu(), k)]))
+            plain, tinted = to_picture(image), to_picture(tint(image, colors[by_height(cells[row].cpu(), k)]))
             outline(plain, batch.geometry, row, view)
             for column, picture in ((2 * place, plain), (2 * place + 1, tinted)):
                 sheet.paste(picture, (column * (width + GAP), TITLE + row * (height + GAP)))
-    found: Tensor = pil_to_tensor(sheet)
-    return found
+    return from_picture(sheet)
 
 
 def palette(k: int) -> Tensor:

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from typing import Protocol
 
 import torch
-from sklearn.cluster import KMeans
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -54,6 +53,8 @@ class FeatureClusters:
         points = F.normalize((x[order] - self.mean) * self.scale).cpu().numpy()
         self.centers = x.new_zeros(k, x.shape[1])
         if rank() == 0:
+            from sklearn.cluster import KMeans
+
             self.centers.copy_(torch.from_numpy(KMeans(k, n_init=4, random_state=seed).fit(points).cluster_centers_))
         from_first(self.centers)
 

@@ -5,7 +5,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 
@@ -14,6 +13,8 @@ def match_clusters(counts: Tensor) -> Tensor:
 
     One to one, so that the most pixels fall into the cluster of their class (Kuhn 1955).
     """
+    from scipy.optimize import linear_sum_assignment
+
     rows, columns = linear_sum_assignment(counts.cpu().numpy(), maximize=True)
     found = torch.full((len(counts),), -1)
     found[torch.from_numpy(rows)] = torch.from_numpy(columns)

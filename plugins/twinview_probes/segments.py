@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-from twinview.ops.pictures import three_channels
+from twinview.ops.pictures import from_picture, three_channels, to_picture
 
 GAP, TITLE, HEIGHT, ENTRY = 4, 18, 180, 130  # pixels: between pictures, of headings, of a picture, width of a legend's entry
 GREY = (128, 128, 128)  # of clusters that no class was matched to
@@ -42,14 +41,13 @@ def segments_sheet(images: Tensor, clusters: Tensor, classes: Tensor, match: Ten
         photo = ((source - low) / (high - low).clamp(min=1e-6) * 255).round().byte().cpu()
         shown = (photo, colors[class_of[clusters[row]]].movedim(2, 0), colors[torch.where(classes[row] == 255, n + 1, classes[row])].movedim(2, 0))
         for place, picture in enumerate(shown):
-            small = to_pil_image(picture).resize((width, HEIGHT), Image.Resampling.BILINEAR if place == 0 else Image.Resampling.NEAREST)
+            small = to_picture(picture).resize((width, HEIGHT), Image.Resampling.BILINEAR if place == 0 else Image.Resampling.NEAREST)
             sheet.paste(small, (place * (width + GAP), TITLE + row * (HEIGHT + GAP)))
     for index, name in enumerate([*names, "no class"]):
         x, y = index % per_row * ENTRY, TITLE + len(images) * (HEIGHT + GAP) + index // per_row * TITLE
         draw.rectangle((x + 2, y + 4, x + 12, y + 14), fill=tuple(colors[index].tolist()))
         draw.text((x + 16, y + 3), name, fill="black")
-    found: Tensor = pil_to_tensor(sheet)
-    return found
+    return from_picture(sheet)
 
 
 def palette(n: int) -> list[tuple[int, int, int]]:

@@ -1,8 +1,13 @@
 """Images of any number of channels and bits, made to be looked at."""
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def three_channels(images: Tensor) -> Tensor:
@@ -21,6 +26,20 @@ def photograph(image: Tensor) -> Tensor:
     wide = shown.float()
     low, high = (wide.flatten(1).kthvalue(k, 1).values[:, None, None] for k in _ends(wide[0].numel()))
     return ((wide - low) / (high - low).clamp(min=1e-6) * 255).round().clamp(0, 255).byte()
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """[3, H, W] uint8 -> a picture to draw on."""
+    from PIL import Image
+
+    return Image.fromarray(image.cpu().permute(1, 2, 0).contiguous().numpy())
+
+
+def from_picture(picture: Image.Image) -> Tensor:
+    """The inverse of `to_picture`."""
+    import numpy as np
+
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
 def _ends(n: int) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """Bytes of a sample -> tensors.  A sample that cannot be decoded raises BadSample with the reason; nothing here unpickles."""
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple, TypeVar
@@ -25,11 +26,26 @@ GREY = ("1", "L", "LA")  # PIL's modes of one channel, transparency aside
 GREY_PNG = b"\0"  # the kind of color in a PNG's header
 MAX_PIXELS = 89_478_485  # of an image; from here on PIL warns of a decompression bomb, and the decoders of torchvision would just take the memory
 
-DECODERS: dict[bytes, Callable[..., Tensor]] = {}  # by a file's first bytes; PIL decodes the others
-with suppress(ImportError):  # torchvision means to drop it; PIL then reads all, at two thirds of the speed
-    from torchvision.io import ImageReadMode, decode_jpeg
 
-    DECODERS = {JPEG: decode_jpeg}  # its decode_png ends the whole process where the pixels of a file end early, and gains a sixth over PIL
+def _decode_jpeg(data: bytes, channels: int) -> Tensor:
+    """[3, H, W] or [1, H, W], as it is stored.  Raises RuntimeError where torchvision cannot decode it, or is not there."""
+    try:
+        from torchvision.io import ImageReadMode, decode_jpeg  # here: it takes seconds to import, and headers are read without it
+    except ImportError as e:  # torchvision means to drop it; PIL then reads all, at two thirds of the speed
+        raise RuntimeError(str(e)) from None
+    mode = ImageReadMode.RGB if channels == 3 else ImageReadMode.GRAY
+    found: Tensor = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=mode)
+    return found
+
+
+# by a file's first bytes; PIL decodes the others: torchvision's decode_png ends the whole process where the pixels of a file end early
+DECODERS: dict[bytes, Callable[[bytes, int], Tensor]] = {JPEG: _decode_jpeg}
+
+
+def warm_up() -> None:
+    """Import what decodes, for processes that are forked from this one."""
+    with suppress(ImportError):
+        importlib.import_module("torchvision.io")
 
 
 class PixelFormat(NamedTuple):
@@ -85,8 +101,7 @@ def _eight_bits(data: bytes, channels: int) -> Tensor:
         if data.startswith(begin) and (size := container.stated_size(data)):
             _check(size)
             with suppress(RuntimeError):  # PIL reads some that torchvision does not, and says why it does not read the others
-                mode = ImageReadMode.RGB if channels == 3 else ImageReadMode.GRAY
-                stored = decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=mode)  # which would heed EXIF in the first segment alone
+                stored = decode(data, channels)  # which would heed EXIF in the first segment alone
                 return container.upright(stored, container.orientation(data))
     pixels = torch.from_numpy(np.array(picture(data).convert("RGB" if channels == 3 else "L")))
     return pixels.permute(2, 0, 1) if channels == 3 else pixels[None]

@@ -20,6 +20,7 @@ from twinview.data.dataset.base import Samples
 from twinview.data.dataset.order import BatchSampler, Chosen, EpochSampler, Shuffled
 from twinview.data.dataset.read import BadSample
 from twinview.data.dataset.stream import Stream
+from twinview.data.formats import decode
 from twinview.data.loading.prefetch import ShardPrefetcher, prefetch_batches
 from twinview.data.loading.stream_batches import StreamBatches
 from twinview.data.loading.transfer import SHARED, out_of_memory, pack, unpack
@@ -108,6 +109,8 @@ def load(make: Callable[[P], T], places: Iterable[P], workers: int, *, pin: bool
     A TwinviewError of a worker comes out as it was raised; the death of one, and a batch that does not come within TWINVIEW_TIMEOUT seconds, become a
     DataError.  torch's global generator is left alone.
     """
+    if workers:
+        decode.warm_up()
     loader = DataLoader(
         _Made(make, _same if workers == 0 else pack),
         batch_size=None,  # an entry of the data set is a batch already

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
-from webdataset.writer import TarWriter
 
 from twinview.data.formats.fields import map_field
 from twinview.data.store import index
@@ -164,6 +163,8 @@ def _numbered(ready: Iterable[tuple[str, Prepared | BadEntry]], options: Options
 
 def _write(path: Path, group: Iterable[tuple[str, Prepared | BadEntry]]) -> dict[str, Any]:
     """Write a shard, and say what is in it."""
+    from webdataset.writer import TarWriter
+
     keys, left_out, moments, kinds = Keys(), list[str](), list[Any](), Counter[str]()
     with path.open("wb") as file:
         with TarWriter(file, encoder=False, mtime=0, user="", group="", mode=0o644) as tar:
