@@ -255,6 +255,13 @@ class DataFactory(Protocol):
         """
         ...
 
+    def class_names(self, shards: str | Sequence[str] | None = None) -> tuple[str, ...]:
+        """What the class numbers of `shards` (as for `plain`) stand for, as their manifests say; empty where one of them says nothing.
+
+        For an evaluation to compare: a validation set that was numbered otherwise than what it is scored by gives wrong scores without a word.
+        """
+        ...
+
     def views(self, epoch: int) -> Iterator[Batch]:
         """The training batches just as `epoch` draws them, every sample once (`sample_weights` is not asked)."""
         ...

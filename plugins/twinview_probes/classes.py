@@ -18,6 +18,7 @@ from twinview.ops.ranks import gather_rows, summed
 from twinview.values import DataFactory, Dims, EncoderSpec, Features, PlainBatch, Progress, Size, Traits
 from twinview_probes.features import Cells, Dense, sample_cells
 from twinview_probes.linear import fit
+from twinview_probes.sets import check_same_classes
 
 IMAGES = 64  # that the encoder sees at once
 THUMBNAIL = 32  # sides of the raw pixels that are a baseline, at most
@@ -58,13 +59,14 @@ class Classes:
     def before_epoch(self, data: DataFactory, progress: Progress) -> None:
         """Read images of each set before the first step: shards that are not there, or hold no labels, are missed now and not at the end."""
         if progress.step == 0:
+            check_same_classes(data, self.train, self.val, f"probes.{self.score}")
             for shards in (self.train, self.val):
                 next(iter(self._read(data, shards, 1)), None)
 
     def scores(self, branches: Branches, data: DataFactory) -> dict[str, float]:
         """`<score>/top1` of the online branch, and of each baseline as `<score>/random/top1`: percent of `val`.  Equal on every rank.
 
-        Raises DataError for sets that hold no image, or a class in `val` beyond those of `train`.
+        Raises DataError for sets that hold no image, or a class in `val` that `train` has no image of.
         """
         device = next(branches.online.parameters()).device
         seen: dict[str, Dense] = {"": Whole(branches.online.encoder, self.on)}
@@ -82,19 +84,20 @@ class Classes:
         train = vectors(see, self._read(data, self.train, IMAGES), device)
         if not len(train.y):
             raise DataError(f"[[evaluate]] probes.{self.score}: {self.train or '[data] shards'} holds no image.")
-        classes = int(train.y.max()) + 1
-        classify = self.learn(train, classes)
+        classes, numbers = torch.unique(train.y, return_inverse=True)  # of any size: those that occur are numbered
+        classify = self.learn(train._replace(y=numbers), len(classes))
         counts = torch.zeros(2, dtype=torch.int64, device=device)  # right, all
-        most = torch.zeros(1, dtype=torch.int64, device=device)
+        strange = torch.full((1,), -1, dtype=torch.int64, device=device)  # a class that `train` does not have
         for batch in self._read(data, self.val, IMAGES):
             truth = batch.labels["class"].to(device)
-            counts += torch.stack([(classify(see(batch.images.to(device)).flatten(1)) == truth).sum(), truth.new_tensor(len(truth))])
-            most = torch.maximum(most, truth.max())
-        counts, most = summed(counts), gather_rows(most).max()
+            given = classes[classify(see(batch.images.to(device)).flatten(1))]
+            counts += torch.stack([(given == truth).sum(), truth.new_tensor(len(truth))])
+            strange = torch.maximum(strange, torch.where(torch.isin(truth, classes), -1, truth).max())
+        counts, most = summed(counts), int(gather_rows(strange).max())
         if not counts[1]:
             raise DataError(f"[[evaluate]] probes.{self.score}: {self.val} holds no image.")
-        if most >= classes:
-            fault = f"{self.val} holds class {int(most)}, and the classes of {self.train or '[data] shards'} go up to {classes - 1}"
+        if most >= 0:
+            fault = f"{self.val} holds class {most}, and {self.train or '[data] shards'} no image of it"
             raise DataError(f"[[evaluate]] probes.{self.score}: {fault}. Name sets of the same classes.")
         return int(counts[0]) / int(counts[1])
 

@@ -18,6 +18,7 @@ from twinview.values import DataFactory, Dims, PlainBatch, Progress, Traits
 from twinview_probes.confusion import Confusion
 from twinview_probes.features import Dense, Maps, Pixels, channels, first, sample_cells
 from twinview_probes.linear import Linear, fit
+from twinview_probes.sets import check_same_classes
 
 IMAGES = 16  # that the encoder sees at once
 LABELS = 256  # that the scores tell apart
@@ -63,6 +64,7 @@ class Segment:
     def before_epoch(self, data: DataFactory, progress: Progress) -> None:
         """Read an image of each set before the first step: shards that are not there are missed now and not at the end of the run."""
         if progress.step == 0:
+            check_same_classes(data, self.train, self.val, "probes.segment")
             for shards in (self.train, self.val):
                 next(iter(self._read(data, shards, 1)), None)
 

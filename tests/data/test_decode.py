@@ -110,7 +110,7 @@ def test_the_fields_of_a_sample(write: Write) -> None:
     grey, wrong = encoded(Image.fromarray(np.full((24, 40), 3, np.uint8)), "PNG"), encoded(smooth(), "PNG")
     files = {
         "a.jpg": encoded(smooth(), "JPEG"), "a.png": grey, "a.cls": b"7\n",
-        "b.png": wrong, "b.seg.png": grey, "b.cls": b"dog",
+        "b.png": wrong, "b.seg.png": grey, "b.cls": b"-1",
         "c.png": wrong,
         "d.json": b"{}", "d.cls": b"1",
         "e.jpg": wrong, "e.seg.png": wrong,
@@ -122,8 +122,8 @@ def test_the_fields_of_a_sample(write: Write) -> None:
     assert all((read_map(shards, i) == 3).all() for i in (0, 1))
     assert torch.equal(read_image(shards, 4), by_pil(wrong)), "by what the bytes are, not by the name"
     reads: list[tuple[Any, int, type[Exception], str]] = [
-        (read_class, 1, DataError, f"{path}, sample 'b': has no class number; its field cls holds b'dog'."),
-        (read_class, 2, DataError, "sample 'c': has no class number"),
+        (read_class, 1, DataError, f"{path}, sample 'b': has no class; its field cls holds b'-1'."),
+        (read_class, 2, DataError, "sample 'c': has no class"),
         (read_map, 2, DataError, "sample 'c': has no label map (seg.png, or png beside a jpg); it has png."),
         (read_map, 4, DataError, "sample 'e': its label map is of PIL mode RGB, and"),
         (read_image, 3, BadSample, "sample 'd': has no image (jpg, jpeg, png, webp, bmp, tif, tiff, npy, jpe, jfif, mpo, gif, avif, jp2, j2k, jpx, jpf, heic, heif); it has json, cls"),

@@ -84,7 +84,7 @@ def test_labels_that_are_not_there(tables: dict[str, Any], write: Write, shards:
     offers = factory(tables)
     with pytest.raises(DataError, match=re.escape("there are no labels 'maps'. Did you mean 'map'?")):
         offers.plain(path, size=(4, 4), labels=("maps",))
-    for label, said in (("class", f"{path}, sample 'a': has no class number"), ("map", f"{path}, sample 'a': has no label map")):
+    for label, said in (("class", f"{path}, sample 'a': has no class"), ("map", f"{path}, sample 'a': has no label map")):
         with pytest.raises(DataError, match=re.escape(said)):
             list(offers.plain(path, size=(4, 4), labels=(label,)))
     path = str(write("y.tar", {"b.png": data["png"], "b.seg.png": small.getvalue()}))

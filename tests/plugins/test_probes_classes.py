@@ -58,6 +58,9 @@ class Colored(DataFactory):
             classes = ids % 3
             yield PlainBatch(tuple(map(str, ids)), ids, MEANS[classes][..., None, None] + self.noise * noise, {"class": classes})
 
+    def class_names(self, shards: str | Sequence[str] | None = None) -> tuple[str, ...]:
+        return ()
+
     def views(self, epoch: int) -> Iterator[Batch]:
         raise AssertionError("the probe reads whole images")
 
@@ -105,7 +108,7 @@ def test_neighbours_vote_as_published() -> None:
 
 
 def test_sets_that_do_not_go_together_are_refused() -> None:
-    with pytest.raises(DataError, match=r"probes.knn: val holds class 2, and the classes of train go up to 1\. Name sets of the same classes"):
+    with pytest.raises(DataError, match=r"probes.knn: val holds class 2, and train no image of it\. Name sets of the same classes"):
         score(Knn, Colored({"train": 2, "val": 9}))
     with pytest.raises(DataError, match="probes.linear: val holds no image"):
         score(Linear, Colored({"train": 9, "val": 0}))

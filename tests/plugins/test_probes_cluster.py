@@ -148,6 +148,9 @@ class Blocks(DataFactory):
             full = blocks.repeat_interleave(8, 1).repeat_interleave(8, 2)
             yield PlainBatch(tuple(map(str, ids)), ids, torch.eye(3)[full].movedim(3, 1), {"map": torch.where(full == 0, 255, 10 + full)} if labels else {})
 
+    def class_names(self, shards: str | Sequence[str] | None = None) -> tuple[str, ...]:
+        return ()
+
     def views(self, epoch: int) -> Iterator[Batch]:
         raise AssertionError("it reads whole images")
 

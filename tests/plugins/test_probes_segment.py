@@ -67,6 +67,9 @@ class Stripes(DataFactory):
         labels[-1] = torch.where(labels[-1] == 2, self.odd, labels[-1])
         return image, labels
 
+    def class_names(self, shards: str | Sequence[str] | None = None) -> tuple[str, ...]:
+        return ()
+
     def views(self, epoch: int) -> Iterator[Batch]:
         raise AssertionError("the probe reads whole images")
 

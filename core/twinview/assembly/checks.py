@@ -175,6 +175,6 @@ def check_dims(made: Composition, dims: Dims) -> None:
     for label, traits in made.traits.items():
         place = made.uses[label][1]
         if "labels" in traits.needs and not dims.classes:
-            raise RecipeError(f"{place}: needs labels, and the shards of [data] hold no class labels (field cls).")
+            raise RecipeError(f"{place}: needs labels, and the shards of [data] hold no class numbers (field cls, from 0 to 2**20).")
         if "pairs" in traits.needs and not dims.pairs:
             raise RecipeError(f"{place}: needs pairs of views, and [views] {made.recipe.views.use} gives none. Write more views.")

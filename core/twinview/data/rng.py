@@ -41,9 +41,14 @@ def twins(hashes: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
         yield int(order[place]), int(order[place + 1])
 
 
-def again(name: str, times: int) -> str:
-    """The name of a purpose, or a key, for a sample that an epoch has had `times` times before; the same name at the first."""
-    return f"{name}\0again {times}" if times else name
+def again(name: str, times: int, stands_for: str = "") -> str:
+    """The name of a purpose, or a key, for a sample that an epoch has had `times` times before, or that stands in for the sample of another key.
+
+    The same name where neither is so.
+    """
+    if times:
+        name = f"{name}\0again {times}"
+    return f"{name}\0for {stands_for}" if stands_for else name
 
 
 def _digest(seed: int, epoch: int, key: str, purpose: str) -> bytes:

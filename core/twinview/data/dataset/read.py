@@ -9,6 +9,7 @@ from torch import Tensor
 from twinview.data.dataset.base import Samples
 from twinview.data.formats.decode import RGB, PixelFormat, image, label_map, values
 from twinview.data.formats.fields import IMAGE_FIELDS, MAP_FIELD, image_field, map_field
+from twinview.data.rng import key_hash
 from twinview.errors import DataError
 
 T = TypeVar("T")
@@ -57,11 +58,15 @@ def tried(shards: Samples, i: int, work: Callable[[], T]) -> T:
 
 
 def read_class(shards: Samples, i: int) -> int:
-    """The class number of sample `i`, field `cls`.  Raises DataError: where labels are asked for, none may be missing."""
+    """The class of sample `i`, field `cls`: its number, or of a word, or a number beyond 63 bits, a number of its own.
+
+    Raises DataError: where labels are asked for, none may be missing.
+    """
     text = shards.read(i, ("cls",)).fields.get("cls", b"").strip()
-    if not text.isdigit():
-        raise DataError(f"{bad_sample(shards, i, 'has no class number')}; its field cls holds {text[:20]!r}.")
-    return int(text)
+    number = int(text) if text.removeprefix(b"-").isdigit() and len(text) < 64 else None
+    if not text or (number is not None and number < 0):
+        raise DataError(f"{bad_sample(shards, i, 'has no class')}; its field cls holds {text[:20]!r}.")
+    return number if number is not None and number < 1 << 63 else key_hash(text.decode("utf-8", "surrogateescape")) & (1 << 63) - 1
 
 
 def read_map(shards: Samples, i: int) -> Tensor:

@@ -25,6 +25,7 @@ from twinview.data.store.regular import check_size, open_regular
 from twinview.data.store.sample import Sample
 from twinview.errors import DataError
 
+MOST_CLASSES = 1 << 20  # numbers beyond are ids, which no layer has an output for
 OPEN_FILES = 64  # shards held open by a process
 OPEN_CACHED = 1  # where a limited cache holds some of them: it evicts none that is open
 
@@ -105,9 +106,10 @@ class Shards:
 
     @property
     def classes(self) -> int:
-        """1 + the largest class number (field `cls`); 0 where not every sample has one."""
+        """1 + the largest class number (field `cls`); 0 where not every sample has one, or they are ids far apart and number no classes."""
         found = [i.classes for i in self.indexes]
-        return max(found, default=0) if all(found) else 0
+        most = max(found, default=0) if all(found) else 0
+        return most if most <= MOST_CLASSES else 0
 
     @cached_property
     def checksum(self) -> str:

@@ -15,6 +15,7 @@ from twinview.data.formats.npy_tiff import FULL
 from twinview.data.remote.base import PIPE, base_name, on_path, shown
 from twinview.data.remote.shard import RemoteShard, is_remote
 from twinview.data.remote.transport import small
+from twinview.data.store import manifest
 from twinview.data.store.regular import SMALL_BYTES, read_regular
 from twinview.errors import DataError
 from twinview.recipe import Recipe
@@ -39,6 +40,26 @@ def with_measured(recipe: Recipe, shards: Samples) -> Recipe:
     mean, std = _numbers(data, found)
     data = attrs.evolve(data, mean=mean if data.mean == MEASURED else data.mean, std=std if data.std == MEASURED else data.std)
     return attrs.evolve(recipe, data=data)
+
+
+def class_names(shards: Samples) -> tuple[str, ...]:
+    """The names of the classes, by number, as the manifests beside the shards say; empty where one says none.
+
+    Raises DataError where they number other classes.
+    """
+    found = {place: manifest.classes(_manifest(place, True)) for place in dict.fromkeys(map(_beside, shards.paths))}
+    if not all(found.values()):
+        return ()
+    (first, names), *others = found.items()
+    for place, other in others:
+        if gap := other_class(names, other):
+            raise DataError(f"{shown(place)} and {shown(first)}: number other classes: {gap}. Pack all of them with the same classes.")
+    return max(found.values(), key=len)
+
+
+def other_class(one: Sequence[str], other: Sequence[str]) -> str:
+    """The first number that stands for other classes, in words; empty where those that both have are the same."""
+    return next((f"{n} is {b!r}, and {a!r}" for n, (a, b) in enumerate(zip(one, other)) if a != b), "")
 
 
 def _beside(path: Path | RemoteShard) -> str:

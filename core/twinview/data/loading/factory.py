@@ -12,6 +12,7 @@ from twinview.data.dataset.mixture import Mixture
 from twinview.data.dataset.open import open_shards, shard_paths
 from twinview.data.dataset.order import steps_per_epoch
 from twinview.data.dataset.read import BadSample, bad_sample, read_class, read_image, read_map
+from twinview.data.dataset.statistics import class_names
 from twinview.data.dataset.stream import NUMBERED, Stream
 from twinview.data.formats import decode
 from twinview.data.formats.decode import PixelFormat
@@ -62,6 +63,10 @@ class Factory:
     def require(self, shards: str | Sequence[str]) -> None:
         """Raises DataError where paths of `shards` are not there, or where [data] keeps none of what they name."""
         require(shards, self.recipe)
+
+    def class_names(self, shards: str | Sequence[str] | None = None) -> tuple[str, ...]:
+        """See `values.DataFactory.class_names`."""
+        return class_names(self._open(shards))
 
     def plain(
         self, shards: str | Sequence[str] | None = None, *, size: Size, labels: Sequence[str] = (), batch_size: int = 64, crop: bool = False

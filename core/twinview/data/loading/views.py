@@ -61,13 +61,15 @@ class ViewDataset:
     def __getitem__(self, place: SampleIndex) -> Item:
         """A sample's views; should it not decode, those of another, drawn from (seed, epoch, key) alone.  Raises DataError, PluginError.
 
-        A sample that an epoch has again is drawn anew: how often it had it before is part of every draw's name.
+        A sample that an epoch has again is drawn anew: how often it had it before is part of every draw's name, and so is the key of the
+        sample that it stands in for.
         """
         epoch, (again, index) = place[0], divmod(place[1], len(self))
         bad: list[BadSample] = []
         for candidate in self._candidates(epoch, again, index):
             try:
-                return self._checked(epoch, again, candidate)._replace(bad=tuple(bad))
+                stands_for = self.shards.key(index) if bad else ""
+                return self._checked(epoch, again, candidate, stands_for)._replace(bad=tuple(bad))
             except BadSample as e:
                 bad.append(e)
         raise too_many(bad[-1], self.recipe.data.bad_samples)
@@ -106,11 +108,11 @@ class ViewDataset:
             first = draws.rng(self.recipe.run.seed, epoch, self.shards.key(index), draws.again("replacement", again)).integers(len(replacements))
             yield from (replacements[(int(first) + n) % len(replacements)] for n in range(self.recipe.data.bad_samples))
 
-    def _checked(self, epoch: int, again: int, index: int) -> Item:
+    def _checked(self, epoch: int, again: int, index: int, stands_for: str) -> Item:
         """An item; the first of a process is made twice."""
-        item, hooks = self._item(epoch, again, index), self._made()
+        item, hooks = self._item(epoch, again, index, stands_for), self._made()
         if not hooks.repeats:
-            check_repeats(hooks.assembly, item, self._item(epoch, again, index))
+            check_repeats(hooks.assembly, item, self._item(epoch, again, index, stands_for))
             hooks.repeats = True
         return item
 
@@ -123,12 +125,12 @@ class ViewDataset:
         pixels = read_image(shards, index, form)
         return _Image((pixels.shape[1], pixels.shape[2]), False, lambda _: pixels)
 
-    def _item(self, epoch: int, again: int, index: int) -> Item:
+    def _item(self, epoch: int, again: int, index: int, stands_for: str) -> Item:
         parts, key = self._made(), self.shards.key(index)
         drawn = 0 if self.recipe.data.frozen_draws else epoch
 
         def rng(purpose: str) -> np.random.Generator:
-            return parts.rng(self.recipe.run.seed, drawn, key, draws.again(purpose, again))
+            return parts.rng(self.recipe.run.seed, drawn, key, draws.again(purpose, again, stands_for))
 
         image = self._image(index)
         height, width = image.size
@@ -149,7 +151,7 @@ class ViewDataset:
         return Item(
             key=key,
             id=index,
-            seed=draws.key_hash(draws.again(key, again)) if again else self.shards.key_hash(index),
+            seed=draws.key_hash(draws.again(key, again, stands_for)) if again or stands_for else self.shards.key_hash(index),
             epoch=epoch,
             images=images,
             geometry=geometry,

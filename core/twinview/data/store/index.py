@@ -222,5 +222,5 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _class(file: int, member: Member) -> int | None:
-    text = os.pread(file, min(member.size, 20), member.offset).strip()
-    return int(text) if text.isdigit() else None
+    text = os.pread(file, min(member.size, 64), member.offset).strip()
+    return int(text) if text.isdigit() and member.size <= 64 else None
