@@ -25,7 +25,7 @@ def test_a_recipe_assembles_and_survives_its_own_table(name: str) -> None:
     assert all(use.weight > 0 for use in assembly.recipe.loss)
 
 
-@pytest.mark.parametrize("name", [n for n in names() if re.search(r"_(r50|vit[bslh]1[46])$|/coco_stuff_", n)])
+@pytest.mark.parametrize("name", [n for n in names() if re.search(r"_(r50|vit[bslh]1[46]|alexnet)$|/coco_stuff_", n)])
 def test_a_published_recipe_says_what_it_promises(name: str) -> None:
     head = "".join(line for line in find(name).read_text().splitlines(keepends=True) if line.startswith("#"))
     for word in ("Paper:", "Expected", "Hardware:", "Command:", "not"):

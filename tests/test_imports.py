@@ -22,7 +22,7 @@ ROOMS = [  # a room imports from rooms further up in this list; rooms that share
     {"saved"},
     {"hooks", "ops"},
     {"assembly"},
-    {"heads"},
+    {"heads", "modes", "sample_store"},
     {"data", "model"},
     {"engine"},
     {"planning", "analysis"},

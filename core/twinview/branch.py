@@ -1,10 +1,10 @@
 """A branch: an encoder and the heads that the recipe's parts asked for.  It takes both ready-made."""
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, cast, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, cast, get_args
 
-from torch import nn
+from torch import Tensor, nn
 
 from twinview.errors import ContractError, PluginError, closest
 
@@ -90,6 +90,26 @@ def _no_reset(part: object, head: str) -> None:
     raise PluginError(f"branches.reset({head!r}): heads are reset in before_epoch and in after_step, with the `branches` that those are given.")
 
 
+class SampleStore(Protocol):
+    """A uint8 array by sample id that lies beside the checkpoints, in the run's folder, and survives a kill; see `Branches.new_samples`."""
+
+    def read(self, ids: Tensor) -> Tensor:
+        """[B, ...] uint8 of samples `ids` [B], on the CPU; 0 where nothing was written."""
+        ...
+
+    def write(self, ids: Tensor, values: Tensor) -> None:
+        """Keep `values` [B, ...] uint8 of samples `ids` [B]; each rank its own."""
+        ...
+
+    def done(self) -> None:
+        """All ranks call it when they have written."""
+        ...
+
+
+def _no_samples(part: object, name: str, *_: object) -> SampleStore:
+    raise PluginError(f"branches.samples({name!r}): these branches belong to no model.")
+
+
 class Branches(NamedTuple):
     """Both branches.  With `momentum = 0` the target is the online branch itself."""
 
@@ -102,3 +122,11 @@ class Branches(NamedTuple):
     The draw depends on (seed, step, part, head) alone, and the optimizer starts on it as on its first step: momenta and counts are forgotten, the
     same under every ZeRO stage.  All ranks call it.  Raises PluginError for a head that there is not.
     """
+    new_samples: Callable[[object, str, int, Sequence[int]], SampleStore] = _no_samples
+    """`new_samples(part, name, epoch, shape)`, in `before_epoch`: `shape` bytes for each sample of the data set, all 0, for the coming epoch.
+
+    For what is too large for every checkpoint, such as pseudo labels of cells: it lies in a file of the run's folder, one for each epoch, as long as
+    a checkpoint stands in that epoch.  All ranks call it, each writes its own samples, and all call `done()`.
+    """
+    samples: Callable[[object, str, int], SampleStore] = _no_samples
+    """`samples(part, name, epoch)`: what `new_samples` made for that epoch, in a run that went on too.  Raises CheckpointError where it is gone."""

@@ -15,10 +15,12 @@ from twinview.assembly import Assembly
 from twinview.branch import Branch, Branches
 from twinview.errors import ContractError, PluginError, closest
 from twinview.heads import NONE_TOGETHER, check_asked, heads_of, views_together, wants_target
+from twinview.modes import attention, in_mode
 from twinview.ops.ranks import world
 from twinview.ops.seeding import generator, uniform
 from twinview.ops.spread import effective_rank, feature_spread
-from twinview.values import ROLES, Alignment, Batch, DataFactory, Dims, Features, Geometry, PlainBatch, Progress, Role, Step, box_area
+from twinview.sample_store import SampleStores
+from twinview.values import ROLES, Alignment, Batch, DataFactory, Dims, Features, Geometry, PlainBatch, Progress, Role, Size, Step, box_area
 
 
 class Outcome(NamedTuple):
@@ -58,7 +60,13 @@ class Siamese(nn.Module):
         self.encoded = set[tuple[tuple[int, ...], Role]]()  # the views that have been through an encoder
         self.own_encode = assembly.has("encode") or bool(assembly.wrappers("encode"))
         self.together = views_together(assembly, dims) if assembly.recipe.run.views_together else NONE_TOGETHER
-        self.branches = Branches(self.online, self.target or self.online, lambda: assembly.encoder(random=True))
+        self.stores = stores = SampleStores(dims.dataset_size)
+        key = self.online.key
+        self.branches = Branches(
+            self.online, self.target or self.online, lambda: assembly.encoder(random=True),
+            new_samples=lambda part, name, epoch, shape: stores.new(key(part, name), epoch, shape),
+            samples=lambda part, name, epoch: stores.get(key(part, name), epoch),
+        )
         mean, std = (torch.tensor(numbers).view(1, -1, 1, 1) * 255 for numbers in assembly.recipe.data.colors())
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
@@ -106,9 +114,19 @@ class Siamese(nn.Module):
                 raise PluginError(f"data.features: {said}. {instead}")
             pixels = self._laid_out(batch.images.to(self.device, non_blocking=True))
         else:
-            pixels = LazyStep(self, batch, Progress(0, 0, batch.epoch, 0.0), False).pixels[view]
-        with torch.no_grad(), self._precision(), _in_mode(branch.encoder, train, keep=not move_statistics):
+            step = LazyStep(self, batch, Progress(0, 0, batch.epoch, 0.0), False)  # its views know it weakly: a name keeps it
+            pixels = step.pixels[view]
+        with torch.no_grad(), self._precision(), in_mode(branch.encoder, train, keep=not move_statistics):
             return cast(Features, branch.encoder(pixels, None))
+
+    def alignment(self, batch: Batch, online: int, target: int, name: str = "") -> Alignment:
+        """See `values.DataFactory.alignment`."""
+        step = LazyStep(self, batch._replace(hidden=(None,) * len(batch.images)), Progress(0, 0, batch.epoch, 0.0), False)
+        with torch.no_grad(), self._precision(), contextlib.ExitStack() as stack:
+            for branch in (self.online, self.target):
+                if branch is not None:
+                    stack.enter_context(in_mode(branch.encoder, False, keep=True))
+            return step.alignment(online, target, name)
 
     def new_head(self, label: str, name: str, *names: int | str) -> nn.Module:
         """The module `name` of a part, drawn anew; the draw depends on `names` besides.  Raises PluginError."""
@@ -123,7 +141,7 @@ class Siamese(nn.Module):
         plain_attention = low is not None and self.device.type == "cpu" and not self.fused_attention
         stack = contextlib.ExitStack()
         stack.enter_context(torch.autocast(self.device.type, low, enabled=low is not None))
-        stack.enter_context(_attention(plain_attention))
+        stack.enter_context(attention(plain_attention))
         return cast(contextlib.AbstractContextManager[None], stack)
 
     def _laid_out(self, pixels: Tensor) -> Tensor:
@@ -185,6 +203,10 @@ class LazyStep(Step):
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
         return self.batch.geometry.pairs
+
+    @property
+    def grids(self) -> tuple[Size, ...]:
+        return self._model.dims.grids
 
     @property
     def geometry(self) -> Geometry:
@@ -353,33 +375,9 @@ class _Views(Sequence[Any]):
         self._made = {view: change(value) for view, value in self._made.items()}
 
 
-@contextlib.contextmanager
-def _in_mode(module: nn.Module, train: bool, *, keep: bool) -> Iterator[None]:
-    """`module` in train or eval mode, and as it was afterwards.  `keep`: its buffers too, what BatchNorm wrote there."""
-    modes = {m: m.training for m in module.modules()}
-    kept = {name: value.clone() for name, value in module.named_buffers()} if train and keep else {}
-    module.train(train)
-    try:
-        yield
-    finally:
-        for m, mode in modes.items():
-            m.training = mode
-        for name, value in module.named_buffers():
-            if name in kept:
-                value.copy_(kept[name])
-
-
 def _detached(value: Any) -> Any:
     """What a head gives, without gradient: a tensor, or lists, tuples and dicts of them."""
     return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, value)
-
-
-def _attention(plain: bool) -> contextlib.AbstractContextManager[None]:
-    """`plain`: attention by matrix products; in bf16 the fused kernel's backward pass takes three times as long on a CPU."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    chosen: contextlib.AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext()
-    return chosen
 
 
 def _copy(module: nn.Module) -> nn.Module:

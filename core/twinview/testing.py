@@ -10,6 +10,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
+import numpy as np
 import torch
 
 from twinview.assembly import SINGLE, answered, assemble, find_part, installed, option, pluggy_manager
@@ -17,9 +18,9 @@ from twinview.data.dataset.open import open_shards
 from twinview.data.loading.views import ViewDataset
 from twinview.engine.optimizer import make_optimizer
 from twinview.errors import RecipeError
-from twinview.model import make_model
+from twinview.model import Siamese, make_model
 from twinview.recipe import from_table, structure
-from twinview.values import Progress, Traits
+from twinview.values import Batch, PlainBatch, Progress, Traits
 
 SLOTS = {"views": "sample_views", "masks": "make_masks", "align": "align", "loss": "loss", "encoder": "make_encoder"}  # slot -> its hook
 OPTIONAL = ("masks", "align")
@@ -48,6 +49,10 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {  # parts that are several thi
     "mae.pixels": {"": {"width": 16, "depth": 1}},
     "iic.segmentation_net": {"": {"stem": [8], "body": [16], "dilated": [16]}},
     "iic.mutual_information": {"": {"displacement": 1, "grid": "cells"}},
+    "picie.clusters": {"": {"initial": IMAGES, "iterations": 2}},
+    "deepcluster.alexnet": {"": {"width": 0.1}},
+    "deepcluster.images": {"": {"size": [SIDE, SIDE]}},
+    "deepcluster.cells": {"": {"initial": IMAGES, "iterations": 2}},
 }
 
 Combination = Mapping[str, str]  # slot -> a name of `choices`
@@ -187,6 +192,11 @@ def attempt(combination: Combination, shards: str) -> Attempt:
     except RecipeError as e:
         return Attempt(refused=str(e))
     batch, _ = ViewDataset(recipe, model.dims, source, assembly).collate([(0, i) for i in range(IMAGES)])
+    if assembly.has("before_epoch"):
+        branches = model.branches._replace(reset=lambda part, head: None)
+        data, progress = _OneBatch(model, batch), Progress(0, STEPS, 0, 0.0)
+        for label in assembly.answers("before_epoch"):
+            assembly.only("before_epoch", label)(branches=branches, data=data, progress=progress, rng=np.random.default_rng(0))
     optimizer, trainable = make_optimizer(assembly, model.online)
     losses, untouched = [], set(trainable)
     for step in range(STEPS):
@@ -200,3 +210,19 @@ def attempt(combination: Combination, shards: str) -> Attempt:
         if not torch.isfinite(outcome.loss):
             break
     return Attempt(losses=tuple(losses), untouched=tuple(sorted(untouched)))
+
+
+class _OneBatch:
+    """A data factory whose every epoch is one batch."""
+
+    def __init__(self, model: Siamese, batch: Batch) -> None:
+        self.features, self.alignment, self._batch, self._model = model.features, model.alignment, batch, model
+
+    def views(self, epoch: int) -> Iterator[Batch]:
+        """The batch."""
+        yield self._batch
+
+    def plain(self, **_: Any) -> Iterator[PlainBatch]:
+        """The images of its first view."""
+        images = (self._batch.images[0].float() - self._model.mean) / self._model.std
+        yield PlainBatch(self._batch.keys, self._batch.ids, images, {})

@@ -277,6 +277,13 @@ class DataFactory(Protocol):
         """
         raise PluginError("data.features: this data factory knows no model.")
 
+    def alignment(self, batch: Batch, online: int, target: int, name: str = "") -> Alignment:
+        """The recipe's alignment (of that name) for a pair of views of a batch of `views`, as if nothing were hidden, without gradient.
+
+        An alignment that looks at features gets those of the encoders in eval mode.
+        """
+        raise PluginError("data.alignment: this data factory knows no model.")
+
     def require(self, shards: str | Sequence[str]) -> None:
         """Raises DataError where paths of `shards` are not there.  Nothing is read, and nothing that lies elsewhere is asked for."""
         return
@@ -324,6 +331,11 @@ class Step(Protocol):
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
         """Ordered (online view, target view)."""
+        ...
+
+    @property
+    def grids(self) -> tuple[Size, ...]:
+        """Per view the cells (h, w) of its map: what an alignment needs to know of it, without asking for its features."""
         ...
 
     @property

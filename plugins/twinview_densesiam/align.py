@@ -43,11 +43,10 @@ class GridSample:
         """Weight 0 where a point lies outside the target; notes `grid_sample/empty`, the share of images whose views do not meet."""
         geometry = step.geometry
         step.note("grid_sample/empty", (box_area(geometry.overlap(online, target)) <= 0).float())
-        cells = step.online[0 if self.replay else online].at("cells")
-        grid = (cells.shape[2], cells.shape[3])
+        grid = step.grids[0 if self.replay else online]
         if self.replay:
             crop, whole = partial(resize_map, grid=grid), partial(replayed, geometry=geometry, grid=grid)
-            weight = torch.ones(len(cells), *grid, device=cells.device)
+            weight = torch.ones(len(geometry.boxes), *grid, device=geometry.boxes.device)
             return Alignment(online=crop if online == 0 else whole, target=whole if online == 0 else crop, weight=weight)
         if self.points == "online":
             places = geometry.centers(online, grid)

@@ -1,7 +1,6 @@
 """Pixel consistency: each online cell predicts what its own place is in the other view."""
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from twinview.branch import Head, ParamRule
 from twinview.hooks import hookimpl, part
 from twinview.ops import conv_mlp, cosine_loss, soft_cross_entropy_loss
+from twinview.ops.cross_entropy import balanced_weights
 from twinview.values import Alignment, Dims, Step, Traits
 from twinview_densesiam.projector import refuse_own
 
@@ -66,7 +66,7 @@ class Pixel:
         found = self._term(step, shared, step.head(self, "predictor"))
         if not self.auxiliary:
             return {"pixel": found}
-        main, other = automatic_weights(step.apply(shared, step.pairs[0][0], "online").shape[1], self.auxiliary)
+        main, other = balanced_weights(step.apply(shared, step.pairs[0][0], "online").shape[1], self.auxiliary)
         extra = self._term(step, step.head(self, "auxiliary_projector"), step.head(self, "auxiliary_predictor"))
         return {"pixel": main * found, "auxiliary": other * extra}
 
@@ -89,9 +89,3 @@ class Pixel:
             f"{name}projector": Head(conv_mlp(width, self.hidden or width, channels, layers=3, last_norm=True)),
             f"{name}predictor": Head(conv_mlp(channels, self.predictor_hidden, channels), "online_only", rule),
         }
-
-
-def automatic_weights(clusters: int, auxiliary: int) -> tuple[float, float]:
-    """Weights of sum 1 by which ln K and ln K_aux, the cross-entropies of a uniform start, come out equal."""
-    main, other = math.log(clusters), math.log(auxiliary)
-    return other / (main + other), main / (main + other)

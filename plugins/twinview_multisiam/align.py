@@ -89,8 +89,7 @@ def same_index(step: Step, online: int, target: int) -> Alignment:
 
 def common_grid(step: Step, online: int) -> Size:
     """The cells (h, w) of the online view's map."""
-    cells = step.online[online].at("cells")
-    return cells.shape[2], cells.shape[3]
+    return step.grids[online]
 
 
 def shared_weight(geometry: Geometry, online: int, target: int, grid: Size) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from twinview.api import check
 from twinview.errors import RecipeError
-from twinview.values import Alignment, Features, Geometry, cell_centers
+from twinview.values import Alignment, Geometry, cell_centers
 from twinview_densesiam import CropAndWhole, GridSample
 from twinview_densesiam.align import overlap_points, sample_map
 from twinview_densesiam.views import central_box
@@ -23,7 +23,7 @@ class Step:
 
     def __init__(self, geometry: Geometry, grids: tuple[tuple[int, int], ...]) -> None:
         self.geometry, self.notes = geometry, dict[str, Tensor]()
-        self.online = [Features(cells=torch.zeros(len(geometry.boxes), 1, *grid)) for grid in grids]
+        self.grids = grids
 
     def note(self, name: str, value: Tensor) -> None:
         self.notes[name] = value

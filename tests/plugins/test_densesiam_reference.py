@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from twinview.ops import cosine_loss, info_nce, mlp, soft_cross_entropy, soft_cross_entropy_loss
+from twinview.ops.cross_entropy import balanced_weights
 from twinview.values import Features, Geometry, Progress
 from twinview_densesiam import Region
 from twinview_densesiam.align import replayed, replayed_places, sample_map
-from twinview_densesiam.pixel import automatic_weights
 from twinview_densesiam.region import region_sums
 from twinview_densesiam.segment import segment_loss
 
@@ -62,8 +62,8 @@ def test_pixel_loss_of_the_whole_file(shared: Path, head: str) -> None:
     assert abs(float(loss - case["outputs"]["loss"])) < 1e-10
 
 
-def test_automatic_weights(slices: Any) -> None:
-    main, auxiliary = automatic_weights(27, 128)
+def test_balanced_weights(slices: Any) -> None:
+    main, auxiliary = balanced_weights(27, 128)
     assert abs(main - slices["weights"]["simsiam"]) < 1e-12 and abs(auxiliary - slices["weights"]["aux"]) < 1e-12
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from twinview.ops.maps import unflip
-from twinview.values import Alignment, Features, Geometry, Size, Step
+from twinview.values import Alignment, Geometry, Size, Step
 from twinview_multisiam import align
 from twinview_multisiam.align import Offset, RoI, Unaligned
 from twinview_multisiam.views import IoUCrops
@@ -31,8 +31,7 @@ def geometries(n: int = PAIRS, min_iou: float = 0.5, seed: int = 0) -> Geometry:
 
 def fake_step(geometry: Geometry, *grids: Size) -> Step:
     """A step that has a geometry and maps of the views' grids."""
-    online = [Features(cells=torch.zeros(len(geometry.boxes), 1, *grid)) for grid in grids or (GRID, GRID)]
-    return cast(Step, SimpleNamespace(geometry=geometry, online=online))
+    return cast(Step, SimpleNamespace(geometry=geometry, grids=grids or (GRID, GRID)))
 
 
 def places(geometry: Geometry, view: int, grid: Size = GRID) -> Tensor:

@@ -75,7 +75,7 @@ def evaluate(assembly: Assembly, run: Path, step: int | None = None) -> dict[str
     checkpoint = find_checkpoint(run / "checkpoints", step)
     load_model(checkpoint, model, ranks.rank, ranks.world)
     model.eval()
-    data = Factory(recipe, model.dims, shards, ranks.rank, ranks.world, model.features)
+    data = Factory(recipe, model.dims, shards, ranks.rank, ranks.world, model.features, model.alignment)
     progress = Progress(0, checkpoint.step, 0, 1.0)
     (label,) = (use.label for use in recipe.evaluate)
     scores: dict[str, float] = {}

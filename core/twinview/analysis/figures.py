@@ -43,7 +43,8 @@ def draw(recipe: Recipe, run: Path | None = None, *, images: int = IMAGES) -> di
     if run is not None and trained:
         load_model(find_checkpoint(run / "checkpoints"), model, rank=0, world=1)
     model.eval()
-    return _draw(model, shards, Factory(assembly.recipe, model.dims, shards, features=model.features) if run is not None else None, images)
+    data = None if run is None else Factory(assembly.recipe, model.dims, shards, features=model.features, alignment=model.alignment)
+    return _draw(model, shards, data, images)
 
 
 def draw_trained(model: Siamese, shards: Samples, data: DataFactory) -> dict[str, Image.Image]:

@@ -76,6 +76,7 @@ def train(
                 start, meta = start_run(setup, run_dir, resume, command)
                 if not (setup.recipe.data.window or setup.recipe.data.streaming):  # its first batch would want nearly every shard
                     fetch_all(setup.shards.paths)
+                setup.model.stores.keep_in(run_dir / "samples", lambda: min(steps_in(run_dir / "checkpoints"), default=0) // setup.epoch)
                 if start is not None:
                     load_model(start, setup.model, setup.ranks.rank, setup.ranks.world)
                 held.enter_context(plain_linear())
@@ -84,7 +85,7 @@ def train(
                     restore(setup, engine, start)
         except Told:
             raise notice.fault(f"{notice.words}.") from None
-        data = Factory(setup.recipe, setup.dims, setup.shards, setup.ranks.rank, setup.ranks.world, setup.model.features)
+        data = Factory(setup.recipe, setup.dims, setup.shards, setup.ranks.rank, setup.ranks.world, setup.model.features, setup.model.alignment)
         clock = Clock(setup, float(start.meta["elapsed"]) if start else 0.0)
         log = held.enter_context(closing(_open_log(setup, engine, run_dir, start, clock, on_progress)))
         return Trainer(setup, engine, run_dir, meta, start, clock, log, Evaluator(setup, engine, data), notice).run(on_end)

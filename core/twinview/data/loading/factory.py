@@ -22,7 +22,7 @@ from twinview.data.remote.shard import Access, is_remote
 from twinview.errors import DataError, PluginError, closest
 from twinview.recipe import Recipe
 from twinview.recipe.tables import HELD_OUT
-from twinview.values import Batch, Dims, Features, PlainBatch, Size
+from twinview.values import Alignment, Batch, Dims, Features, PlainBatch, Size
 
 if TYPE_CHECKING:
     from twinview.branch import Branch
@@ -35,10 +35,11 @@ class Factory:
     """A rank's share of the run's data; implements `values.DataFactory`."""
 
     def __init__(
-        self, recipe: Recipe, dims: Dims, shards: Samples, rank: int = 0, world: int = 1, features: Callable[..., Features] | None = None
+        self, recipe: Recipe, dims: Dims, shards: Samples, rank: int = 0, world: int = 1,
+        features: Callable[..., Features] | None = None, alignment: Callable[..., Alignment] | None = None,
     ) -> None:
-        """`features`: of the run's model (`Siamese.features`); None where there is none."""
-        self._features = features
+        """`features`, `alignment`: of the run's model (`Siamese.features`); None where there is none."""
+        self._features, self._alignment = features, alignment
         self.recipe, self.dims, self.shards, self.rank, self.world = recipe, dims, shards, rank, world
         self._opened: dict[tuple[str, ...], Samples] = {}
 
@@ -59,6 +60,12 @@ class Factory:
         if self._features is None:
             raise PluginError("data.features: there is no model here.")
         return self._features(branch, batch, view, train=train, move_statistics=move_statistics)
+
+    def alignment(self, batch: Batch, online: int, target: int, name: str = "") -> Alignment:
+        """See `values.DataFactory.alignment`."""
+        if self._alignment is None:
+            raise PluginError("data.alignment: there is no model here.")
+        return self._alignment(batch, online, target, name)
 
     def require(self, shards: str | Sequence[str]) -> None:
         """Raises DataError where paths of `shards` are not there, or where [data] keeps none of what they name."""

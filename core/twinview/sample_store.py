@@ -1,0 +1,101 @@
+"""Bytes by sample, too many for every checkpoint: pseudo labels of an epoch, in files of the run's folder, one for each epoch."""
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from twinview.errors import CheckpointError
+from twinview.ops.ranks import rank, world
+
+
+class SampleArray:
+    """A uint8 array [samples, ...] by sample id; where the run has a folder, a file that all ranks share."""
+
+    def __init__(self, values: NDArray[np.uint8]) -> None:
+        self._values = values
+
+    def read(self, ids: Tensor) -> Tensor:
+        """[B, ...] uint8 of samples `ids` [B], on the CPU; 0 where nothing was written."""
+        return torch.from_numpy(self._values[ids.cpu().numpy()])
+
+    def write(self, ids: Tensor, values: Tensor) -> None:
+        """Keep `values` [B, ...] uint8 of samples `ids` [B]."""
+        self._values[ids.cpu().numpy()] = values.cpu().numpy()
+
+    def done(self) -> None:
+        """All ranks call it when they have written: what one wrote, all read, after a kill too."""
+        if isinstance(self._values, np.memmap):
+            self._values.flush()
+        _wait()
+
+
+class SampleStores:
+    """The arrays of a run's parts, by head key and epoch."""
+
+    def __init__(self, samples: int) -> None:
+        """`samples` of the data set.  Without a folder (`keep_in`) they lie in memory."""
+        self.samples = samples
+        self.folder: Path | None = None
+        self._needed_from: Callable[[], int] = lambda: 0
+        self._open: dict[tuple[str, int], SampleArray] = {}
+
+    def keep_in(self, folder: Path, needed_from: Callable[[], int]) -> None:
+        """Keep them in files from now on.  `needed_from`: the first epoch in which a checkpoint stands; older files are dropped."""
+        self.folder, self._needed_from = folder, needed_from
+
+    def new(self, key: str, epoch: int, shape: Sequence[int]) -> SampleArray:
+        """A new array for an epoch, of `shape` for each sample, all 0.  Every rank calls it."""
+        size = (self.samples, *shape)
+        self._open = {k: v for k, v in self._open.items() if k[0] != key}
+        if self.folder is None:
+            found = SampleArray(np.zeros(size, np.uint8))
+        else:
+            path = self._path(key, epoch)
+            if rank() == 0:
+                self._drop_old(path)
+                made = np.lib.format.open_memmap(path.with_suffix(".tmp"), mode="w+", dtype=np.uint8, shape=size)
+                made.flush()
+                del made
+                os.replace(path.with_suffix(".tmp"), path)
+            _wait()
+            found = SampleArray(np.load(path, mmap_mode="r+"))
+        self._open[key, epoch] = found
+        return found
+
+    def get(self, key: str, epoch: int) -> SampleArray:
+        """The array of an epoch; a run that goes on finds its file again.  Raises CheckpointError where there is none."""
+        if (key, epoch) not in self._open:
+            path = self._path(key, epoch) if self.folder is not None else None
+            try:
+                if path is None:
+                    raise FileNotFoundError
+                self._open[key, epoch] = SampleArray(np.load(path, mmap_mode="r+"))
+            except (OSError, ValueError):
+                where = f"{path}: is missing or damaged" if path else f"{key}: holds nothing of epoch {epoch}"
+                raise CheckpointError(f"{where}: what epoch {epoch} began with. Go on from a checkpoint of another epoch, or train anew.") from None
+        return self._open[key, epoch]
+
+    def _path(self, key: str, epoch: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{key.replace('/', '.')}-epoch-{epoch:06d}.npy"
+
+    def _drop_old(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        start, first = path.name.rpartition("-epoch-")[0], self._needed_from()
+        for old in path.parent.glob("*.npy"):
+            found = re.fullmatch(re.escape(start) + r"-epoch-(\d{6,})\.npy", old.name)
+            if found and int(found[1]) < first:
+                old.unlink(missing_ok=True)
+
+
+def _wait() -> None:
+    if world() > 1:
+        dist.barrier()
