@@ -157,6 +157,7 @@ def main() -> None:
             for _ in tqdm(range(kills), desc=f"{ranks} ranks, stage {stage}", unit=" kills", disable=not sys.stderr.isatty()):
                 killer.kill()
             table.append({"ranks": ranks, "stage": stage, **killer.finish()})
+            print(json.dumps(table[-1]), file=sys.stderr, flush=True)
     kills = sum(row["kills"] for row in table)
     faults = sum(row["unreadable"] + row["ends_that_differ"] for row in table)
     result = {

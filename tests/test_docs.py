@@ -65,3 +65,9 @@ def test_every_name_that_methods_share_is_in_the_table() -> None:
     text = (DOCS / "plugins.md").read_text()
     assert not [name for name in ops.__all__ if f"`{name}`" not in text]
     assert not [name for name in ops.__all__ if not getattr(ops, name).__doc__]
+
+
+def test_the_keys_that_may_change_stand_in_the_docs_as_in_the_code() -> None:
+    from twinview.engine.resumable import table
+
+    assert table() in (DOCS / "large-runs.md").read_text()

@@ -34,10 +34,10 @@ def lost(error: RuntimeError) -> TwinviewError | None:
     distributed = type(error).__module__.startswith("torch") or re.search(r"gloo|nccl|recv operation|send operation|TCPStore|Broken pipe", str(error))
     me = f"rank {os.environ.get('RANK', 0)}"
     if any(word in str(error) for word in GONE):
-        return RankLost(f"{me}: another rank is gone, and its own error says why. Go on from the last checkpoint with --resume.")
+        return RankLost(f"{me}: another rank is gone, and its own error says why. Go on from the last checkpoint with resume=True.")
     if distributed and LATE.search(str(error)):
         waited = f"another rank has not answered for {os.environ.get(TIMEOUT, '1800')} s ({TIMEOUT})"
-        return RankLost(f"{me}: {waited}: it hangs, or works that long alone. Go on from the last checkpoint with --resume.")
+        return RankLost(f"{me}: {waited}: it hangs, or works that long alone. Go on from the last checkpoint with resume=True.")
     return None
 
 

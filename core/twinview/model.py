@@ -18,7 +18,7 @@ from twinview.heads import NONE_TOGETHER, check_asked, heads_of, views_together,
 from twinview.modes import attention, in_mode
 from twinview.ops.ranks import world
 from twinview.ops.seeding import generator, uniform
-from twinview.ops.spread import effective_rank, feature_spread
+from twinview.ops.spread import ENOUGH, direction_sums, effective_rank
 from twinview.sample_store import SampleStores
 from twinview.values import ROLES, Alignment, Batch, DataFactory, Dims, Features, Geometry, PlainBatch, Progress, Role, Size, Step, box_area
 
@@ -30,6 +30,7 @@ class Outcome(NamedTuple):
     terms: dict[str, Tensor]  # each term as its part gave it, detached
     notes: dict[str, Tensor]  # scalars to log beside them; empty unless watched
     step: LazyStep
+    sums: dict[str, Tensor]  # `direction_sums` of each branch's pooled features, to be added up over the step; empty unless watched
 
 
 class Siamese(nn.Module):
@@ -93,7 +94,7 @@ class Siamese(nn.Module):
             step.label = ""
             if watch:
                 step.watch_features()
-        return Outcome(total, terms, step.notes if watch else {}, step)
+        return Outcome(total, terms, step.notes if watch else {}, step, step.sums)
 
     def check_heads(self) -> None:
         """After the first step.  Raises PluginError where no hook has asked for a head that a part declares."""
@@ -179,6 +180,7 @@ class LazyStep(Step):
         """`batch` may lie on the CPU; what is asked for is moved."""
         self.batch, self.progress, self.branches, self.watch = batch, progress, model.branches, watch
         self.notes: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
         self.label = ""
         self._model = model
         self._geometry: Geometry | None = None
@@ -256,8 +258,9 @@ class LazyStep(Step):
             made = next(views.made(), None)
             if made is not None:
                 pooled = (made.pooled if made.pooled is not None else made.at("cells").mean((2, 3))).detach().float()
-                self.note(f"spread/{role}", feature_spread(pooled))
-                self.note(f"erank/{role}", effective_rank(pooled))
+                self.sums[role] = direction_sums(pooled)  # of a few images at once the spread is small by itself: it is that of the whole step
+                if len(pooled) >= ENOUGH:
+                    self.note(f"erank/{role}", effective_rank(pooled))
 
     def settle(self) -> LazyStep:
         """Drop every gradient: what `after_step` is given."""

@@ -3,12 +3,15 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from twinview import terminal
 from twinview.terminal import say
 
 T = TypeVar("T")
@@ -16,12 +19,15 @@ EVERY = 10.0  # seconds between two lines of a log
 SHARE = "{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"  # of a run that is measured in hours
 
 
-def progress(items: Iterable[T], total: int, what: str, unit: str) -> Iterator[T]:
-    """The same items, while stderr says how far they are; of several ranks, rank 0 speaks."""
-    if os.environ.get("RANK", "0") != "0":
+DELAY = 1.0  # seconds before which a bar is not worth its place
+
+
+def progress(items: Iterable[T], total: int, what: str, unit: str, *, leave: bool = True) -> Iterator[T]:
+    """The same items, while stderr says how far they are, where that takes long; of several ranks, rank 0 speaks.  `leave`: a bar stays."""
+    if os.environ.get("RANK", "0") != "0" or not total:
         yield from items
     elif sys.stderr.isatty():
-        yield from tqdm(items, total=total, desc=what, unit=f" {unit}", dynamic_ncols=True)
+        yield from tqdm(items, total=total, desc=what, unit=f" {unit}", dynamic_ncols=True, delay=DELAY, leave=leave)
     else:
         said = time.monotonic()
         for done, item in enumerate(items, 1):
@@ -31,11 +37,36 @@ def progress(items: Iterable[T], total: int, what: str, unit: str) -> Iterator[T
                 say(f"{what}: {done} of {total} {unit}")
 
 
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Say every now and then that `what` is still under way, while nothing else is said; of several ranks, rank 0 speaks."""
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    began, ended = time.monotonic(), threading.Event()
+
+    def tell() -> None:
+        pause = EVERY
+        while not ended.wait(pause):
+            if time.monotonic() - terminal.said_at > 0.9 * EVERY:
+                say(f"{what}: {time.monotonic() - began:.0f} s")
+            pause = min(2 * pause, 6 * EVERY)
+
+    thread = threading.Thread(target=tell, daemon=True, name="progress")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 class Bar:
     """How far a run is.  `steps` 0: the run is measured in hours, and its share is shown."""
 
-    def __init__(self, steps: int, start: int, share: float) -> None:
-        """`start`, `share`: where this sitting begins."""
+    def __init__(self, steps: int, start: int, share: float, then: str = "") -> None:
+        """`start`, `share`: where this sitting begins; `then`: what comes behind the last step."""
+        self._then = f", then {then}" if then else ""
         self._steps, self._share, self._began, self._said = steps, share, time.monotonic(), float("-inf")
         self._bar: Any = None
         if sys.stderr.isatty():
@@ -59,8 +90,7 @@ class Bar:
 
     def say(self, line: str) -> None:
         """A line of its own."""
-        tqdm.write(line, file=sys.stderr)  # above the bar, where there is one
-        sys.stderr.flush()
+        say(line)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -84,5 +114,5 @@ class Bar:
         seconds = (time.monotonic() - self._began) * (1 - share) / gone
         for unit, size, digits in (("h", 3600, 1), ("min", 60, 0)):
             if seconds >= 1.5 * size:
-                return f", {seconds / size:.{digits}f} {unit} left"
-        return f", {seconds:.0f} s left"
+                return f", {seconds / size:.{digits}f} {unit} left{self._then}"
+        return f", {seconds:.0f} s left{self._then}"

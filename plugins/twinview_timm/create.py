@@ -1,6 +1,7 @@
 """timm's networks, and stochastic depth that leaves the target branch alone."""
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import timm
@@ -32,6 +33,13 @@ def create(name: str, **options: Any) -> Any:
             if isinstance(drop, DropPath):
                 setattr(module, child, OnlineDropPath(drop.drop_prob, drop.scale_by_keep))
     return net
+
+
+def refuse_torchvision(weights: str) -> None:
+    """Raises RecipeError for the name of weights that torchvision publishes: they belong to its networks."""
+    if re.fullmatch(r"(IMAGENET1K|IMAGENET22K|COCO)_\w+|DEFAULT", weights):
+        other = "weights = \"timm:NAME\" names timm's own"
+        raise RecipeError(f"[encoder] weights: {weights!r} are torchvision's. Write use = \"torchvision.resnet\" with them; {other}.")
 
 
 def call_arguments(options: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from twinview.errors import RecipeError, closest
 from twinview.ops.maps import hide_cells, hide_pixels
 from twinview.ops.weights import load_weights
 from twinview.values import EncoderSpec, Features, Level, Published, Size
-from twinview_timm.create import call_arguments, create
+from twinview_timm.create import call_arguments, create, refuse_torchvision
 
 if TYPE_CHECKING:
     from twinview_timm import Encoder
@@ -112,6 +112,7 @@ def make(options: Encoder, channels: int) -> Maps:
     encoder.map_places, encoder.map_cells, encoder.map_source = places, cells, (options.name, {**given, **free, "num_classes": 0})
     encoder.map_size = ((options.img_size,) * 2 if options.img_size else net.pretrained_cfg["input_size"][1:]) if fixed else None
     if options.weights:
+        refuse_torchvision(options.weights)
         classifiers = net.pretrained_cfg.get("classifier") or ()
         left_out = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
         ignore = (*(f"{c}." for c in left_out), *(whole - encoder.state_dict().keys()))

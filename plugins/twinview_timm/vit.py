@@ -14,7 +14,7 @@ from twinview.errors import RecipeError
 from twinview.ops.sines import sine_table
 from twinview.ops.weights import load_weights
 from twinview.values import EncoderSpec, Features, Level, Published, Size
-from twinview_timm.create import call_arguments, create
+from twinview_timm.create import call_arguments, create, refuse_torchvision
 
 if TYPE_CHECKING:
     from twinview_timm import Encoder
@@ -179,6 +179,7 @@ def make(options: Encoder, channels: int) -> VisionTransformer:
     if options.frozen_patch_embed:
         encoder.patch_embed.requires_grad_(False)
     if options.weights:
+        refuse_torchvision(options.weights)
         left_out = (*CLASSIFIERS, *BESIDE, *(["pos_embed"] if sine else []), *([] if options.final_norm else ["norm."]))
         resize = partial(resized_positions, encoder)
         load_weights(encoder, options.weights, ignore=left_out, optional=("mask_token",), channels=channels, key=options.weights_key, resize=resize)

@@ -34,7 +34,7 @@ def test_train_resume_and_load(recipe: str, tmp_path: Path, capsys: pytest.Captu
     said = capsys.readouterr().out
     assert f"checkpoint  {run}/checkpoints/step-000004" in said and f"pictures    {run}/pictures" in said
     assert main(["train", recipe, "--run", str(run)]) == 2
-    assert "holds a run already. Add --resume" in capsys.readouterr().err
+    assert "holds a run already. Write --resume to go on with it, or --run DIR for" in capsys.readouterr().err
     assert main(["train", recipe, "run.checkpoint_every=2", "--run", str(run), "--resume", "auto"]) == 0
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows] == [1, 2, 3, 4] and all("loss/pooled" in r and "spread/online" in r for r in rows)

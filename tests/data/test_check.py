@@ -81,7 +81,7 @@ def test_where_there_is_nothing_to_check(tmp_path: Path) -> None:
         check_shards([str(tmp_path)])
     with pytest.raises(DataError, match="there is no such shard"):
         check_shards([str(tmp_path / "x.tar")])
-    with pytest.raises(DataError, match="--workers: wants a number above 0, not 0"):
+    with pytest.raises(DataError, match="workers: wants a number above 0, not 0"):
         check_shards([str(tmp_path)], workers=0)
 
 
@@ -99,7 +99,7 @@ def test_counts(packed: Path, capsys: pytest.CaptureFixture[str], write: Any) ->
     broken = write("broken.tar", {"a.jpg": b"no", "a.cls": b"1", "b.jpg": (packed.parent / "images" / "03.jpg").read_bytes(), "b.cls": b"7"})
     found = count([str(broken)], 1000)
     assert len(found.bad) == 1 and found.classes == {7: 1} and any("sample 'a': is no image" in line for line in found.lines())
-    with pytest.raises(DataError, match="--images: wants a number above 0, not 0"):
+    with pytest.raises(DataError, match="images: wants a number above 0, not 0"):
         count([str(packed)], 0)
 
 

@@ -91,7 +91,7 @@ def test_deep_images_are_shrunk_without_loss_of_depth(packed: Make, tmp_path: Pa
         shutil.rmtree(tmp_path / "images")
     shards = open_shards(str(packed("bytes", "tif", 1, 255, recode=Recode(shorter_side=12))))
     assert shards.names(0) == ["jpg"] and decode.image(shards.read(0).fields["jpg"], PixelFormat(1)).shape == (1, 12, 16)
-    with pytest.raises(DataError, match=re.escape("has 5 x 16 bits a pixel, which no JPEG holds: pack it without --quality.")):
+    with pytest.raises(DataError, match=re.escape("has 5 x 16 bits a pixel, which no JPEG holds: pack it without quality=N.")):
         packed("jpeg", "npy", 5, recode=Recode(quality=90))
 
 

@@ -232,7 +232,7 @@ def test_names_with_dots(write: Write, tmp_path: Path) -> None:
         packed("webdataset", source)  # WebDataset's rule: one key, v1.2/frame
     shards, manifest, _ = packed("webdataset", source, dots="last")
     assert keys(shards) == [f"v1.2/frame_{n:03}" for n in range(9)] and shards.fields == {"jpg", "seg.png"} and manifest["dots"] == "last"
-    with pytest.raises(DataError, match=r"^--dots: wants the dot where a key ends\. Did you mean 'last'\?"):
+    with pytest.raises(DataError, match=r"^dots: wants the dot where a key ends\. Did you mean 'last'\?"):
         packed("webdataset", source, dots="lst")
 
 

@@ -113,7 +113,7 @@ def test_what_is_refused_leaves_nothing_behind_but_finished_shards(images: Path,
     save(label, 0, (30, 20), grey=True)
     refused(f"{label}: is (30, 20) pixels (height, width), its image (20, 30); a label map has its image's size.", images, out, labels)
     label.write_bytes(b"broken")
-    refused(f"{label}: is no PNG; it begins with b'broken', and a label map is a PNG of class numbers. Remove it, or put it right, and pack again: finished shards are kept. --bad-samples N leaves it out.", images, out, labels)
+    refused(f"{label}: is no PNG; it begins with b'broken', and a label map is a PNG of class numbers. Remove it, or put it right, and pack again: finished shards are kept. bad_samples=N leaves it out.", images, out, labels)
     for mode in ("RGB", "RGBA", "LA"):
         Image.new(mode, (30, 20)).save(label)
         refused(f"{label}: is of PIL mode {mode}, and a label map is a PNG of class numbers: of mode L, P or 1", images, out, labels)
@@ -184,6 +184,7 @@ def test_a_log_gets_plain_lines(images: Path, tmp_path: Path, capsys: pytest.Cap
             return True
 
     monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    monkeypatch.setattr("twinview.progress.DELAY", 0.0)
     pack_images(images, tmp_path / "bar")
     assert "\r" in terminal.getvalue() and "19/19" in terminal.getvalue()
 
@@ -264,10 +265,10 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"workers": 0}, "--workers: wants a number above 0, not 0."),
+        ({"workers": 0}, "workers: wants a number above 0, not 0."),
         ({"recode": Recode(shorter_side=0)}, "--shorter-side: wants a number above 0, not 0."),
-        ({"recode": Recode(quality=101)}, "--quality: wants a JPEG's quality from 1 to 100, not 101."),
-        ({"bad_samples": -1}, "--bad-samples: wants a number of at least 0, not -1."),
+        ({"recode": Recode(quality=101)}, "quality: wants a JPEG's quality from 1 to 100, not 101."),
+        ({"bad_samples": -1}, "bad_samples: wants a number of at least 0, not -1."),
     ],
 )
 def test_numbers_that_make_no_sense(images: Path, tmp_path: Path, options: dict[str, Any], said: str) -> None:

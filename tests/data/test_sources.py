@@ -91,7 +91,7 @@ def test_coco(tmp_path: Path) -> None:
     assert first["image"]["id"] == 20 and first["annotations"][0]["bbox"] == [1.5, 2, 10, 12] and second["annotations"] == []
     bare, manifest = packed("coco", root, tmp_path, split="test2017")
     assert bare.fields == {"jpg"} and len(bare) == 2 and manifest["split"] == "test2017"
-    refused("--split: there is no split 'val2017'. There is: test2017, train2017.", "coco", root, tmp_path, split="val2017")
+    refused("split: there is no split 'val2017'. There is: test2017, train2017.", "coco", root, tmp_path, split="val2017")
     (root / "train2017" / names[0]).unlink()
     refused(f"{root / 'train2017' / names[0]}: cannot be read: No such file or directory. Remove it", "coco", root, tmp_path)
     (root / "annotations/instances_train2017.json").write_text("[]")
@@ -107,7 +107,7 @@ def test_cocostuff(tmp_path: Path, below: str) -> None:
     root = tree(tmp_path / "coco", {f"{below}val2017/000000000139.jpg": jpeg(), "stuffthingmaps/val2017/000000000139.png": png(numbers)})
     shards, _ = packed("cocostuff", root, tmp_path, split="val2017")
     assert keys(shards) == ["000000000139"] and np.array_equal(read_map(shards, 0), numbers)
-    refused("--split: there is no split 'train2017'. There is: val2017.", "cocostuff", root, tmp_path)
+    refused("split: there is no split 'train2017'. There is: val2017.", "cocostuff", root, tmp_path)
     refused(f"{tmp_path / 'stuffthingmaps'}: there is no such folder of pixel maps.", "cocostuff", tmp_path, tmp_path)
 
 
@@ -137,7 +137,7 @@ def test_cityscapes(cityscapes: Path, tmp_path: Path) -> None:
     shards, manifest = packed("cityscapes", cityscapes, tmp_path, classes=34)
     assert shards.read(0).fields["seg.png"] == png(LABELS) and len(manifest["classes"]) == 34, "bytes untouched"
     assert packed("cityscapes", cityscapes, tmp_path, split="test")[0].fields == {"png"}
-    refused("--classes: Cityscapes is packed with 19, 27 or 34 classes, not 20.", "cityscapes", cityscapes, tmp_path, classes=20)
+    refused("classes: Cityscapes is packed with 19, 27 or 34 classes, not 20.", "cityscapes", cityscapes, tmp_path, classes=20)
     (cityscapes / "gtFine/train/ulm/ulm_000000_000019_gtFine_labelIds.png").unlink()
     refused("ulm_000000_000019_leftImg8bit.png: has no label map", "cityscapes", cityscapes, tmp_path)
 
@@ -151,7 +151,7 @@ def test_bdd100k(tmp_path: Path) -> None:
     shards, manifest = packed("bdd100k", root, tmp_path, split="10k/train")
     assert np.array_equal(read_map(shards, 0), LABELS % 19) and manifest["classes"][13] == "car"
     assert packed("bdd100k", root, tmp_path, split="10k/test")[0].fields == {"jpg"}
-    refused("--split: there is no split 'train'. There is: 100k/train, 100k/val, 10k/test, 10k/train.", "bdd100k", root, tmp_path, split="train")
+    refused("split: there is no split 'train'. There is: 100k/train, 100k/val, 10k/test, 10k/train.", "bdd100k", root, tmp_path, split="train")
 
 
 def test_soda10m(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_soda10m(tmp_path: Path) -> None:
     shards, manifest = packed("soda10m", root, tmp_path, split="train")
     assert shards.fields == {"jpg", "json"} and len(json.loads(shards.read(1).fields["json"])["annotations"]) == 1 and "categories" in manifest
     assert packed("soda10m", root, tmp_path, split="test")[0].fields == {"jpg"}
-    refused("--split: there is no split 'val'. There is: test, train, unlabeled.", "soda10m", root, tmp_path, split="val")
+    refused("split: there is no split 'val'. There is: test, train, unlabeled.", "soda10m", root, tmp_path, split="val")
 
 
 def parquet(path: Path, rows: list[tuple[str, int, int, bytes]]) -> None:
@@ -183,7 +183,7 @@ def test_waymo(tmp_path: Path) -> None:
     shards, manifest = packed("waymo", root, tmp_path)
     assert len(shards) == 40 and keys(shards)[:2] == [f"{segments[0]}/1550083467346370_front", f"{segments[0]}/1550083467346370_front_left"]
     assert shards.read(4).fields == {"jpg": jpeg(5)} and manifest["images"] == 40
-    refused("--split: there is no split 'validation'. There is: training.", "waymo", root, tmp_path, split="validation")
+    refused("split: there is no split 'validation'. There is: training.", "waymo", root, tmp_path, split="validation")
     (root / "training/camera_image/zz.parquet").write_bytes(b"no parquet")
     refused("zz.parquet: is no parquet file", "waymo", root, tmp_path)
     arrow, writer = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
@@ -209,7 +209,7 @@ def test_voc(tmp_path: Path) -> None:
     shards, manifest = packed("voc", root, tmp_path)
     assert keys(shards) == names[:2] and np.array_equal(read_map(shards, 1), LABELS % 21) and manifest["classes"][15] == "person" and len(manifest["classes"]) == 21
     assert keys(packed("voc", root, tmp_path, split="Main/trainval")[0]) == names and keys(packed("voc", root, tmp_path, split="Main/dog_train")[0]) == names[2:]
-    refused("--split: there is no split 'val'. There is: Main/dog_train, Main/trainval, Segmentation/train.", "voc", root, tmp_path, split="val")
+    refused("split: there is no split 'val'. There is: Main/dog_train, Main/trainval, Segmentation/train.", "voc", root, tmp_path, split="val")
 
 
 def test_ade20k(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_ade20k(tmp_path: Path) -> None:
     root = tree(tmp_path / "ADEChallengeData2016", files)
     shards, _ = packed("ade20k", root, tmp_path)
     assert keys(shards) == ["ADE_train_00000001"] and np.array_equal(read_map(shards, 0), np.where(numbers == 0, 255, numbers - 1))
-    refused("--split: there is no split 'validation'. There is: training.", "ade20k", root, tmp_path, split="validation")
+    refused("split: there is no split 'validation'. There is: training.", "ade20k", root, tmp_path, split="validation")
 
 
 def test_webdataset(write: Write, tmp_path: Path) -> None:

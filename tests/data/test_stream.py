@@ -202,7 +202,7 @@ def test_a_run_resumes_to_the_bit_and_refuses_other_readers(
     shutil.copytree(tmp_path / "whole", tmp_path / "half")
     shutil.rmtree(tmp_path / "half" / "checkpoints" / "step-000014")
     (tmp_path / "half" / "checkpoints" / "latest").write_text("step-000007")
-    with pytest.raises(CheckpointError, match=r"streamed by 1 ranks x 1 workers and 1 ranks x 2 workers: they change only between epochs \(the next ends at step 10\)"):
+    with pytest.raises(CheckpointError, match=r"streamed by 1 ranks x 1 workers x 1 micro-batches and 1 ranks x 2 workers x 1 micro-batches: they change only between epochs \(the next ends at step 10\)"):
         train(table, "data.workers=2", run=tmp_path / "half", resume=True)
     assert train(table, run=tmp_path / "half", resume=True).loss == whole.loss
     assert json.loads((tmp_path / "half" / "manifest.json").read_text())["data"]["streamed"] is True

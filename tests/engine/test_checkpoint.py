@@ -94,7 +94,7 @@ def test_what_a_kill_leaves_behind_is_not_taken_for_a_checkpoint(tmp_path: Path)
 
 
 def test_nothing_there_and_foreign_files_are_told(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"holds no checkpoint\. Start the run without --resume"):
+    with pytest.raises(CheckpointError, match=r"holds no checkpoint\. Start the run without resume=True"):
         find_checkpoint(tmp_path)
     saved(tmp_path, 5)
     meta = json.loads((tmp_path / "step-000005/meta.json").read_text())

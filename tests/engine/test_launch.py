@@ -142,7 +142,7 @@ def test_the_others_out_of_reach_are_told_with_the_variable_that_helps() -> None
     """
     away, unset = drive(code, **env)
     assert away.startswith("rank 1 cannot reach the other ranks (127.0.0.1:1): ") and "GLOO_SOCKET_IFNAME" in away and "\n" not in away
-    assert unset == "WORLD_SIZE is 2, but MASTER_ADDR or MASTER_PORT is not set. Start with torchrun, deepspeed or --ranks 2."
+    assert unset == "WORLD_SIZE is 2, but MASTER_ADDR or MASTER_PORT is not set. Start with torchrun, deepspeed or ranks=2."
 
 
 def test_a_process_that_has_trained_starts_no_ranks() -> None:

@@ -143,7 +143,7 @@ def test_a_signal_in_an_evaluation_saves_the_step_and_the_run_goes_on_with_the_e
     (tmp_path / "once").touch()
     train(from_table(table), tmp_path / "whole")
     (tmp_path / "once").unlink()
-    with pytest.raises(Preempted, match=r"told to end, and saved at step 3\. Go on with --resume\.$") as caught:
+    with pytest.raises(Preempted, match=r"told to end, and saved at step 3\. Go on with resume=True\.$") as caught:
         train(from_table(table), tmp_path / "run")
     assert caught.value.number == number and steps_in(tmp_path / "run/checkpoints") == [3]
     assert [row["step"] for row in read_metrics(tmp_path / "run/metrics.jsonl")] == [1, 2]
@@ -157,7 +157,7 @@ def test_ctrl_c_between_steps_saves_and_says_how_to_go_on(tiny: dict[str, Any], 
         if row["step"] == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(Preempted, match=r"saved at step 2\. Go on with --resume\.$"):
+    with pytest.raises(Preempted, match=r"saved at step 2\. Go on with resume=True\.$"):
         train(from_table(tiny), tmp_path / "run", on_progress=press)
     with pytest.raises(Preempted, match=r"told to end before its first step"):
         _train_told(tiny, tmp_path / "other")

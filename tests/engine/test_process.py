@@ -59,7 +59,7 @@ def test_the_first_host_of_a_list(nodes: str, first: str) -> None:
 
 
 def test_a_lost_rank_is_told_and_other_errors_are_not_touched() -> None:
-    with pytest.raises(RankLost, match=r"another rank is gone, .* last checkpoint with --resume\.$"), telling_faults():
+    with pytest.raises(RankLost, match=r"another rank is gone, .* last checkpoint with resume=True\.$"), telling_faults():
         raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:2")
     with pytest.raises(RuntimeError, match="shapes"), telling_faults():
         raise RuntimeError("shapes do not match")

@@ -60,7 +60,7 @@ def test_a_run_goes_on_with_another_number_of_ranks_and_says_so(tiny: Table, dri
     (driven / "two/checkpoints/step-000012").rename(driven / "step-000012")
     (driven / "two/checkpoints/latest").write_text("step-000008")
     train(from_table(still(tiny)), driven / "two", resume=True)
-    assert "was written by 2 ranks and goes on with 1: not to the last bit." in capfd.readouterr().err
+    assert "was written by 2 ranks and goes on with 1 rank: not to the last bit." in capfd.readouterr().err
     train(from_table(still(tiny)), tmp_path / "one")
     gone_on, one = ([row["loss"] for row in read_metrics(run / "metrics.jsonl")] for run in (driven / "two", tmp_path / "one"))
     assert gone_on == pytest.approx(one, rel=1e-4) and len(gone_on) == 12

@@ -144,7 +144,7 @@ def test_an_existing_run_is_neither_overwritten_nor_continued_with_another_recip
     with pytest.raises(CheckpointError, match=r"holds no run to go on with"):
         train(from_table(tiny), run, resume=True)
     train(from_table(with_run(tiny, steps=2)), run, resume="auto")
-    with pytest.raises(CheckpointError, match=r"run: holds a run already\. Add --resume to go on with it, or --run DIR"):
+    with pytest.raises(CheckpointError, match=r"run: holds a run already\. Write resume=True to go on with it, or run=DIR"):
         train(from_table(tiny), run)
     with pytest.raises(CheckpointError, match=r"run\.steps 2 -> 12, run\.batch_size 4 -> 2"):
         train(from_table(with_run(tiny, batch_size=2)), run, resume=True)
@@ -185,7 +185,7 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(tiny: Table, tmp_path: Pa
                 os.kill(pid or 0, signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Preempted, match=r"run: told to end, and saved at step 8\. Go on with --resume\.$"):
+    with pytest.raises(Preempted, match=r"run: told to end, and saved at step 8\. Go on with resume=True\.$"):
         train(from_table(kept), tmp_path / "run", on_progress=end)
     assert signal.getsignal(signal.SIGTERM) is before
     train(from_table(kept), tmp_path / "run", resume="auto")

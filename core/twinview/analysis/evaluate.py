@@ -10,6 +10,7 @@ import attrs
 import torch
 
 from twinview.assembly import Assembly, answered, installed
+from twinview.assembly.checks import naming_evaluations
 from twinview.data.dataset.open import open_data
 from twinview.data.dataset.statistics import with_measured
 from twinview.data.loading.factory import Factory, Paths
@@ -19,6 +20,7 @@ from twinview.engine.run_recipe import run_recipe
 from twinview.errors import RecipeError, closest
 from twinview.model import make_model
 from twinview.ops.seeding import generator
+from twinview.progress import waiting
 from twinview.recipe import PartConfig, Recipe
 from twinview.values import DataFactory, Progress
 
@@ -79,7 +81,8 @@ def evaluate(assembly: Assembly, run: Path, step: int | None = None) -> dict[str
     progress = Progress(0, checkpoint.step, 0, 1.0)
     (label,) = (use.label for use in recipe.evaluate)
     scores: dict[str, float] = {}
-    with torch.no_grad():
+    data.doing = f"evaluate {label}"
+    with torch.no_grad(), naming_evaluations(assembly, label), waiting(data.doing):
         if label in assembly.answers("before_epoch"):
             rng = generator(recipe.run.seed, "before_epoch", label, progress.epoch)
             assembly.only("before_epoch", label)(branches=model.branches, data=data, progress=progress, rng=rng)

@@ -41,7 +41,7 @@ def export_encoder(run: Path, out: Path, *, to: str = "", size: Size | None = No
     made_for = size or views.sizes[0]
     published = _published(encoder, assembly.recipe.encoder.use, made_for, to)
     if size and (published.library == OWN or cast(Any, encoder.spec).patch is None):
-        raise RecipeError("--size: nothing in this file depends on the size of images. Leave it out.")
+        raise RecipeError("size: nothing in this file depends on the size of images. Leave it out.")
     data, tensors = assembly.recipe.data, {name: value.detach().contiguous().clone() for name, value in published.tensors.items()}
     metadata = {
         "library": published.library,
@@ -67,12 +67,12 @@ def _published(encoder: nn.Module, use: str, size: Size, to: str) -> Published:
     try:
         found: Published | None = ask(size) if ask else None
     except ValueError as e:
-        raise RecipeError(f"--size: {e}.") from None
+        raise RecipeError(f"size: {e}.") from None
     if found is None and not to:
         return Published(OWN, "", encoder.state_dict())
     if found is None or (to and found.library != to):
         there = f"{found.library} or {OWN}" if found else OWN
-        raise CheckpointError(f"--to {to}: {to} has no network that is this encoder, {use}. Write --to {there}.")
+        raise CheckpointError(f"to={to}: {to} has no network that is this encoder, {use}. Write to={there}.")
     return found
 
 

@@ -8,6 +8,7 @@ from twinview.assembly.plugins import find_part as find_part
 from twinview.assembly.plugins import installed as installed
 from twinview.assembly.plugins import load as load
 from twinview.assembly.plugins import methods as methods
+from twinview.assembly.plugins import offers as offers
 from twinview.assembly.plugins import option as option
 from twinview.assembly.plugins import options as options
 from twinview.assembly.plugins import pluggy_manager as pluggy_manager

@@ -30,6 +30,7 @@ from twinview.assembly.checks import (
     check_hooks,
     check_scores,
     check_traits,
+    naming_evaluations,
 )
 from twinview.assembly.contract import Contract
 from twinview.assembly.plugins import GROUP, answered, distribution, find_part, option, options, pluggy_manager
@@ -167,7 +168,8 @@ class Assembly:
     def check(self, dims: Dims, data: DataFactory) -> None:
         """Ask every part's `check`, in the recipe's order.  Raises what they raise."""
         for label in self.answers("check"):
-            self.only("check", label)(dims=dims, data=data)
+            with naming_evaluations(self, label):
+                self.only("check", label)(dims=dims, data=data)
 
     def distributions(self) -> dict[str, str]:
         """Method -> the distribution that offers it, with its version."""

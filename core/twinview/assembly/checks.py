@@ -1,11 +1,12 @@
 """What a recipe's parts must be to each other.  Each check raises RecipeError or PluginError with the place and what to write instead."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from twinview.assembly.plugins import option
-from twinview.errors import PluginError, RecipeError, closest
+from twinview.errors import DataError, PluginError, RecipeError, closest
 from twinview.recipe.schema import PartConfig, Recipe
 from twinview.values import Dims, Traits
 
@@ -178,3 +179,18 @@ def check_dims(made: Composition, dims: Dims) -> None:
             raise RecipeError(f"{place}: needs labels, and the shards of [data] hold no class numbers (field cls, from 0 to 2**20).")
         if "pairs" in traits.needs and not dims.pairs:
             raise RecipeError(f"{place}: needs pairs of views, and [views] {made.recipe.views.use} gives none. Write more views.")
+
+
+@contextmanager
+def naming_evaluations(made: Composition, label: str) -> Iterator[None]:
+    """Faults of the data that an evaluation reads name its table: whoever took a recipe that comes with twinview may never have seen it."""
+    try:
+        yield
+    except DataError as e:
+        slot, place, use = made.uses[label]
+        if slot != "evaluate" or str(e).startswith("[[evaluate]]"):
+            raise
+        number = made.recipe.evaluate.index(use)
+        keys = [key for key in ("val", "train") if isinstance(use.options.get(key), (str, list)) and use.options[key]]
+        instead = " and ".join(f"evaluate.{number}.{key}=PATHS" for key in keys) or f"other options of evaluate.{number}"
+        raise DataError(f"{place}: {e} Write {instead}, or evaluate=[] to evaluate nothing.") from None

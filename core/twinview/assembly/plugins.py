@@ -55,17 +55,18 @@ def load(manager: pluggy.PluginManager, method: str, place: str, offered: EntryP
     found = [e for e in offered if e.name == method]
     if not found:
         raise RecipeError(f"{place}: no method {method!r} is installed.{closest(method, {e.name for e in offered})}")
-    offers = " and by ".join(sorted({distribution(e) for e in found}))
+    offered_by = " and by ".join(sorted({distribution(e) for e in found}))
     if len({e.value for e in found}) > 1 or len({e.dist.name for e in found if e.dist}) > 1:
-        raise RecipeError(f"{place}: method {method!r} is offered by {offers}. Uninstall all but one.")
+        raise RecipeError(f"{place}: method {method!r} is offered by {offered_by}. Uninstall all but one.")
     name = f"method:{method}"
     if not manager.has_plugin(name):
         try:
             module = found[0].load()
-        except TwinviewError:
+        except (TwinviewError, KeyboardInterrupt):
             raise
-        except Exception as e:
-            raise PluginError(f"{place}: method {method!r} ({found[0].value}, {offers}) cannot be loaded: {type(e).__name__}: {e}") from e
+        except BaseException as e:  # a package may end the process where it is imported: SystemExit is no Exception
+            why = f"{type(e).__name__}: {e}".rstrip(": ")
+            raise PluginError(f"{place}: method {method!r} ({found[0].value}, {offered_by}) cannot be loaded: {why}") from e
         manager.register(module, name=name)
         hooks = [h.name for h in manager.get_hookcallers(module) or []]
         if hooks != ["parts"]:
@@ -89,6 +90,13 @@ def find_part(manager: pluggy.PluginManager, method: str, name: str, place: str,
     if not isinstance(found[name], type) or not attrs.has(found[name]):
         raise PluginError(f"{place}: {method} offers something for {name!r} that is no part. Make it a class with @twinview.part.")
     return found[name]
+
+
+def offers() -> Iterator[tuple[str, str]]:
+    """Every installed method, and the distributions that offer it; none is imported."""
+    found = entry_points(group=GROUP)
+    for method in sorted(found.names):
+        yield method, " and ".join(sorted({distribution(e) for e in found if e.name == method}))
 
 
 def installed(only: str | None = None) -> Iterator[tuple[str, str, Mapping[str, type] | TwinviewError]]:

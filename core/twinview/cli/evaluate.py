@@ -5,7 +5,7 @@ import argparse
 from pathlib import Path
 
 from twinview.cli.commands import Commands, command
-from twinview.cli.table import score_table
+from twinview.cli.table import score_table, signs
 from twinview.errors import TwinviewError
 from twinview.terminal import answer
 
@@ -26,7 +26,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from twinview import api
     from twinview.analysis.evaluate import evaluate as score
     from twinview.analysis.evaluate import evaluation_recipe
-    from twinview.engine.collapse import collapses
+    from twinview.engine.collapse import below_start, collapses
     from twinview.engine.distributed.launch import launch
     from twinview.engine.distributed.process import leave
     from twinview.recipe import override
@@ -41,4 +41,5 @@ def evaluate(args: argparse.Namespace) -> None:
     scores = launch(args.ranks, lambda: score(assembly, run, args.step), device=recipe.run.device)
     leave()
     if api.is_first():
-        answer("\n".join([*score_table(scores), *(f"COLLAPSED   {line}" for line in collapses({f"score/{k}": v for k, v in scores.items()}))]))
+        collapsed = collapses({f"score/{name}": value for name, value in scores.items()})
+        answer("\n".join([*score_table(scores), *signs(collapsed, below_start(scores))]))

@@ -76,17 +76,20 @@ def recipes(_: argparse.Namespace) -> None:
 
 def parts(args: argparse.Namespace) -> None:
     """List the installed methods and their parts; of one method, options, defaults and docstrings."""
-    from twinview.assembly import installed, methods
+    from twinview.assembly import installed, methods, offers
 
     if args.method and args.method not in methods():
         raise RecipeError(f"parts: no method {args.method!r} is installed.{closest(args.method, methods())}")
+    if args.installed:
+        for method, distribution in offers():
+            if args.method in (None, method):
+                answer(f"{method} ({distribution})")
+        return
     broken = None
     for method, distribution, found in installed(args.method):
         if isinstance(found, TwinviewError):
             answer(f"{method} ({distribution}): {found}")
             broken = found
-        elif args.installed:
-            answer(f"{method} ({distribution})")
         else:
             answer(f"{method} ({distribution})")
             for name, cls in found.items():

@@ -5,7 +5,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from twinview.cli.commands import Commands, command, recipe_arguments
-from twinview.cli.table import score_table
+from twinview.cli.table import score_table, signs
 from twinview.errors import TwinviewError
 from twinview.terminal import answer
 
@@ -68,7 +68,9 @@ def dry_run(args: argparse.Namespace) -> None:
 
 def summary(result: RunResult) -> list[str]:
     """A small table of scores, a row for each network that was evaluated, signs of collapse, and where everything is."""
-    lines = ["", *score_table(result.scores), *(f"COLLAPSED   {line}" for line in result.collapsed)]
+    from twinview.engine.collapse import below_start
+
+    lines = ["", *score_table(result.scores), *signs(result.collapsed, below_start(result.scores))]
     if result.bad_samples:
         lines += [f"bad samples {len(result.bad_samples)}; others stood in for them", *(f"  {one}" for one in result.bad_samples[:NAMED]), ""]
     if result.bad_steps:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from twinview.assembly.checks import naming_evaluations
 from twinview.branch import Branches
 from twinview.engine.compiled import uncompiled
 from twinview.engine.zero import forget, gathered_weights, writable_weights
 from twinview.errors import PluginError
 from twinview.model import LazyStep
 from twinview.ops.seeding import generator
+from twinview.progress import waiting
 from twinview.values import DataFactory, Progress
 
 if TYPE_CHECKING:
@@ -30,7 +32,19 @@ def before_epoch(built: TrainSetup, engine: Any, data: DataFactory, progress: Pr
         for label in labels:
             rng = generator(built.recipe.run.seed, "before_epoch", label, progress.epoch)
             branches = _with_reset(built, engine, progress)
-            assembly.only("before_epoch", label)(branches=branches, data=data, progress=progress, rng=rng)
+            with naming_evaluations(assembly, label), waiting(f"{label}, before epoch {progress.epoch}"):
+                assembly.only("before_epoch", label)(branches=branches, data=data, progress=progress, rng=rng)
+
+
+def try_evaluations(built: TrainSetup, engine: Any, data: DataFactory) -> None:
+    """What the evaluations ask before the first step, and nothing else: shards that are not there are missed before anything is trained."""
+    assembly, progress = built.assembly, Progress(0, built.steps, 0, 0.0)
+    with gathered_weights(engine), uncompiled(built.recipe):
+        for label in assembly.answers("before_epoch"):
+            if assembly.uses[label][0] == "evaluate":
+                rng = generator(built.recipe.run.seed, "before_epoch", label, 0)
+                with naming_evaluations(assembly, label):
+                    assembly.only("before_epoch", label)(branches=built.model.branches, data=data, progress=progress, rng=rng)
 
 
 def sample_weights(built: TrainSetup, engine: Any, data: DataFactory, progress: Progress) -> Any:

@@ -193,7 +193,7 @@ def find_checkpoint(folder: Path, step: int | None = None) -> Checkpoint:
     """
     there = steps_in(folder)
     if not there:
-        raise CheckpointError(f"{folder}: holds no checkpoint. Start the run without --resume, or name another folder with --run.")
+        raise CheckpointError(f"{folder}: holds no checkpoint. Start the run without resume=True, or name another folder with run=DIR.")
     if step is not None:
         if step not in there:
             raise CheckpointError(f"{folder}: holds no checkpoint of step {step}. There is: {', '.join(map(str, there))}.")

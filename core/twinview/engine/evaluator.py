@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 
+from twinview.assembly.checks import naming_evaluations
 from twinview.data.loading.factory import Factory
 from twinview.engine.checkpoint import random_states, set_random_states
 from twinview.engine.compiled import uncompiled
 from twinview.engine.setup import TrainSetup
 from twinview.engine.zero import gathered_weights
+from twinview.progress import waiting
 from twinview.values import Progress
 
 
@@ -36,8 +38,10 @@ class Evaluator:
         with self.at_rest():
             for label in due:
                 name = assembly.uses[label][2].name
-                for answer in assembly.only("evaluate", label)(branches=self.setup.model.branches, data=self.data, progress=progress):
-                    scores |= {f"score/{name}.{k}" if name else f"score/{k}": float(v) for k, v in answer.items()}
+                self.data.doing = f"evaluate {label}"
+                with naming_evaluations(assembly, label), waiting(self.data.doing):
+                    for answer in assembly.only("evaluate", label)(branches=self.setup.model.branches, data=self.data, progress=progress):
+                        scores |= {f"score/{name}.{k}" if name else f"score/{k}": float(v) for k, v in answer.items()}
         return scores
 
     @contextmanager

@@ -1,6 +1,7 @@
 """Where a run starts: its folder is opened, or a checkpoint of it is gone on from."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +44,26 @@ def _open(setup: TrainSetup, folder: Path, table: dict[str, Any], data: str, res
         "precision": setup.recipe.run.precision,
     }
     write_run(folder, table, metadata, sitting, fresh=start is None)
-    if start and start.meta["ranks"] != setup.ranks.world:
-        say(f"{start.path}: was written by {start.meta['ranks']} ranks and goes on with {setup.ranks.world}: not to the last bit.")
+    if start:
+        before, now = _split(start.meta["ranks"], start.meta["recipe"]), _split(setup.ranks.world, table)
+        if before != now:
+            say(f"{start.path}: was written by {before} and goes on with {now}: not to the last bit.")
     return start
+
+
+def _split(ranks: int, table: Mapping[str, Any]) -> str:
+    """`2 ranks`, or `2 ranks x 4 micro-batches`: how a batch is split."""
+    accumulation = table["run"].get("accumulation", 1)
+    return f"{ranks} rank{'s' * (ranks > 1)}" + (f" x {accumulation} micro-batches" if accumulation > 1 else "")
 
 
 def _check_readers(start: Checkpoint, setup: TrainSetup) -> None:
     """A stream goes on in the middle of an epoch only where each worker has the share that it had.  Raises CheckpointError."""
-    before = (start.meta["ranks"], max(1, start.meta["recipe"]["data"]["workers"]))
-    now = (setup.ranks.world, max(1, setup.recipe.data.workers))
+    saved = start.meta["recipe"]
+    before = (start.meta["ranks"], max(1, saved["data"]["workers"]), saved["run"].get("accumulation", 1))
+    now = (setup.ranks.world, max(1, setup.recipe.data.workers), setup.recipe.run.accumulation)
     if start.step % setup.epoch and before != now:
-        said = " and ".join(f"{ranks} ranks x {workers} workers" for ranks, workers in (before, now))
+        said = " and ".join(f"{ranks} ranks x {workers} workers x {split} micro-batches" for ranks, workers, split in (before, now))
         ends = start.step + -start.step % setup.epoch
         raise CheckpointError(f"{start.path}: streamed by {said}: they change only between epochs (the next ends at step {ends}). Write as it was.")
 

@@ -5,7 +5,6 @@ import datetime
 import json
 import os
 import platform
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -16,23 +15,14 @@ import tomli_w
 
 from twinview.assembly import assemble
 from twinview.engine.checkpoint import Checkpoint, find_checkpoint, steps_in
-from twinview.engine.deepspeed_config import MONITORS
 from twinview.engine.metrics import read_metrics
+from twinview.engine.resumable import may_change
 from twinview.errors import CheckpointError, TwinviewError
 from twinview.recipe import from_table
 from twinview.recipe.tables import FORMAT
 from twinview.terminal import say
 
 Resume = Literal["auto"] | bool
-HARMLESS = (  # keys that may change on a resume: no good sample's draw and no loss depends on them
-    "data.source.shards",
-    *("data.workers", "data.shards", "data.bad_samples", "run.log_every", "run.checkpoint_every", "run.keep", "run.keep_best"),
-    *("data.cache", "data.cache_gb", "data.allow_pipes"),
-    *("run.bad_steps", "evaluate"),
-    "run.activation_checkpointing",
-    "deepspeed.zero_optimization",  # checkpoints are whole, whatever stage wrote them
-    *(f"deepspeed.{m}" for m in MONITORS),
-)
 PACKAGES = ("twinview", "torch", "torchvision", "deepspeed", "webdataset", "timm", "numpy", "attrs", "cattrs", "pluggy")
 
 
@@ -41,13 +31,13 @@ def check_folder(folder: Path, resume: Resume) -> None:
     """Refuse to start over a run that has made a step, or to go on where there is none; make the folder.  Raises CheckpointError."""
     begun = bool(steps_in(folder / "checkpoints")) or any(read_metrics(folder / "metrics.jsonl"))
     if begun and not resume:
-        raise CheckpointError(f"{folder}: holds a run already. Add --resume to go on with it, or --run DIR for another folder.")
+        raise CheckpointError(f"{folder}: holds a run already. Write resume=True to go on with it, or run=DIR for another folder.")
     if resume is True and not begun and not (folder / "recipe.toml").is_file():
-        raise CheckpointError(f"{folder}: holds no run to go on with. Leave --resume out to start one.")
+        raise CheckpointError(f"{folder}: holds no run to go on with. Leave resume=True out to start one.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise CheckpointError(f"{folder}: cannot be made: {e.strerror}. Name another folder with --run.") from None
+        raise CheckpointError(f"{folder}: cannot be made: {e.strerror}. Name another folder with run=DIR.") from None
 
 
 def find_start(folder: Path, table: Mapping[str, Any], data: str, resume: Resume) -> Checkpoint | None:
@@ -61,7 +51,7 @@ def find_start(folder: Path, table: Mapping[str, Any], data: str, resume: Resume
     if not steps_in(folder / "checkpoints"):
         reached = max((row["step"] for row in read_metrics(folder / "metrics.jsonl")), default=0)
         if reached > table["run"]["checkpoint_every"]:
-            raise CheckpointError(f"{folder}: has made {reached} steps, and its checkpoints are gone. Start another run with --run DIR.")
+            raise CheckpointError(f"{folder}: has made {reached} steps, and its checkpoints are gone. Start another run with run=DIR.")
         if (folder / "recipe.toml").exists():  # killed before its first checkpoint
             say(f"{folder}: holds no checkpoint yet. Starting at the first step.")
         return None
@@ -70,9 +60,11 @@ def find_start(folder: Path, table: Mapping[str, Any], data: str, resume: Resume
     changed = list(differences(began, table)) and list(differences(_as_now(began), table))
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-        raise CheckpointError(f"{folder}: the run began with another recipe: {', '.join(changed[:5])}{more}. Write these as they were, or --run DIR.")
+        raise CheckpointError(
+            f"{folder}: the run began with another recipe: {', '.join(changed[:5])}{more}. Write these as they were, or run=DIR for another run."
+        )
     if found.meta.get("data") != data:
-        raise CheckpointError(f"{folder}: the run began with other shards. Name the same in [data], or start another run with --run DIR.")
+        raise CheckpointError(f"{folder}: the run began with other shards. Name the same in [data], or start another run with run=DIR.")
     return found
 
 
@@ -88,9 +80,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
     """`run.batch_size 32 -> 64` for every key of two resolved recipes that may change what is learned."""
     old, new = dict(flat(before)), dict(flat(now))
     for key in [*old, *(k for k in new if k not in old)]:
-        plain = re.sub(r"\.\d+(?=\.)", "", key)  # data.source.0.shards -> data.source.shards
-        harmless = any(plain == h or plain.startswith(f"{h}.") for h in HARMLESS)
-        if not harmless and old.get(key) != new.get(key):
+        if not may_change(key) and old.get(key) != new.get(key):
             yield f"{key} {_said(old, key)} -> {_said(new, key)}"
 
 

@@ -65,7 +65,7 @@ def _open(folder: Path, path: Path) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as e:
-        raise CheckpointError(f"{folder}: cannot be written to: {e.strerror}. Name another folder with --run.") from None
+        raise CheckpointError(f"{folder}: cannot be written to: {e.strerror}. Name another folder with run=DIR.") from None
 
 
 def _lock(folder: Path, descriptor: int) -> None:
@@ -78,7 +78,7 @@ def _lock(folder: Path, descriptor: int) -> None:
             if e.errno in WITHOUT_LOCKS:
                 return  # the touches alone tell
             if e.errno not in REFUSED:
-                raise CheckpointError(f"{folder / NAME}: cannot be locked: {e.strerror}. Name another folder with --run.") from None
+                raise CheckpointError(f"{folder / NAME}: cannot be locked: {e.strerror}. Name another folder with run=DIR.") from None
             if time.monotonic() > until:
                 raise refusal(folder, _parse(os.pread(descriptor, 1 << 16, 0))) from None
         time.sleep(0.1)
@@ -87,7 +87,7 @@ def _lock(folder: Path, descriptor: int) -> None:
 def refusal(folder: Path, holder: dict[str, Any]) -> CheckpointError:
     """What is said of a folder that another run is at work in."""
     who = "process {process} on {host} since {since}".format(**{"process": "?", "host": "?", "since": "?", **holder}) if holder else "another process"
-    return CheckpointError(f"{folder}: a run is at work in it: {who}. Wait until it has ended, or name another folder with --run.")
+    return CheckpointError(f"{folder}: a run is at work in it: {who}. Wait until it has ended, or name another folder with run=DIR.")
 
 
 def _watch(folder: Path, path: Path, holder: dict[str, Any]) -> None:

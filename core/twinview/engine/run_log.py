@@ -16,15 +16,15 @@ class RunLog:
     """The log of rank 0; on the other ranks every method does nothing."""
 
     def __init__(
-        self, folder: Path, *, first: bool, step: int, steps: int, steps_per_epoch: int, share: float, images: int, monitors: Any = None,
+        self, folder: Path, *, first: bool, step: int, steps: int, steps_per_epoch: int, share: float, then: str = "", monitors: Any = None,
         on_progress: OnProgress | None = None,
     ) -> None:
-        """`first`: this is rank 0; `step`, `share`: where this sitting begins; `images`: in a micro-batch of a rank; `monitors`: DeepSpeed's."""
+        """`first`: this is rank 0; `step`, `share`: where this sitting begins; `then`: what comes behind the last step; `monitors`: DeepSpeed's."""
         self.path, self.monitors, self.on_progress = folder / "metrics.jsonl", monitors, on_progress
         self.last: dict[str, Any] = {}  # the newest row of this sitting
-        self._epoch, self._collapse = steps_per_epoch, CollapseWatch(images)
+        self._epoch, self._collapse = steps_per_epoch, CollapseWatch()
         self._metrics = Metrics(self.path, upto=step) if first else None
-        self._bar = Bar(steps, step, share) if first else None
+        self._bar = Bar(steps, step, share, then) if first else None
 
     def write(self, step: int, values: Mapping[str, float], scores: Mapping[str, float], share: float) -> None:
         """Add the row of a step."""

@@ -17,6 +17,8 @@ from twinview.engine.skipped_steps import Micro, SkippedStep, leave_out
 from twinview.engine.zero import forget
 from twinview.errors import TwinviewError
 from twinview.model import LazyStep, Outcome, Siamese
+from twinview.ops.ranks import summed
+from twinview.ops.spread import spread_of
 from twinview.values import Batch, Progress
 
 
@@ -53,10 +55,12 @@ def take_step(built: TrainSetup, engine: Any, batches: Iterator[Batch], progress
         model.follow(momentum)
     before = _written(model) if recipe.run.bad_steps else {}
     values: dict[str, Tensor | float] = {}
+    sums: dict[str, Tensor] = {}
     micros = []
     for number in range(recipe.run.accumulation - 1):  # nothing of these is held while the next is computed
-        micros.append(_accumulate(built, engine, next(source), progress._replace(micro=number), watch, values)[0])
-    micro, step = _accumulate(built, engine, next(source), progress._replace(micro=recipe.run.accumulation - 1), watch, values)
+        micros.append(_accumulate(built, engine, next(source), progress._replace(micro=number), watch, values, sums)[0])
+    micro, step = _accumulate(built, engine, next(source), progress._replace(micro=recipe.run.accumulation - 1), watch, values, sums)
+    values |= _spreads(sums, recipe.run.batch_size)
     norm, moved = measured(engine)
     scale = scale_of(engine)
     values |= {"lr": lr * factor, "momentum": momentum, "grad_norm": norm, **({"loss_scale": scale.cur_scale} if scale.fp16 else {})}
@@ -73,6 +77,11 @@ def take_step(built: TrainSetup, engine: Any, batches: Iterator[Batch], progress
     return StepResult(values, time.perf_counter() - began, source.seconds)
 
 
+def _spreads(sums: dict[str, Tensor], images: int) -> dict[str, Tensor]:
+    """Feature spread over all images of the step, of all ranks; nothing of a single image, which has none.  Every rank calls it."""
+    return {f"spread/{role}": spread_of(summed(some)) for role, some in sums.items()} if images > 1 else {}
+
+
 class _Timed:
     """Batches, and how long they were waited for."""
 
@@ -87,9 +96,10 @@ class _Timed:
 
 
 def _accumulate(
-    built: TrainSetup, engine: Any, batch: Batch, progress: Progress, watch: bool, values: dict[str, Tensor | float]
+    built: TrainSetup, engine: Any, batch: Batch, progress: Progress, watch: bool, values: dict[str, Tensor | float],
+    sums: dict[str, Tensor],
 ) -> tuple[Micro, LazyStep]:
-    """Forward and backward of a micro-batch; the last of a step moves the weights.  Adds what is logged to `values`."""
+    """Forward and backward of a micro-batch; the last of a step moves the weights.  Adds what is logged to `values` and `sums`."""
     try:
         outcome: Outcome = engine(batch, progress, watch=watch)
         loss = outcome.loss.detach()
@@ -103,6 +113,8 @@ def _accumulate(
     found: dict[str, Tensor] = {"loss": loss, **{f"loss/{k}": v for k, v in outcome.terms.items()}, **notes}
     for name, value in found.items():
         values[name] = values.get(name, 0.0) + value / built.recipe.run.accumulation
+    for role, some in outcome.sums.items():
+        sums[role] = sums[role] + some if role in sums else some
     engine.step()
     return Micro(batch.keys, loss, outcome.terms), step
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from twinview.engine.around import before_epoch
 from twinview.engine.batches import Batches, ask_choice, choice_files, load_choice
 from twinview.engine.checkpoint import Checkpoint, best_of, load_model, mark_best, save_checkpoint, steps_in
 from twinview.engine.collapse import collapses
-from twinview.engine.deepspeed_config import micro_batch
 from twinview.engine.distributed.preempt import SAVING, Notice, Told, noticing
 from twinview.engine.distributed.process import averaged, barrier, gathered, join, on_first, peak_memory, telling_faults
 from twinview.engine.evaluator import Evaluator
@@ -34,6 +33,7 @@ from twinview.engine.skipped_steps import SkippedSteps
 from twinview.engine.step import StepResult, take_step
 from twinview.engine.zero import plain_linear, whole_optimizer_state
 from twinview.errors import RecipeError, closest
+from twinview.progress import waiting
 from twinview.recipe import Recipe
 from twinview.values import Progress
 
@@ -102,10 +102,10 @@ def _open_log(
 ) -> RunLog:
     monitors = engine.monitor if engine.monitor.enabled else None
     engine.monitor.enabled = False  # DeepSpeed would write its own lr by images, not by steps, and W&B drops what comes with a lower number then
-    step = start.step if start else 0
+    step, last = start.step if start else 0, len(setup.assembly.answers("evaluate"))
     return RunLog(
         folder, first=setup.ranks.rank == 0, step=step, steps=setup.steps, steps_per_epoch=setup.epoch, share=clock.share(step),
-        images=micro_batch(setup.recipe, setup.ranks.world), monitors=monitors, on_progress=on_progress,
+        then=f"{last} evaluation{'s' * (last > 1)}" if last else "", monitors=monitors, on_progress=on_progress,
     )
 
 
@@ -231,13 +231,20 @@ class Trainer:
         if first_of_epoch and not chooses:
             before_epoch(setup, self.engine, data, progress)
         self.notice.stepping()
-        taken = take_step(setup, self.engine, chain([first], batches), progress, watch=self.is_logged(self.step + 1))
+        with self.first_step():
+            taken = take_step(setup, self.engine, chain([first], batches), progress, watch=self.is_logged(self.step + 1))
         if taken.left_out:
             self.log.say(self.skipped.add(taken.left_out))
         self.step += 1
         self.pace.add(taken, waited)
         self.notice.steps = max(self.notice.steps, taken.seconds + waited)
         return taken
+
+    def first_step(self) -> AbstractContextManager[None]:
+        """Speaks while the first step of this sitting is under way: encoders may be compiled in it, for minutes."""
+        if self.notice.steps:
+            return nullcontext()
+        return waiting("compiling the encoders, in the first step" if self.setup.recipe.run.compile else "the first step")
 
     def averages(self, taken: StepResult) -> dict[str, float]:
         """The last step's loss, terms and notes, and the pace since the row before, over all ranks."""
@@ -296,11 +303,11 @@ class Trainer:
         if self.saved != self.step:
             self.save()
         barrier()
-        raise self.notice.fault(f"{self.folder}: told to end, and saved at step {self.step}. Go on with --resume.")
+        raise self.notice.fault(f"{self.folder}: told to end, and saved at step {self.step}. Go on with resume=True.")
 
     def _last_words(self) -> None:
         """What is said where this process is told to end, and the step that it is in does not end in time."""
-        last = f"the last checkpoint is of step {self.saved}: go on with --resume" if self.saved else "there is no checkpoint yet"
+        last = f"the last checkpoint is of step {self.saved}: go on with resume=True" if self.saved else "there is no checkpoint yet"
         self.notice.words = f"{self.folder}: told to end, and what was under way did not end in time; {last}"
 
     def result(self) -> RunResult:
@@ -310,5 +317,5 @@ class Trainer:
         bad = tuple(dict.fromkeys(one for seen in gathered(list(self.bad_samples.seen.values())) for one in seen))
         return RunResult(
             folder=self.folder, step=self.step, seconds=self.clock.elapsed(), loss=row["loss"], scores=scores, checkpoint=self.checkpoint,
-            collapsed=collapses(row, micro_batch(self.setup.recipe, self.setup.ranks.world)), bad_samples=bad, bad_steps=self.skipped.bad,
+            collapsed=collapses(row), bad_samples=bad, bad_steps=self.skipped.bad,
         )

@@ -14,7 +14,9 @@ import torch
 from torch import nn
 
 from twinview.assembly import Assembly
+from twinview.data.loading.factory import Factory
 from twinview.data.loading.loader import training_batches
+from twinview.engine.around import try_evaluations
 from twinview.engine.deepspeed_config import MONITORS, check_recipe, micro_batch
 from twinview.engine.distributed.process import peak_memory
 from twinview.engine.setup import build, wrap
@@ -86,6 +88,7 @@ def dry_run(recipe: Recipe, assembly: Assembly | None = None) -> Report:
     left_out = SkippedSteps(allowed=0)
     with plain_linear():
         engine = wrap(built, Path())
+        try_evaluations(built, engine, Factory(built.recipe, built.dims, built.shards, ranks.rank, ranks.world))
         taken, clock = [], [time.perf_counter()]
         for i in range(STEPS):
             taken.append(take_step(built, engine, iter(batch), progress, watch=i == 0))

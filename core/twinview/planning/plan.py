@@ -86,9 +86,9 @@ def plan(recipe: Recipe, *, gpus: int = 1, memory: float = 0.0, bandwidth: float
     `memory`: GiB of a GPU, 0: of the one that is here; `bandwidth`: GB/s that a GPU sends.  Raises TwinviewError.
     """
     if gpus < 1:
-        raise TwinviewError(f"--gpus: wants a number above 0, not {gpus}.")
+        raise TwinviewError(f"gpus: wants a number above 0, not {gpus}.")
     if memory < 0 or bandwidth < 0:
-        raise TwinviewError("--memory, --bandwidth: want numbers above 0.")
+        raise TwinviewError("memory, bandwidth: want numbers above 0.")
     check_recipe(recipe)
     images = micro_batch(recipe, gpus)
     machine = Machine(gpus=gpus, memory=memory * 2**30 or _memory_here(), bandwidth=bandwidth * 1e9, gpu=recipe.run.device != "cpu")
@@ -112,7 +112,7 @@ def plain(recipe: Recipe, gpu: bool) -> Recipe:
 
 def _memory_here() -> float:
     if pick_device("auto") == "cpu":
-        raise TwinviewError("--memory: this machine shows no GPU whose memory could be asked for. Write --memory 80, in GiB.")
+        raise TwinviewError("memory: this machine shows no GPU whose memory could be asked for. Write memory=80, in GiB.")
     return float(torch.cuda.get_device_properties(0).total_memory)
 
 

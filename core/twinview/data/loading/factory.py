@@ -20,6 +20,7 @@ from twinview.data.loading.loader import load, training_batches
 from twinview.data.loading.views import BadSamples
 from twinview.data.remote.shard import Access, is_remote
 from twinview.errors import DataError, PluginError, closest
+from twinview.progress import progress
 from twinview.recipe import Recipe
 from twinview.recipe.tables import HELD_OUT
 from twinview.values import Alignment, Batch, Dims, Features, PlainBatch, Size
@@ -42,6 +43,7 @@ class Factory:
         self._features, self._alignment = features, alignment
         self.recipe, self.dims, self.shards, self.rank, self.world = recipe, dims, shards, rank, world
         self._opened: dict[tuple[str, ...], Samples] = {}
+        self.doing = "read images"  # what they are read for, as progress says it
 
     @property
     def channels(self) -> int:
@@ -95,7 +97,7 @@ class Factory:
             bad = BadSamples(self.recipe.data.bad_samples)
             loaded = load(_Plain(source, PixelFormat.of(self.recipe.data), size, tuple(labels), crop), places, self.recipe.data.workers)
             try:
-                for batch, failed in loaded:
+                for batch, failed in progress(loaded, len(places), self.doing, "batches", leave=False):
                     bad.add(failed)
                     if batch.keys:
                         yield batch._replace(images=self._normalized(batch.images))

@@ -48,7 +48,7 @@ def check_shards(spec: Sequence[str], *, workers: int = 1) -> Checked:
     Of a shard whose tar is damaged the first damage is named, and nothing behind it is read.  Raises DataError where `spec` names no shard at all.
     """
     if workers < 1:
-        raise DataError(f"--workers: wants a number above 0, not {workers}.")
+        raise DataError(f"workers: wants a number above 0, not {workers}.")
     paths, faults = _listed(spec)
     manifests = {path.parent: _manifest(path.parent) for path in paths if isinstance(path, Path)}
     first: dict[int, tuple[str, Path | RemoteShard]] = {}  # hash of a key -> the key, and where it stands

@@ -77,7 +77,7 @@ def _shares(counts: Counter[int], most: int = 12) -> str:
 def count(spec: Sequence[str], images: int) -> Stat:
     """Count the fields of all samples, and look into at most `images` of them.  Raises DataError."""
     if images < 1:
-        raise DataError(f"--images: wants a number above 0, not {images}.")
+        raise DataError(f"images: wants a number above 0, not {images}.")
     shards = open_shards(list(spec))
     fields, sizes = Counter[str](), Counter[str]()
     for found in shards.indexes:

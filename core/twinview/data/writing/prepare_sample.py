@@ -120,7 +120,7 @@ def _encoded(data: bytes, said: Header, size: Size, recode: Recode) -> tuple[str
     if said.bits == 8 and said.channels in (1, 3):
         return "jpg", _jpeg(data, size, recode)
     if recode.quality is not None:
-        raise ValueError(f"has {said.channels} x {said.bits} bits a pixel, which no JPEG holds: pack it without --quality")
+        raise ValueError(f"has {said.channels} x {said.bits} bits a pixel, which no JPEG holds: pack it without quality=N")
     values = decode.values(data)
     resized = F.interpolate(values.float()[None], size, mode="bicubic", antialias=True)[0].round().clamp(0, FULL[said.bits])
     found = resized.numpy().astype(values.numpy().dtype)

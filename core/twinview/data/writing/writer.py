@@ -84,9 +84,9 @@ class Options:
             if number is not None and number < 1:
                 raise DataError(f"--{name}: wants a number above 0, not {number}.")
         if self.bad_samples < 0:
-            raise DataError(f"--bad-samples: wants a number of at least 0, not {self.bad_samples}.")
+            raise DataError(f"bad_samples: wants a number of at least 0, not {self.bad_samples}.")
         if (self.recode.quality or 0) > 100:
-            raise DataError(f"--quality: wants a JPEG's quality from 1 to 100, not {self.recode.quality}.")
+            raise DataError(f"quality: wants a JPEG's quality from 1 to 100, not {self.recode.quality}.")
 
 
 def write_shards(
@@ -144,7 +144,7 @@ class _Bad:
             if isinstance(one, BadEntry):
                 self.count += 1
                 if self.count > self.limit:
-                    what = f"--bad-samples {self.limit} lets no more pass" if self.limit else "--bad-samples N leaves it out"
+                    what = f"bad_samples={self.limit} lets no more pass" if self.limit else "bad_samples=N leaves it out"
                     raise DataError(f"{one}. Remove it, or put it right, and pack again: finished shards are kept. {what}.")
             yield key, one
 

@@ -46,7 +46,7 @@ def launch(ranks: int, work: Callable[[], Any], device: str = "auto") -> Any:
         return work()
     adopt_slurm()
     if rank_variable("WORLD_SIZE", 1) > 1:
-        raise TwinviewError(f"--ranks {ranks}: a launcher started this process already. Leave --ranks out.")
+        raise TwinviewError(f"ranks: {ranks}, and a launcher started this process already. Leave ranks={ranks} out.")
     if dist.is_initialized() or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         raise TwinviewError(f"{ranks} ranks: this process has trained already, and what it holds cannot be forked. Start them from a new process.")
     kind = pick_device(device)

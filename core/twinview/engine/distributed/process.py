@@ -17,6 +17,7 @@ import torch.distributed as dist
 from twinview.errors import TwinviewError
 from twinview.faults import explained
 from twinview.machine import cores, rank_variable, timeout
+from twinview.progress import waiting
 
 T = TypeVar("T")
 STORE = "TWINVIEW_STORE"  # a file through which ranks of one machine find each other; set by `twinview.engine.distributed.launch`
@@ -120,11 +121,16 @@ def _meet(rank: int, world: int, device: torch.device) -> None:
     elif STORE in os.environ:
         store = torch_dist.FileStore(os.environ[STORE], world)
     elif "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
-        raise TwinviewError(f"WORLD_SIZE is {world}, but MASTER_ADDR or MASTER_PORT is not set. Start with torchrun, deepspeed or --ranks {world}.")
+        raise TwinviewError(f"WORLD_SIZE is {world}, but MASTER_ADDR or MASTER_PORT is not set. Start with torchrun, deepspeed or ranks={world}.")
     backend, own = ("nccl", device) if device.type == "cuda" else ("gloo", None)
     try:
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=wait, device_id=own)
+        with waiting(f"waiting for all {world} ranks to start"):
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=wait, device_id=own)
     except (RuntimeError, ValueError, TimeoutError) as e:
+        if world == 1 and "nable to find" in str(e):  # gloo wants an address, even of a process that is alone on a machine without a network
+            return _be_alone()
+        if "nable to find" in str(e):
+            raise TwinviewError("this machine has no network interface, and ranks talk through one. Start the loopback: ip link set lo up.") from e
         if store is not None:
             raise
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
@@ -132,6 +138,13 @@ def _meet(rank: int, world: int, device: torch.device) -> None:
         variable = "NCCL_SOCKET_IFNAME" if backend == "nccl" else "GLOO_SOCKET_IFNAME"
         hint = f"Across machines, set {variable} to the network interface that joins them (`ip addr` lists them)."
         raise TwinviewError(f"rank {rank} cannot reach the other ranks ({where}): {why}. {hint}") from e
+
+
+def _be_alone() -> None:
+    """A group of one that sends nothing anywhere: torch's own for tests, whose collectives of one rank are copies."""
+    from torch.testing._internal.distributed import fake_pg
+
+    dist.init_process_group("fake", store=fake_pg.FakeStore(), rank=0, world_size=1)
 
 
 def leave() -> None:

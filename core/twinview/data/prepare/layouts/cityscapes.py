@@ -33,7 +33,7 @@ def find(source: str | Path, split: str = "train", classes: int = 19) -> Found:
     `classes`: 19 that the benchmark scores, 27 (all from `road` on) or 34 (the official numbers as they are); 255 for all others.
     """
     if classes not in KEPT:
-        raise DataError(f"--classes: Cityscapes is packed with 19, 27 or 34 classes, not {classes}.")
+        raise DataError(f"classes: Cityscapes is packed with 19, 27 or 34 classes, not {classes}.")
     left = folder(Path(source) / "leftImg8bit", "of Cityscapes' images")
     split_of(split, {path.name for path in visible(left.iterdir()) if path.is_dir()})
     paths, others = images(left / split)

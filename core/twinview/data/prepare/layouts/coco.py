@@ -27,7 +27,7 @@ def find(source: str | Path, split: str = "train2017", annotations: str | Path |
     root = folder(Path(source), "of COCO")
     split_of(split, {path.name for path in root.iterdir() if path.is_dir() and path.name != "annotations" and not path.name.startswith(".")})
     if annotations is not None and not Path(annotations).is_file():
-        raise DataError(f"--annotations: there is no file {annotations}.")
+        raise DataError(f"annotations: there is no file {annotations}.")
     places = [Path(annotations)] if annotations else [root / "annotations" / f"instances_{split}.json", root / split / "_annotations.coco.json"]
     place = next((path for path in places if path.is_file()), None)
     return annotated(root / split, place) if place else bare(root / split)

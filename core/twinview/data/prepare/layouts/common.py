@@ -14,7 +14,7 @@ from twinview.errors import DataError
 def split_of(split: str, splits: Collection[str]) -> str:
     """The same split.  Raises DataError where it is none of the data set's."""
     if split not in splits:
-        raise DataError(f"--split: there is no split {split!r}. There is: {', '.join(sorted(splits)) or 'none'}.")
+        raise DataError(f"split: there is no split {split!r}. There is: {', '.join(sorted(splits)) or 'none'}.")
     return split
 
 

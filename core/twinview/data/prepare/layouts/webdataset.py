@@ -26,9 +26,9 @@ def find(source: str, fields: str | None = None, dots: str = "first", keys: str 
     `first` dot of a name, as WebDataset has it, or at the `last`; dots within keys become `_`.  `keys`: `shard` puts the shard's name before each.
     """
     if dots not in DOTS:
-        raise DataError(f"--dots: wants the dot where a key ends.{closest(dots, DOTS)}")
+        raise DataError(f"dots: wants the dot where a key ends.{closest(dots, DOTS)}")
     if keys not in KEYS:
-        raise DataError(f"--keys: wants what a key is.{closest(keys, KEYS)}")
+        raise DataError(f"keys: wants what a key is.{closest(keys, KEYS)}")
     chosen = _chosen(fields) if fields is not None else None
     opened = [_opened(path, dots) for path in shard_paths(source)]
     if keys == "own":
@@ -36,7 +36,7 @@ def find(source: str, fields: str | None = None, dots: str = "first", keys: str 
     there = {field for shards in opened for field in shards.fields}
     for field in (chosen or {}).values():
         if field not in there:
-            raise DataError(f"--fields: no sample has a file {field!r}.{closest(field, there)}")
+            raise DataError(f"fields: no sample has a file {field!r}.{closest(field, there)}")
     before = _names(opened) if keys == "shard" else [""] * len(opened)
 
     def entries() -> Iterator[Entry]:
@@ -56,7 +56,7 @@ def _chosen(text: str) -> Mapping[str, str]:
     for word in text.split(","):
         new, _, old = (part.strip().lower() for part in word.partition("="))
         if not re.fullmatch(r"[\w.-]+", new) or new in found:
-            raise DataError(f"--fields: wants names such as jpg=left.jpg,seg.png=mask.png,json, each new one once, not {text!r}.")
+            raise DataError(f"fields: wants names such as jpg=left.jpg,seg.png=mask.png,json, each new one once, not {text!r}.")
         found[new] = old or new
     return found
 
