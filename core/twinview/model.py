@@ -179,8 +179,7 @@ class LazyStep(Step):
     def __init__(self, model: Siamese, batch: Batch, progress: Progress, watch: bool) -> None:
         """`batch` may lie on the CPU; what is asked for is moved."""
         self.batch, self.progress, self.branches, self.watch = batch, progress, model.branches, watch
-        self.notes: dict[str, Tensor] = {}
-        self.sums: dict[str, Tensor] = {}
+        self.notes, self.sums = dict[str, Tensor](), dict[str, Tensor]()
         self.label = ""
         self._model = model
         self._geometry: Geometry | None = None
@@ -255,8 +254,7 @@ class LazyStep(Step):
         for name, value in {"crop_area": box_area(g.boxes).mean(-1), **overlap, **g.notes}.items():
             self.note(f"views/{name}", value)
         for role, views in (("online", self._online), ("target", self._target)):
-            made = next(views.made(), None)
-            if made is not None:
+            if (made := next(views.made(), None)) is not None:
                 pooled = (made.pooled if made.pooled is not None else made.at("cells").mean((2, 3))).detach().float()
                 self.sums[role] = direction_sums(pooled)  # of a few images at once the spread is small by itself: it is that of the whole step
                 if len(pooled) >= ENOUGH:
