@@ -98,17 +98,18 @@ class Features(NamedTuple):
 
     def detach(self) -> Features:
         """The same values without gradient."""
-        return self._each(lambda value: value.detach())
+        return self.each(lambda value: value.detach())
 
     def split(self, n: int) -> list[Features]:
         """Of `n` batches that went through the encoder as one: the features of each."""
 
         def part(i: int) -> Features:
-            return self._each(lambda value: value[i * len(value) // n : (i + 1) * len(value) // n])
+            return self.each(lambda value: value[i * len(value) // n : (i + 1) * len(value) // n])
 
         return [part(i) for i in range(n)]
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Features:
+    def each(self, change: Callable[[Tensor], Tensor]) -> Features:
+        """Every tensor of them changed; `change` keeps the first dimension for images."""
         def changed(value: Tensor | None) -> Tensor | None:
             return None if value is None else change(value)
 

@@ -9,10 +9,9 @@ from attrs import field
 from attrs.validators import ge, gt
 from torch import Tensor
 
-from twinview.branch import Branches
 from twinview.hooks import hookimpl, part
 from twinview.ops import Queue, check_queue, info_nce_queue, mlp
-from twinview.values import Dims, Head, Step, Traits
+from twinview.values import Dims, Head, Progress, Step, Traits
 
 
 @part
@@ -35,10 +34,14 @@ class Image:
         return Traits(needs=frozenset({"pooled"}))
 
     @hookimpl
-    def heads(self, dims: Dims) -> Mapping[str, Head]:
-        """The averaged `projector`, and the `queue`, kept once.  Raises RecipeError for a queue that does not fit the data set."""
-        width = dims.width("pooled")
+    def check(self, dims: Dims) -> None:
+        """A queue holds at least a batch and at most an epoch of keys."""
         check_queue(self.queue, dims, "[[loss]] moco.image", keys=len({target for _, target in dims.pairs}))
+
+    @hookimpl
+    def heads(self, dims: Dims) -> Mapping[str, Head]:
+        """The averaged `projector`, and the `queue`, kept once."""
+        width = dims.width("pooled")
         projector = mlp(width, self.hidden or width, self.channels, layers=2 if self.projector == "mlp" else 1, norm=False)
         return {"projector": Head(projector), "queue": Head(Queue(self.queue, self.channels), "state")}
 
@@ -53,7 +56,13 @@ class Image:
         return {"image": torch.stack(terms).mean()}
 
     @hookimpl
-    def after_step(self, branches: Branches, step: Step) -> None:
-        """This batch's keys take the place of the oldest."""
-        for view in sorted({target for _, target in step.pairs}):
-            branches.online.of(self, "queue").push(step.apply(step.head(self, "projector"), view, "target", on="pooled"))
+    def after_micro_batch(self, step: Step, progress: Progress) -> None:
+        """Holds the keys, those of one view behind those of another."""
+        projector, views = step.head(self, "projector"), sorted({target for _, target in step.pairs})
+        keys = torch.cat([step.apply(projector, view, "target", on="pooled") for view in views])
+        step.branches.online.of(self, "queue").hold(keys, progress.micro)
+
+    @hookimpl
+    def after_step(self, step: Step) -> None:
+        """They take the place of the oldest."""
+        step.branches.online.of(self, "queue").commit()

@@ -61,6 +61,18 @@ def test_it_is_all_buffers_and_goes_through_a_checkpoint() -> None:
     assert torch.equal(found.keys, other.keys) and torch.equal(found.place, other.place)
 
 
+def test_micro_batches_are_held_until_the_step_is_taken() -> None:
+    whole, parts = queue(8), queue(8)
+    whole.push(keys(6))
+    before = parts.negatives()
+    parts.hold(keys(6, 5), 0)  # of a step that was left out
+    for micro in range(3):
+        parts.hold(keys(6)[2 * micro :][:2], micro)
+        assert torch.equal(parts.keys, before)
+    parts.commit()
+    assert torch.equal(parts.keys, whole.keys) and torch.equal(parts.place, whole.place)
+
+
 def pushed_on_a_rank(rank: int) -> dict[str, Tensor]:
     found = queue(8)
     for seed in (0, 1):

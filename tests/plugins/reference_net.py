@@ -123,6 +123,11 @@ class Driven:
         (value,) = answer.values()
         return value
 
+    def after(self, step: LazyStep) -> None:
+        """What parts do with the step of one micro-batch, afterwards."""
+        for call in (self.assembly.calls.after_micro_batch, self.assembly.calls.after_step):
+            call(branches=self.model.branches, step=step.settle(), progress=step.progress)
+
     def grads(self) -> dict[str, Tensor]:
         return {f"online.{name}": p.grad for name, p in self.moved.items() if p.grad is not None}
 
