@@ -33,6 +33,7 @@ SMALL: dict[str, Any] = {  # options by name, for any part that has them
     "clusters": 3,
     "regions": 3,
     "queue": 8,
+    "negatives": 8,
     "attention_heads": 2,
     "projector_depth": 1,
 }

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from twinview.cli import evaluate, export, plan, recipes, shards, show, train
+from twinview.cli import evaluate, export, methods, plan, recipes, shards, show, train
 from twinview.cli.words import Parser, in_options, tidied, unknown
 from twinview.errors import HookError, Preempted
 from twinview.faults import explained
@@ -24,7 +24,7 @@ def parser() -> Parser:
     top = Parser(prog="twinview", description="Pre-train vision backbones on unlabelled images.", epilog=EPILOG)
     top.add_argument("--version", action="version", version=f"twinview {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
-    for module in (train, plan, recipes, evaluate, export, shards, show):
+    for module in (train, plan, recipes, methods, evaluate, export, shards, show):
         module.add(commands)
     return top
 

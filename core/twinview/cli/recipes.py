@@ -1,4 +1,4 @@
-"""`twinview check`, `recipes` and `parts`: what there is, and what a recipe resolves to."""
+"""`twinview check` and `parts`: what a recipe resolves to, and what parts there are."""
 from __future__ import annotations
 
 import argparse
@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 
 
 def add(commands: Commands) -> None:
-    """Add `check`, `recipes`, `parts` to the command line."""
+    """Add `check` and `parts` to the command line."""
     recipe_arguments(command(commands, "check", check, "print a recipe as resolved, and who answers each hook"))
-    command(commands, "recipes", recipes, "list the recipes that come with twinview")
     made = command(commands, "parts", parts, "list the parts of the installed methods, with their options")
     made.add_argument("method", metavar="METHOD", nargs="?", help="one method, with options, defaults and docstrings")
     made.add_argument("--installed", action="store_true", help="only the methods and the distributions that offer them")
@@ -62,16 +61,6 @@ def answers(assembly: Any) -> Iterator[str]:
             yield f"  {hook:<15} {', '.join(who + around)}"
     for method, distribution in assembly.distributions().items():
         yield f"  method {method}: {distribution}"
-
-
-def recipes(_: argparse.Namespace) -> None:
-    """List the recipes that come with twinview, each with the first line of its head comment."""
-    from twinview.recipe import find, names
-
-    width = max(map(len, names()))
-    for name in names():
-        first = find(name).read_text(encoding="utf-8").splitlines()[0]
-        answer(f"{name:<{width}}  {first.lstrip('# ')}")
 
 
 def parts(args: argparse.Namespace) -> None:
