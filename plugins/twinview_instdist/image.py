@@ -51,7 +51,7 @@ class Bank(nn.Module):
         """rows <- momentum * rows + (1 - momentum) * seen, brought to unit length; of an image that came twice, the mean of what was seen."""
         ids, seen = (torch.cat(tensors) for tensors in zip(*self._held, strict=True))
         self._held.clear()
-        images, place, times = ids.unique(return_inverse=True, return_counts=True)
+        images, place, times = torch.unique(ids, return_inverse=True, return_counts=True)
         mean = torch.zeros_like(self.rows[images]).index_add_(0, place, seen) / times[:, None]
         self.rows[images] = F.normalize(momentum * self.rows[images] + (1 - momentum) * mean, dim=1)
 
