@@ -73,7 +73,8 @@ def take_step(built: TrainSetup, engine: Any, batches: Iterator[Batch], progress
     if recipe.target.update == "after_step":
         model.follow(momentum)
     values |= after_step(built, engine, step, progress)
-    model.check_heads()
+    if progress.step == 0:  # a run that goes on within an epoch does not ask for heads of before_epoch
+        model.check_heads()
     return StepResult(values, time.perf_counter() - began, source.seconds)
 
 
