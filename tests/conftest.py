@@ -18,6 +18,29 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: sums 
 
 Install = Callable[..., None]
 
+# Every test has one of the marks unit, ranks, slow and gpu: its own, or the one that its file has here.  What is on no list is a unit test.
+RANKS = (  # files whose tests start several processes
+    *("agreement", "dying", "elastic", "hook_state", "kill", "launch", "launchers", "left_out", "preempt", "process", "ranks", "recompute_ranks"),
+    *("run_lock", "srun", "zero", "interrupt"),
+)
+SLOW = (  # files whose tests train, start programs, or draw thousands of samples
+    *("channels", "checkpoint", "compiled", "mixed_run", "once", "pictures", "plan", "real", "run", "train", "watching"),
+    *("cli", "cli_evaluate", "cli_export", "cli_plan", "cli_shards", "bad_data", "embedded", "fuzz", "guarded", "measured", "mixture", "odd_layouts"),
+    *("pack_resume", "remote", "scenes", "sources", "waiting", "stream", "loader", "mixing", "hooks", "docs", "contracts", "conformance", "start"),
+    *("byol_deep", "densesiam_step", "multisiam_clusters", "probes_classes", "probes_cluster", "probes_segment", "siameseim_mix", "simsiam_image"),
+    *("timm_maps", "timm_vit", "torchvision_resnet", "torchvision_weights", "encoder_channels", "iic", "mae", "pixpro", "proof", "rows"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that has no mark of its own."""
+    for item in items:
+        if any(item.get_closest_marker(name) for name in ("unit", "ranks", "slow", "gpu")):
+            continue
+        name = item.path.stem.removeprefix("test_")
+        ranks = name in RANKS or "two_ranks" in getattr(item, "fixturenames", ())
+        item.add_marker("ranks" if ranks else "slow" if name in SLOW or name.endswith("_reference") else "unit")
+
 
 def write_method(folder: Path, method: str, code: str, dist: str | None = None) -> None:
     """What pip would leave of a third-party method in a folder on the path: a module and its metadata."""

@@ -88,10 +88,10 @@ def test_the_side_car_is_used_and_a_stale_one_is_built_anew(write: Write, monkey
 def test_a_folder_that_cannot_be_written_keeps_the_index_in_memory(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write("x.tar", FILES)
 
-    def denied(**_: Any) -> None:
+    def denied(*_: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("tempfile.mkstemp", denied)  # root may write anywhere
+    monkeypatch.setattr("os.replace", denied)  # root may write anywhere
     assert len(index.load(path)) == 12 and not index.sidecar(path).exists()
 
 

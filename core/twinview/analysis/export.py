@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from twinview.analysis.load import read_encoder
 from twinview.errors import CheckpointError, RecipeError
+from twinview.files import write_atomic, write_text
 from twinview.values import Published, Size
 from twinview.version import __version__
 
@@ -78,13 +78,11 @@ def _published(encoder: nn.Module, use: str, size: Size, to: str) -> Published:
 
 def _write(out: Path, tensors: dict[str, Tensor], metadata: dict[str, Any], published: Published, size: Size) -> Export:
     """Both files, each whole or not there."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     beside = out.with_suffix(".json")
     out.parent.mkdir(parents=True, exist_ok=True)
-    fresh = out.with_name(f".{out.name}.tmp")
-    save_file(tensors, fresh, metadata={"format": "pt"})
-    os.replace(fresh, out)
-    fresh.write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
-    os.replace(fresh, beside)
+    with write_atomic(out) as file:
+        file.write(save(tensors, metadata={"format": "pt"}))
+    write_text(beside, json.dumps(metadata, indent=1) + "\n")
     return Export(out, beside, published, size)

@@ -28,6 +28,7 @@ from twinview.engine.distributed.process import gathered, on_first
 from twinview.engine.zero import whole_state
 from twinview.errors import CheckpointError
 from twinview.faults import full, is_full
+from twinview.files import write_text
 from twinview.recipe.tables import FORMAT
 from twinview.saved import check_finite, checksum, read_meta, why_unread
 from twinview.terminal import say
@@ -90,12 +91,11 @@ def save_checkpoint(
 
     def finish() -> None:
         whole = {"format": FORMAT, **meta, "ranks": len(everyone), "files": {k: v for one in everyone for k, v in one.items()}}
-        _write_text(fresh / "meta.json", json.dumps(whole, indent=1))
+        write_text(fresh / "meta.json", json.dumps(whole, indent=1), sync=True)
         _fsync(fresh)
         shutil.rmtree(final, ignore_errors=True)
         os.rename(fresh, final)
-        _write_text(folder / ".latest.tmp", name)
-        os.replace(folder / ".latest.tmp", folder / "latest")
+        write_text(folder / "latest", name, sync=True)
         _fsync(folder)
 
     if fault is None:
@@ -132,8 +132,7 @@ def _saving(fresh: Path, work: Callable[[], T]) -> T:
 
 def mark_best(folder: Path, step: int, score: float) -> None:
     """Say that the checkpoint of `step` is the best so far: `keep` will not count it, nor drop it."""
-    _write_text(folder / ".best.tmp", json.dumps({"checkpoint": f"step-{step:06d}", "step": step, "score": score}) + "\n")
-    os.replace(folder / ".best.tmp", folder / "best")
+    write_text(folder / "best", json.dumps({"checkpoint": f"step-{step:06d}", "step": step, "score": score}) + "\n", sync=True)
 
 
 def best_of(folder: Path) -> tuple[int, float] | None:
@@ -162,13 +161,6 @@ def _write(path: Path, content: Any) -> int:
         file.flush()
         os.fsync(file.fileno())
     return checksum(path)
-
-
-def _write_text(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _fsync(folder: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from twinview.faults import full, is_full
+from twinview.files import write_text
 
 Row = Mapping[str, Any]
 
@@ -20,12 +21,7 @@ class Metrics:
     def __init__(self, path: Path, *, upto: int) -> None:
         """Keep the rows up to step `upto` (what a resumed run repeats is dropped, and a line that a kill cut short) and go on behind them."""
         kept = [row for row in read_metrics(path) if row["step"] <= upto]
-        fresh = path.with_name(path.name + ".tmp")
-        with fresh.open("w", encoding="utf-8") as file:
-            file.writelines(_line(row) for row in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, path)
+        write_text(path, "".join(map(_line, kept)), sync=True)
         self._file: IO[str] = path.open("a", encoding="utf-8")
 
     def write(self, row: Row) -> None:

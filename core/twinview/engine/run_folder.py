@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from twinview.engine.checkpoint import Checkpoint, find_checkpoint, steps_in
 from twinview.engine.metrics import read_metrics
 from twinview.engine.resumable import may_change
 from twinview.errors import CheckpointError, TwinviewError
+from twinview.files import write_text
 from twinview.recipe import from_table
 from twinview.recipe.tables import FORMAT
 from twinview.terminal import say
@@ -109,12 +109,12 @@ def write_run(folder: Path, table: Mapping[str, Any], metadata: Mapping[str, Any
     if fresh:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # what a kill before the first checkpoint left
     (folder / "checkpoints").mkdir(exist_ok=True)
-    _replace(folder / "recipe.toml", tomli_w.dumps(dict(table)))
+    write_text(folder / "recipe.toml", tomli_w.dumps(dict(table)))
     path = folder / "manifest.json"
     before = [] if fresh else _sittings(path)
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     now = {"started": started, **sitting, "machine": platform.platform(), "python": platform.python_version(), "versions": versions()}
-    _replace(path, json.dumps({"format": FORMAT, **metadata, "sittings": [*before, now]}, indent=2) + "\n")
+    write_text(path, json.dumps({"format": FORMAT, **metadata, "sittings": [*before, now]}, indent=2) + "\n")
 
 
 def _sittings(path: Path) -> list[Any]:
@@ -134,9 +134,3 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _replace(path: Path, text: str) -> None:
-    fresh = path.with_name(path.name + ".tmp")
-    fresh.write_text(text, encoding="utf-8")
-    os.replace(fresh, path)

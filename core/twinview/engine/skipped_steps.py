@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from torch import Tensor
 from twinview.engine.distributed.process import gathered, on_first
 from twinview.engine.loss_scale import LossScale
 from twinview.errors import TwinviewError
+from twinview.files import write_text
 from twinview.values import Progress
 
 NAMED = 8  # images in a message
@@ -93,10 +93,8 @@ class SkippedSteps:
         path = self.folder / "nonfinite" / f"step-{out.step:06d}.json"
         path.parent.mkdir(exist_ok=True)
         micros = [{**m, "loss": _number(m["loss"]), "terms": {k: _number(v) for k, v in m["terms"].items()}} for m in out.micros]
-        fresh = path.with_name(path.name + ".tmp")
         told = {"step": out.step, "epoch": out.epoch, "why": out.why, "micro_batches": micros}
-        fresh.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-        os.replace(fresh, path)
+        write_text(path, json.dumps(told, indent=1) + "\n")
         return str(path)
 
 

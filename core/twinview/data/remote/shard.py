@@ -7,7 +7,6 @@ import json
 import os
 import re
 import stat
-import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
@@ -24,6 +23,7 @@ from twinview.data.store import index
 from twinview.data.store.regular import SMALL_BYTES, read_regular
 from twinview.data.threads import in_threads
 from twinview.errors import DataError, closest
+from twinview.files import write_text
 from twinview.recipe.tables import Data
 
 A = TypeVar("A")
@@ -141,7 +141,7 @@ class RemoteShard:
         """Note beside a file that it has the manifest's checksum."""
         if self.sha256:
             with suppress(OSError):
-                replace_text(self.path.with_name(self.name + CHECKED), self._stamp(there))
+                write_text(self.path.with_name(self.name + CHECKED), self._stamp(there), mode=0o600)
 
     def _noted(self, there: os.stat_result) -> bool:
         try:
@@ -182,14 +182,6 @@ def _keep(shard: RemoteShard, found: index.Index) -> index.Index:
     with suppress(OSError):
         index.write(shard.path, stamped, 0o644)
     return stamped
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a small file, whole or not at all, without following a link.  Raises OSError."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(temporary, path)
 
 
 def checksum(found: index.Index) -> str:

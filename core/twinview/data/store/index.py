@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
@@ -21,6 +20,7 @@ from twinview.data.rng import key_hash
 from twinview.data.store.regular import check_stored, open_regular
 from twinview.data.store.tar import Member, members
 from twinview.errors import DataError
+from twinview.files import write_atomic
 
 FORMAT = 1
 SUFFIX = ".index.npz"
@@ -111,15 +111,9 @@ def write(path: Path, index: Index, mode: int) -> None:
 def save(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, Any], mode: int = 0o600) -> None:
     """Write an index, whole or not at all.  Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=SUFFIX)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            np.savez(file, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8), **arrays)
-        os.chmod(temporary, mode)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with write_atomic(path, mode=mode) as file:
+        np.savez(file, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8), **arrays)
+        os.chmod(file.fileno(), mode)  # whatever this process's umask would take away
 
 
 def scan(path: Path, name: str = "", rule: Split | None = None) -> Index:

@@ -1,0 +1,37 @@
+"""Files that are whole or not there."""
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+
+@contextmanager
+def write_atomic(path: Path, *, mode: int = 0o666, sync: bool = False) -> Iterator[IO[bytes]]:
+    """A binary file that takes the place of `path` when the block ends; where the block raises, what was there stays as it was.
+
+    `mode`: permissions, less those that the process's umask takes away; `sync`: wait until its bytes are on disk.  Links at `path` are replaced,
+    not followed.  Raises OSError.
+    """
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # several processes may write one file: each its own, and the last one stays
+    with suppress(FileNotFoundError):
+        fresh.unlink()
+    try:
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as file:
+            yield file
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+        os.replace(fresh, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            fresh.unlink()
+        raise
+
+
+def write_text(path: Path, text: str, *, mode: int = 0o666, sync: bool = False) -> None:
+    """Write a small text file, whole or not at all; see `write_atomic`.  Raises OSError."""
+    with write_atomic(path, mode=mode, sync=sync) as file:
+        file.write(text.encode("utf-8"))
