@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from proof.data import require_shards
+from proof.figure import figure
 from proof.methods import TASKS
 from proof.rows import Rows
 from proof.run import FLOORS, row_of
@@ -36,12 +37,17 @@ def main() -> None:
     ask.add_argument("--results", type=Path, default=RESULTS)
     ask.add_argument("--print", action="store_true", help="print the table of the rows that are there, by commit; train nothing")
     ask.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="for every recipe, values in JSON: optimizer.lr=0.003")
+    ask.add_argument("--figure", type=Path, metavar="SVG", help="draw the rows that are there; train nothing")
+    ask.add_argument("--probe", choices=["linear", "knn", "miou"], default="linear", help="of the figure")
     args = ask.parse_args()
     task = TASKS[args.task]
     rows = Rows(args.results, ("task", "method", "seed"))
     if args.print:
         for at, found in rows.by_commit().items():
             print("\n".join([f"commit {at}", *table([row for row in found if row["task"] == task.name]), ""]))
+        return
+    if args.figure:
+        args.figure.write_text(figure([row for row in rows.rows if row["task"] == task.name], args.probe, task.title))
         return
     unknown = set(args.methods or ()) - {*FLOORS, *task.methods}
     if unknown:

@@ -4,17 +4,16 @@ from __future__ import annotations
 import io
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-
-IGNORE = 255
 
 
 class Labelled(NamedTuple):
@@ -23,10 +22,6 @@ class Labelled(NamedTuple):
     keys: list[str]
     images: Tensor  # [N, 3, H, W] uint8
     labels: Tensor  # [N] class, or [N, H, W] label map
-
-    def take(self, chosen: list[int]) -> Labelled:
-        """The images of these numbers."""
-        return Labelled([self.keys[i] for i in chosen], self.images[chosen], self.labels[chosen])
 
 
 def require_shards(shards: Path, *names: str) -> None:
@@ -39,29 +34,40 @@ def require_shards(shards: Path, *names: str) -> None:
 
 def read(folder: Path, size: tuple[int, int]) -> Labelled:
     """All images of a set of shards with their classes (.cls) or label maps (.seg.png), squeezed to `size` (height, width)."""
+    return read_parts(folder, size, lambda keys, labels: [list(range(len(keys)))])[0]
+
+
+def read_parts(folder: Path, size: tuple[int, int], split: Callable[[list[str], Tensor], list[list[int]]]) -> list[Labelled]:
+    """Parts of a set: `split` is given the keys and the classes [N] (0 where there are none), and gives numbers; only these images are decoded."""
     fields: dict[str, dict[str, bytes]] = {}
     for shard in sorted(folder.glob("*.tar")):
         for name, content in _members(shard):
             key, _, field = name.rpartition("/")[2].partition(".")
             fields.setdefault(f"{name.rpartition('/')[0]}/{key}", {})[field] = content
     keys = sorted(fields)
-    images, labels = [], []
-    for key in keys:
-        found = fields[key]
-        picture = next(content for field, content in found.items() if field in ("jpg", "jpeg", "png"))
-        images.append(np.asarray(Image.open(io.BytesIO(picture)).convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR)))
-        if "cls" in found:
-            labels.append(np.asarray(int(found["cls"])))
-        else:
-            labels.append(np.asarray(Image.open(io.BytesIO(found["seg.png"])).resize(size[::-1], Image.Resampling.NEAREST)))
-    return Labelled(keys, torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), torch.from_numpy(np.stack(labels).astype(np.int64)))
+    classes = torch.tensor([int(fields[key].get("cls", b"0")) for key in keys])
+    parts = []
+    for chosen in split(keys, classes):
+        found = [_decoded(fields[keys[i]], size) for i in chosen]
+        images, labels = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*found))
+        parts.append(Labelled([keys[i] for i in chosen], images.permute(0, 3, 1, 2), labels))
+    return parts
 
 
-def by_class(data: Labelled, counts: list[int]) -> list[list[int]]:
+def _decoded(fields: dict[str, bytes], size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Image [H, W, 3] and class or label map."""
+    picture = next(content for field, content in fields.items() if field in ("jpg", "jpeg", "png"))
+    image = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR))
+    if "cls" in fields:
+        return image, np.asarray(int(fields["cls"]), np.int64)
+    return image, np.asarray(Image.open(io.BytesIO(fields["seg.png"])).resize(size[::-1], Image.Resampling.NEAREST), np.int64)
+
+
+def by_class(labels: Tensor, counts: list[int]) -> list[list[int]]:
     """Numbers of the first `counts[0]` images of every class, of the next `counts[1]`, and so on."""
     parts: list[list[int]] = [[] for _ in counts]
-    for label in torch.unique(data.labels).tolist():
-        of_class = (data.labels == label).nonzero()[:, 0].tolist()
+    for label in torch.unique(labels).tolist():
+        of_class = (labels == label).nonzero()[:, 0].tolist()
         for part, count in zip(parts, counts):
             part.extend(of_class[:count])
             of_class = of_class[count:]

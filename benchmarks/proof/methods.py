@@ -18,6 +18,7 @@ class Task:
     """Images, encoder and budget that all rows of one table share."""
 
     name: str
+    title: str  # of its figure
     kind: Literal["classes", "maps"]
     train: tuple[str, ...]  # sets of shards that are trained on, without labels
     bank: str  # set that the probes learn from; its other images are dev, on which settings are chosen
@@ -26,7 +27,6 @@ class Task:
     on: tuple[str, ...] = ("pooled",)  # features, put behind one another
     base: Table  # the recipe without method, data and seed
     methods: Mapping[str, Table]
-    rates: tuple[float, ...] = ()  # tried for every method alike on dev
 
     def recipe(self, method: str, seed: int, shards: Path, overrides: Mapping[str, Any] | None = None) -> Table:
         """The whole recipe of one run.  `overrides`: dotted keys, as on the command line."""
@@ -63,13 +63,27 @@ def clusters(**options: Any) -> Table:
 
 
 ROI = {"use": "multisiam.roi"}
-FAST = {"momentum": 0.98}  # of the target; a run of some hundred steps leaves a slower one at its random start
+FAST: Table = {"momentum": 0.98}  # of the target; a run of some hundred steps leaves a slower one at its random start
 CROPS = {"use": "byol.crops", "size": 32, "scale": [0.2, 1.0]}
 IOU = {"use": "multisiam.iou_crops", "size": 96, "min_iou": 0.5, "scale": [0.15, 0.8]}
 
 RESNET: dict[str, Table] = {
     "byol": {"loss": [byol()], "target": FAST},
     "simsiam": {"loss": [{"use": "simsiam.image", "channels": 512, "predictor_hidden": 128}], "target": {"momentum": 0.0}},
+    "simclr": {
+        "loss": [{"use": "simclr.image", "layers": 2, "temperature": 0.2}],
+        "target": {"momentum": 0.0},
+        "run": {"views_together": True},
+    },
+    "moco_v2": {
+        "views": {"pairs": "one_way"},
+        "loss": [{"use": "moco.image", "queue": 4096}],
+        "target": {**FAST, "schedule": "constant", "update": "before_forward"},
+    },
+    "moco_v3": {
+        "loss": [{"use": "moco_v3.image", "hidden": 512, "channels": 128, "temperature": 0.2}],
+        "target": {**FAST, "update": "before_forward"},
+    },
 }
 VIT: dict[str, Table] = {
     "siameseim": {
@@ -86,6 +100,12 @@ VIT: dict[str, Table] = {
         "loss": [{"use": "mae.pixels", "width": 64, "depth": 2, "attention_heads": 4}],
         "target": {"momentum": 0.0},
     },
+    "moco_v3": {
+        "loss": [
+            {"use": "moco_v3.image", "hidden": 512, "channels": 128, "projector_layers": 3, "predictor_norm": True, "temperature": 0.2},
+        ],
+        "target": {**FAST, "update": "before_forward"},
+    },
     "byol": {"loss": [byol()], "target": FAST},
 }
 STREETS: dict[str, Table] = {
@@ -96,6 +116,7 @@ STREETS: dict[str, Table] = {
 
 CIFAR_RESNET = Task(
     name="cifar-resnet",
+    title="CIFAR-10: ResNet-18 of width 32",
     kind="classes",
     train=("cifar-large-train",),
     bank="cifar-large-train",
@@ -105,16 +126,16 @@ CIFAR_RESNET = Task(
         "views": CROPS,
         "augment": PHOTOMETRY,
         "encoder": {"use": "torchvision.resnet", "name": "resnet18", "width": 32},
-        "optimizer": {"use": "adamw", "weight_decay": 0.05},
+        "optimizer": {"use": "adamw", "lr": 2e-3, "weight_decay": 0.05},
         "schedule": {"warmup_share": 0.1},
-        "run": {"steps": 600, "batch_size": 64, "precision": "bf16", "channels_last": True, "log_every": 50, "checkpoint_every": 300},
+        "run": {"steps": 300, "batch_size": 64, "precision": "bf16", "channels_last": True, "log_every": 50, "checkpoint_every": 100},
     },
     methods=RESNET,
-    rates=(1e-3, 3e-3),
 )
 CIFAR_VIT = attrs.evolve(
     CIFAR_RESNET,
     name="cifar-vit",
+    title="CIFAR-10: ViT of width 128",
     base={
         **CIFAR_RESNET.base,
         "augment": {**PHOTOMETRY, "grey": 0.1},
@@ -122,13 +143,14 @@ CIFAR_VIT = attrs.evolve(
             **{"use": "timm.encoder", "name": "vit_tiny_patch16_224", "patch": 8, "width": 128, "depth": 4, "heads": 4},
             **{"positions": "sine_row", "final_norm": False, "init": "mae"},
         },
-        "optimizer": {"use": "adamw", "betas": [0.9, 0.95], "weight_decay": 0.05},
+        "optimizer": {"use": "adamw", "lr": 1e-3, "betas": [0.9, 0.95], "weight_decay": 0.05},
         "run": {"steps": 1200, "batch_size": 64, "precision": "fp32", "clip_gradients": 1.0, "log_every": 50, "checkpoint_every": 400},
     },
     methods=VIT,
 )
 STREET_SCENES = Task(
     name="streets",
+    title="Street scenes of another place: ResNet-18 of width 16",
     kind="maps",
     train=("facade-train", "camvid-train"),
     bank="facade-train",
@@ -139,11 +161,10 @@ STREET_SCENES = Task(
         "views": IOU,
         "augment": STREET,
         "encoder": {"use": "torchvision.resnet", "name": "resnet18", "width": 16, "cells": "c4"},
-        "optimizer": {"use": "adamw", "weight_decay": 0.05},
+        "optimizer": {"use": "adamw", "lr": 2e-3, "weight_decay": 0.05},
         "schedule": {"warmup_share": 0.1},
         "run": {"steps": 600, "batch_size": 32, "precision": "bf16", "channels_last": True, "log_every": 50, "checkpoint_every": 300},
     },
     methods=STREETS,
-    rates=(1e-3, 3e-3),
 )
 TASKS = {task.name: task for task in (CIFAR_RESNET, CIFAR_VIT, STREET_SCENES)}

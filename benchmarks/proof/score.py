@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from proof.data import Labelled, blocks, by_class, middles, pixels, place, read
+from proof.data import Labelled, blocks, by_class, middles, pixels, place, read, read_parts
 from proof.methods import Task
 from proof.probe import confusions, knn, linear, miou
 
@@ -34,13 +34,15 @@ class Sets(NamedTuple):
 @cache
 def sets(task: Task, shards: Path) -> Sets:
     """Bank and dev are parts of the training images: by class, or by place (every fifth place is dev)."""
-    train, val = read(shards / task.bank, task.size), read(shards / task.val, task.size)
-    if task.kind == "classes":
-        bank, dev = by_class(train, [BANK, DEV])
-    else:
-        named = sorted({place(key) for key in train.keys})
-        bank, dev = ([i for i, key in enumerate(train.keys) if (named.index(place(key)) % 5 == 0) == held] for held in (False, True))
-    return Sets(train.take(bank), train.take(dev), val)
+
+    def split(keys: list[str], classes: Tensor) -> list[list[int]]:
+        if task.kind == "classes":
+            return by_class(classes, [BANK, DEV])
+        named = sorted({place(key) for key in keys})
+        return [[i for i, key in enumerate(keys) if (named.index(place(key)) % 5 == 0) == held] for held in (False, True)]
+
+    bank, dev = read_parts(shards / task.bank, task.size, split)
+    return Sets(bank, dev, read(shards / task.val, task.size))
 
 
 class Encoder:

@@ -9,11 +9,22 @@ if TYPE_CHECKING:
     from twinview.api import check as check
     from twinview.api import load as load
     from twinview.api import train as train
+    from twinview.branch import Branch as Branch
+    from twinview.branch import Branches as Branches
+    from twinview.errors import RecipeError as RecipeError
     from twinview.errors import TwinviewError as TwinviewError
     from twinview.hooks import hookimpl as hookimpl
     from twinview.hooks import part as part
 
-_LAZY = {"train": "api", "load": "api", "check": "api", "hookimpl": "hooks", "part": "hooks", "TwinviewError": "errors"}
+_LAZY = {
+    **{"train": "api", "load": "api", "check": "api"},
+    **{"hookimpl": "hooks", "part": "hooks", "Branch": "branch", "Branches": "branch"},
+    **{"RecipeError": "errors", "TwinviewError": "errors"},
+}
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
 
 
 def __getattr__(name: str) -> Any:

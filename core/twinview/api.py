@@ -22,12 +22,19 @@ RUNS = Path("runs")
 
 
 def check(recipe: str | Path | Mapping[str, Any], *overrides: str) -> Assembly:
-    """A recipe's parts, made and checked, with the device and the data left alone.  Raises RecipeError, PluginError."""
-    return checked(read(recipe, overrides))
+    """A recipe's parts, made and checked, with the device and the training data left alone: what training would refuse before its first step.
+
+    Raises RecipeError, PluginError, DataError (shards of an evaluation that are not there).
+    """
+    from twinview.planning.sizes import check_sizes
+
+    assembly = checked(read(recipe, overrides))
+    check_sizes(assembly)
+    return assembly
 
 
 def checked(recipe: Recipe) -> Assembly:
-    """All that can be refused before data or device is touched."""
+    """All that can be refused of the composition alone, before a model is made."""
     from twinview.assembly import assemble
     from twinview.engine.deepspeed_config import check_recipe
 

@@ -31,6 +31,8 @@ class Geometry(NamedTuple):
     sizes: tuple[Size, ...]  # V output sizes in pixels
     pairs: tuple[tuple[int, int], ...]  # ordered (online view, target view)
     notes: dict[str, Tensor] = {}  # noqa: RUF012  numbers [...] that the sampler wants logged, never mutated
+    draws: tuple[int, ...] = ()  # of each view, the view whose photometric draws it takes, itself or another; (): each its own
+    cut_from: tuple[int, ...] = ()  # of each view, itself: cut from the source; or another: from that one's picture, photometry and all; (): itself
 
     def to_source(self, points: Tensor, view: int) -> Tensor:
         """Points [..., P, 2] in `view`'s frame -> the same places as fractions of the source, [..., P, 2]."""
@@ -170,6 +172,8 @@ class Dims:
     grids: tuple[Size, ...]  # cells (h, w) of each view
     sizes: tuple[Size, ...]  # pixels (h, w) of each view
     pairs: tuple[tuple[int, int], ...]
+    draws: tuple[int, ...] = ()  # as Geometry has them
+    cut_from: tuple[int, ...] = ()
     channels: int = 3  # of an image
     global_batch: int
     dataset_size: int

@@ -46,7 +46,8 @@ class Classes:
     def traits(self) -> Traits:
         """Needs the features that `on` names, and labels of the run's own shards where it learns from them."""
         features = self.on if self.on in ("pooled", "cells") else "levels"
-        return Traits(needs=frozenset([features] if self.train else [features, "labels"]))
+        scores = frozenset(f"{self.score}/{name}top1" for name in ("", *(f"{baseline}/" for baseline in self.baselines)))
+        return Traits(needs=frozenset([features] if self.train else [features, "labels"]), scores=scores)
 
     @hookimpl
     def check(self, dims: Dims, data: DataFactory) -> None:

@@ -23,6 +23,7 @@ from twinview_probes.matching import match_clusters, matched_scores, occupancy
 from twinview_probes.segments import segments_sheet
 
 IMAGES = 16  # that the encoder sees at once
+SCORES = ("miou", "accuracy", "mean_accuracy", "entropy", "empty", "collapsed")
 
 
 @part
@@ -61,7 +62,10 @@ class Cluster:
     @hookimpl
     def traits(self) -> Traits:
         """Needs the cells of the head, or the maps that `levels` names."""
-        return Traits(needs=frozenset(["cells"] if self.head else ["cells" if level == "cells" else "levels" for level in self.levels]))
+        needs = frozenset(["cells"] if self.head else ["cells" if level == "cells" else "levels" for level in self.levels])
+        of = ("", *(f"{baseline}/" for baseline in self.baselines))
+        kinds = (*SCORES, *(("things", "stuff") if self.map and self.map.things else ()))
+        return Traits(needs=needs, scores=frozenset(f"cluster/{name}{score}" for name in of for score in kinds))
 
     @hookimpl
     def check(self, dims: Dims, data: DataFactory) -> None:

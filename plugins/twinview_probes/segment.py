@@ -50,7 +50,9 @@ class Segment:
     @hookimpl
     def traits(self) -> Traits:
         """Needs the maps that `levels` names."""
-        return Traits(needs=frozenset("cells" if level == "cells" else "levels" for level in self.levels))
+        of = ("", *(f"{baseline}/" for baseline in self.baselines))
+        scores = frozenset(f"segment/{name}{score}" for name in of for score in ("miou", "accuracy"))
+        return Traits(needs=frozenset("cells" if level == "cells" else "levels" for level in self.levels), scores=scores)
 
     @hookimpl
     def check(self, dims: Dims, data: DataFactory) -> None:

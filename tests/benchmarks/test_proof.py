@@ -89,10 +89,7 @@ def test_the_linear_probe_is_scikit_learns() -> None:
 
 
 def test_sets_are_split_by_class_and_frames_by_place() -> None:
-    from proof.data import Labelled
-
-    data = Labelled([str(i) for i in range(12)], torch.zeros(12, 3, 2, 2), torch.arange(12) % 3)
-    bank, dev = by_class(data, [2, 1])
+    bank, dev = by_class(torch.arange(12) % 3, [2, 1])
     assert bank == [0, 1, 2, 3, 4, 5] and dev == [6, 7, 8]
     keys = ["a/paris__1", "a/paris__2", "a/paris__3", "a/rome__1"]
     assert place(keys[0]) == "paris" and blocks(keys, 2) == [[0, 1], [2], [3]]
@@ -138,3 +135,16 @@ def test_a_table_pairs_every_row_with_both_floors() -> None:
     assert "| 36.0, 38.0 | 37.0 ± 1.4 | +5.5 ± 0.7 [-0.9, +11.9] (7.8) | +7.0 ± 1.4" in lines[3]
     found = compare({r["seed"]: r for r in rows if r["method"] == "byol"}, {r["seed"]: r for r in rows if r["method"] == "random"}, "linear")
     assert found["mean"] == 5.5 and found["images_low"] == found["images_high"] == 0  # these bits are all alike
+
+
+def test_the_figure_shows_every_seed_and_the_floor() -> None:
+    from xml.etree import ElementTree
+
+    from proof.figure import figure
+
+    rows: list[dict[str, Any]] = [{"method": "pixels", "seed": 0, "linear": 37.0}]
+    rows += [{"method": m, "seed": s, "linear": base + s} for m, base in (("random", 33.0), ("a<b", 40.0), ("supervised", 57.0)) for s in range(3)]
+    tree = ElementTree.fromstring(figure(rows, "linear", "A & B"))
+    text = [t.text for t in tree.iter("{http://www.w3.org/2000/svg}text")]
+    assert len(list(tree.iter("{http://www.w3.org/2000/svg}circle"))) == 9
+    assert "raw pixels" in text and text.index("supervised (with labels)") < text.index("a<b") < text.index("random start")

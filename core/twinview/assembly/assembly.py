@@ -28,6 +28,7 @@ from twinview.assembly.checks import (
     check_dims,
     check_heads,
     check_hooks,
+    check_options,
     check_scores,
     check_traits,
     naming_evaluations,
@@ -78,6 +79,18 @@ class Assembly:
         check_alignments(self)
         check_heads(self)
         check_scores(self)
+
+    def __repr__(self) -> str:
+        """`Assembly(views=byol.crops, encoder=timm.encoder, loss=[byol.image x 1.0], target momentum 0.99, adamw, 300 steps of 256)`."""
+        recipe, run = self.recipe, self.recipe.run
+        slots: dict[str, list[str]] = {}
+        for label, (slot, _, use) in self.uses.items():
+            slots.setdefault(slot, []).append(label if label == use.use else f"{use.use} as {label}")
+        parts = [f"{slot}={labels[0] if len(labels) == 1 else '[' + ', '.join(labels) + ']'}" for slot, labels in slots.items()]
+        target = f"target momentum {recipe.target.momentum:g}" if recipe.target.momentum else "target by stop-gradient"
+        length = f"{run.steps} steps" if run.steps else f"{run.epochs:g} epochs" if run.epochs else f"{run.hours or 0:g} hours"
+        optimizer = type(recipe.optimizer).__name__.lower()
+        return f"Assembly({', '.join([*parts, target, optimizer, f'{length} of {run.batch_size} images'])})"
 
     @property
     def calls(self) -> Calls:
@@ -151,6 +164,8 @@ class Assembly:
             grids=tuple(spec.grid(s) for s in probe.sizes),
             sizes=probe.sizes,
             pairs=probe.pairs,
+            draws=probe.draws,
+            cut_from=probe.cut_from,
             channels=self.recipe.data.channels,
             global_batch=self.recipe.run.batch_size,
             dataset_size=dataset_size,
@@ -218,6 +233,7 @@ class Assembly:
             if field.init and field.type is None:
                 raise PluginError(f"{place}: its option {field.name!r} has no type. Annotate it: `{field.name}: int = 3`.")
         part = structure(use.options, cls, place)
+        check_options(part, place)
         try:
             self.manager.register(part, name=label)
         except pluggy.PluginValidationError as e:

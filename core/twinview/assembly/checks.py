@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import attrs
+
 from twinview.assembly.plugins import option
 from twinview.errors import DataError, PluginError, RecipeError, closest
 from twinview.recipe.schema import PartConfig, Recipe
@@ -47,6 +49,23 @@ class Composition(Protocol):
     def arguments(self, hook: str, label: str) -> tuple[str, ...]:
         """Which of a hook's arguments a part's answer takes."""
         ...
+
+
+def check_options(part: Any, place: str) -> None:
+    """Options are what TOML has: a tensor or a module among them would be in no recipe and in no checkpoint."""
+    for field in attrs.fields(type(part)):
+        if field.init and not _is_plain(value := getattr(part, field.name)):
+            said = f"its option {field.name!r} is a {type(value).__module__}.{type(value).__qualname__}"
+            instead = 'Options are numbers, words, true or false, lists and tables; what a part learns goes into heads(), as Head(module, "state")'
+            raise PluginError(f"{place}: {said}. {instead}.")
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_plain(v) for key, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(v) for v in value)
+    return value is None or isinstance(value, (bool, int, float, str)) or (attrs.has(type(value)) and _is_plain(attrs.asdict(value)))
 
 
 def check_hooks(made: Composition) -> None:
@@ -179,6 +198,17 @@ def check_dims(made: Composition, dims: Dims) -> None:
             raise RecipeError(f"{place}: needs labels, and the shards of [data] hold no class numbers (field cls, from 0 to 2**20).")
         if "pairs" in traits.needs and not dims.pairs:
             raise RecipeError(f"{place}: needs pairs of views, and [views] {made.recipe.views.use} gives none. Write more views.")
+    _check_shared_views(made, dims)
+
+
+def _check_shared_views(made: Composition, dims: Dims) -> None:
+    """Views that take another's draws, or are cut out of another: of one that has its own."""
+    place, views = f"[views] {made.recipe.views.use}", range(len(dims.sizes))
+    for name, of in (("draws", dims.draws), ("cut_from", dims.cut_from)):
+        if of and (len(of) != len(dims.sizes) or any(other not in views or of[other] != other for other in of)):
+            raise PluginError(f"{place}: gives {name} = {of}. Give for each of the {len(dims.sizes)} views itself, or a view that has itself there.")
+    if any(other != view for view, other in enumerate(dims.cut_from)) and made.recipe.data.augment_on == "device":
+        raise RecipeError(f'[data] augment_on: {place} cuts views out of others after their photometry. Write augment_on = "worker".')
 
 
 @contextmanager

@@ -24,15 +24,19 @@ def add(commands: Commands) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Print the recipe as resolved, with every default, and who answers each hook."""
+    """Print the recipe as resolved, with every default, and who answers each hook; then refuse what its sizes and shards do not allow."""
     import tomli_w
 
-    from twinview.api import check as check_recipe
+    from twinview.api import checked
+    from twinview.recipe import read
 
-    assembly = check_recipe(args.recipe, *args.overrides)
+    assembly = checked(read(args.recipe, args.overrides))
     answer(tomli_w.dumps(assembly.table()).rstrip())
     answer()
     answer("\n".join(f"# {line}" for line in (*sources(assembly.recipe.data), *answers(assembly))))
+    from twinview.planning.sizes import check_sizes
+
+    check_sizes(assembly)
 
 
 def sources(data: Data) -> Iterator[str]:

@@ -81,7 +81,7 @@ def build(recipe: Recipe, *, assembly: Assembly | None = None, going_on: bool = 
                 synchronize_batchnorm(branch)
     if recipe.run.activation_checkpointing:
         _recompute_blocks(model)
-    _check_batchnorm(model, recipe, ranks.world)
+    check_batchnorm(model, recipe, ranks.world)
     optimizer, trainable = make_optimizer(assembly, model.online)
     _seed(recipe.run.seed, ranks.rank)
     steps = _steps(recipe, epoch)
@@ -106,7 +106,8 @@ def no_blocks(recipe: Recipe) -> RecipeError:
     return RecipeError(f"[run] activation_checkpointing: {what}. Leave it out, or choose another network.")
 
 
-def _check_batchnorm(model: Siamese, recipe: Recipe, world: int) -> None:
+def check_batchnorm(model: Siamese, recipe: Recipe, world: int) -> None:
+    """Raises RecipeError where BatchNorm would see a single vector."""
     alone = world == 1 or not recipe.run.sync_batchnorm
     if alone and micro_batch(recipe, world) == 1 and any(isinstance(m, nn.BatchNorm1d) for m in model.modules()):
         raise RecipeError("[run] batch_size, accumulation: leave one image at a time, and BatchNorm needs two. Write a larger batch_size.")

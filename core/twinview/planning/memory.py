@@ -22,11 +22,11 @@ from twinview.data.loading.views import ViewDataset
 from twinview.engine.optimizer import make_optimizer
 from twinview.model import Siamese, make_model
 from twinview.ops.recompute import recompute
+from twinview.planning.sizes import ASSUMED_CLASSES, ASSUMED_IMAGES
 from twinview.recipe import Recipe
 from twinview.values import Batch, Dims, Progress
 
 IMAGES = (2, 4)  # of the two batches from which others are worked out: so much, and so much more for each image
-ASSUMED_IMAGES, ASSUMED_CLASSES = 1_281_167, 1000  # of a data set that is not opened: ImageNet's
 SIDE = 256  # pixels of an image of noise
 
 

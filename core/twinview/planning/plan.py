@@ -16,7 +16,8 @@ from twinview.engine.deepspeed_config import check_recipe, micro_batch, stage
 from twinview.engine.distributed.process import pick_device
 from twinview.engine.setup import no_blocks
 from twinview.errors import TwinviewError
-from twinview.planning.memory import ASSUMED_CLASSES, ASSUMED_IMAGES, Footprint, Working, measure
+from twinview.planning.memory import Footprint, Working, measure
+from twinview.planning.sizes import ASSUMED_CLASSES, ASSUMED_IMAGES, check_sizes, with_numbers
 from twinview.recipe import Recipe
 from twinview.recipe.tables import LARS, AdamW
 
@@ -94,6 +95,7 @@ def plan(recipe: Recipe, *, gpus: int = 1, memory: float = 0.0, bandwidth: float
     machine = Machine(gpus=gpus, memory=memory * 2**30 or _memory_here(), bandwidth=bandwidth * 1e9, gpu=recipe.run.device != "cpu")
     recipe = plain(recipe, machine.gpu)
     assembly = assemble(recipe)
+    check_sizes(assembly)
     found = measure(recipe, assembly, gpu=machine.gpu)
     choices = tuple(choose(recipe, found, machine, s, images) for s in STAGES)
     rest = _taken(recipe, found, machine, choices, images)
@@ -104,10 +106,7 @@ def plain(recipe: Recipe, gpu: bool) -> Recipe:
     """The recipe as it is measured: on the CPU, in the precision of a GPU that has bf16, mean and deviation as numbers."""
     low = recipe.run.precision in ("bf16", "fp16") or (recipe.run.precision == "auto" and gpu)  # fp16 takes as much as bf16
     made = attrs.evolve(recipe, run=attrs.evolve(recipe.run, device="cpu", precision="bf16" if low else "fp32"))
-    if isinstance(recipe.data.mean, str) or isinstance(recipe.data.std, str):
-        half = [0.5] * recipe.data.channels
-        made = attrs.evolve(made, data=attrs.evolve(recipe.data, mean=half, std=half))
-    return made
+    return with_numbers(made)
 
 
 def _memory_here() -> float:

@@ -9,6 +9,13 @@ from twinview.data.dataset.read import BadSample
 from twinview.values import Geometry
 
 
+class Cut(NamedTuple):
+    """Where a view lies in the picture of another, in that picture's pixels."""
+
+    box: tuple[int, int, int, int]  # x0 y0 x1 y1
+    flip: bool  # mirrored with respect to that picture
+
+
 class Item(NamedTuple):
     """One image's part of a Batch; the same fields, without the batch dimension."""
 
@@ -21,4 +28,5 @@ class Item(NamedTuple):
     hidden: tuple[Tensor | None, ...]
     augment: tuple[dict[str, Tensor], ...] | None
     labels: dict[str, Tensor]
+    cuts: dict[int, Cut] = {}  # noqa: RUF012  views that are cut out of others once these are done
     bad: tuple[BadSample, ...] = ()  # samples that this one stands in for

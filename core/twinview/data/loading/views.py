@@ -16,6 +16,7 @@ from twinview.data.dataset.order import SampleIndex
 from twinview.data.dataset.read import BadSample, read, read_class, read_image, tried
 from twinview.data.formats import decode, jpeg_draft
 from twinview.data.formats.decode import PixelFormat
+from twinview.data.loading.item import Cut
 from twinview.data.loading.item import Item as Item
 from twinview.data.loading.repeats import check_repeats, stacked_draws
 from twinview.data.rng import Rekeyed
@@ -82,10 +83,12 @@ class ViewDataset:
         except ContractError as e:  # of draws
             raise ContractError(f"{self._made().assembly.place_of('draw_augment')}: {e}", placed=True) from None
         if batch.augment is not None and self.recipe.data.augment_on == "worker":
-            apply = self._made().calls.apply_augment
-            images = tuple(apply(pixels=raw, params=params) for raw, params in zip(batch.images, batch.augment))
+            apply, whole = self._made().calls.apply_augment, set(_sources(batch.geometry))
+            drawn = enumerate(zip(batch.images, batch.augment))
+            images = tuple(apply(pixels=raw, params=params) if v in whole else raw for v, (raw, params) in drawn)
             batch = batch._replace(images=images, augment=None)
-        return batch._replace(images=tuple(i.contiguous() for i in batch.images)), bad
+        images = cut_views(batch.images, batch.geometry, [item.cuts for item in items])
+        return batch._replace(images=tuple(i.contiguous() for i in images)), bad
 
     def _made(self) -> WorkerHooks:
         self._parts = self._parts or WorkerHooks(assemble(self.recipe))
@@ -135,17 +138,24 @@ class ViewDataset:
         image = self._image(index)
         height, width = image.size
         geometry = parts.calls.sample_views(size=(height, width), rng=rng("views"))
-        if geometry.sizes != self.dims.sizes or geometry.pairs != self.dims.pairs:
-            raise PluginError(f"[views] {self.recipe.views.use}: gives other sizes or pairs for an image of {height}x{width} than for the first. "
-                              "They are the same for every image.")
+        if _fixed(geometry) != _fixed(self.dims):
+            said = f"gives other sizes, pairs, draws or cut_from for an image of {height}x{width} than for the first"
+            raise PluginError(f"[views] {self.recipe.views.use}: {said}. They are the same for every image.")
         unit = jpeg_draft.unit(geometry, image.size) if image.scalable else 1
+        meant = geometry
         geometry, boxes = on_pixels(geometry, height, width, unit)
         pixels = image.pixels(unit)
-        images = tuple(cut(pixels, box, size, flip) for box, size, flip in zip(boxes, geometry.sizes, geometry.flips.tolist()))
+        geometry, cuts = on_views(geometry, meant)
+        flips = geometry.flips.tolist()
+        images = tuple(
+            pixels[:, :0, :0] if v in cuts else cut(pixels, box, size, flip) for v, (box, size, flip) in enumerate(zip(boxes, geometry.sizes, flips))
+        )
 
         augment = masks = None
         if parts.augment:
-            augment = tuple(parts.calls.draw_augment(view=v, size=size, rng=rng(f"augment/{v}")) or {} for v, size in enumerate(geometry.sizes))
+            of = geometry.draws or tuple(range(len(images)))
+            drawn_by = {v: parts.calls.draw_augment(view=v, size=geometry.sizes[v], rng=rng(f"augment/{v}")) or {} for v in dict.fromkeys(of)}
+            augment = tuple(drawn_by[v] for v in of)
         if parts.masks:
             masks = parts.calls.make_masks(geometry=geometry, grids=self.dims.grids, rng=rng("masks"))
         return Item(
@@ -157,6 +167,7 @@ class ViewDataset:
             geometry=geometry,
             hidden=masks or (None,) * len(images),
             augment=augment,
+            cuts=cuts,
             labels={"class": torch.tensor(read_class(self.shards, index))} if self.dims.classes else {},
         )
 
@@ -173,6 +184,44 @@ def on_pixels(geometry: Geometry, height: int, width: int, unit: int = 1) -> tup
         pixels.append([x0, y0, x1, y1])
     boxes = np.array(pixels) * unit / (width, height, width, height)
     return geometry._replace(boxes=torch.from_numpy(boxes.astype(np.float32)), source=torch.tensor([height, width])), pixels
+
+
+def _fixed(given: Geometry | Dims) -> tuple[Any, ...]:
+    return given.sizes, given.pairs, given.draws, given.cut_from
+
+
+def _sources(geometry: Geometry) -> tuple[int, ...]:
+    """Of each view, the view that it is cut from: itself, where that is the source."""
+    return geometry.cut_from or tuple(range(len(geometry.sizes)))
+
+
+def on_views(geometry: Geometry, meant: Geometry) -> tuple[Geometry, dict[int, Cut]]:
+    """Views that are cut out of others' pictures: their boxes rounded to whole pixels of these, at least one; what is cut is what Geometry says.
+
+    `meant`: before `on_pixels` moved the views that they are cut from, which they keep to.
+    """
+    cuts, boxes = dict[int, Cut](), geometry.boxes.tolist()
+    for view, source in enumerate(_sources(geometry)):
+        if source == view:
+            continue
+        (height, width), mirrored = geometry.sizes[source], bool(geometry.flips[source])
+        corners = meant.to_view(meant.boxes[view].view(2, 2), source)
+        (left, top), (right, bottom) = corners.amin(0).tolist(), corners.amax(0).tolist()
+        x0, y0 = min(max(round(left * width), 0), width - 1), min(max(round(top * height), 0), height - 1)
+        x1, y1 = min(max(round(right * width), x0 + 1), width), min(max(round(bottom * height), y0 + 1), height)
+        places = geometry.to_source(torch.tensor([[x0 / width, y0 / height], [x1 / width, y1 / height]]), source)
+        boxes[view] = [*places.amin(0).tolist(), *places.amax(0).tolist()]
+        cuts[view] = Cut((x0, y0, x1, y1), bool(geometry.flips[view]) != mirrored)
+    return (geometry._replace(boxes=torch.tensor(boxes)), cuts) if cuts else (geometry, cuts)
+
+
+def cut_views(images: Sequence[Tensor], geometry: Geometry, cuts: Sequence[dict[int, Cut]]) -> tuple[Tensor, ...]:
+    """The views [B, C, h, w] with those that are cut out of others; `cuts`: of each image."""
+    found = list(images)
+    for view, source in enumerate(_sources(geometry)):
+        if source != view:
+            found[view] = stacked([cut(images[source][b], one[view].box, geometry.sizes[view], one[view].flip) for b, one in enumerate(cuts)])
+    return tuple(found)
 
 
 def cut(pixels: Tensor, box: Sequence[int], size: tuple[int, int], flip: bool) -> Tensor:
@@ -205,6 +254,8 @@ def collate(items: Sequence[Item], even: str = "") -> Batch:
             sizes=first.geometry.sizes,
             pairs=first.geometry.pairs,
             notes=stack([g.notes for g in geometries]),
+            draws=first.geometry.draws,
+            cut_from=first.geometry.cut_from,
         ),
         hidden=tuple(hidden),
         augment=tuple(stacked_draws([item.augment[v] for item in items if item.augment]) for v in views) if first.augment else None,

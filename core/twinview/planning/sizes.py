@@ -1,0 +1,56 @@
+"""Everything that training would refuse before its first step for its sizes, found without device, data or memory."""
+from __future__ import annotations
+
+from typing import Any, cast
+
+import attrs
+import torch
+
+from twinview.assembly import Assembly
+from twinview.data.loading.factory import Paths
+from twinview.data.loading.loader import check_choice
+from twinview.engine.setup import check_batchnorm, no_blocks
+from twinview.errors import TwinviewError
+from twinview.model import Siamese
+from twinview.recipe import Recipe
+from twinview.values import DataFactory
+
+ASSUMED_IMAGES, ASSUMED_CLASSES = 1_281_167, 1000  # of a data set that is not opened: ImageNet's
+
+
+def check_sizes(assembly: Assembly) -> None:
+    """Ask every part's `check`, and make its heads.  Raises RecipeError, PluginError, DataError.
+
+    The model is made of tensors without memory (torch's meta device); on the CPU where an encoder or a head cannot be.
+    """
+    assembly = assembly.under(with_numbers(assembly.recipe))
+    try:
+        with torch.device("meta"):
+            _make(assembly)
+    except TwinviewError:
+        raise
+    except Exception:
+        _make(assembly)
+
+
+def _make(assembly: Assembly) -> None:
+    recipe = assembly.recipe
+    encoder = assembly.encoder(random=True)
+    needs_labels = any("labels" in traits.needs for traits in assembly.traits.values())
+    dims = assembly.dims(encoder, ASSUMED_IMAGES, ASSUMED_CLASSES if needs_labels else 0)
+    assembly.check(attrs.evolve(dims, dataset_size=0), cast(DataFactory, Paths(recipe)))
+    for label in assembly.answers("sample_weights"):
+        check_choice(recipe, assembly.uses[label][1])
+    model = Siamese(assembly, dims, encoder)
+    blocks = cast(Any, encoder)
+    if recipe.run.activation_checkpointing and not (hasattr(blocks, "recomputable") and blocks.recomputable()):
+        raise no_blocks(recipe)
+    check_batchnorm(model, recipe, world=1)
+
+
+def with_numbers(recipe: Recipe) -> Recipe:
+    """Mean and deviation as numbers, where they are to be read from shards that are not open."""
+    if isinstance(recipe.data.mean, str) or isinstance(recipe.data.std, str):
+        half = [0.5] * recipe.data.channels
+        return attrs.evolve(recipe, data=attrs.evolve(recipe.data, mean=half, std=half))
+    return recipe
