@@ -27,8 +27,10 @@ def reason(combination: Combination) -> list[str]:
         slot, _, losses = what.partition(" with ")
         if slot.startswith("no "):
             right = combination[slot.partition("`[")[2].partition("]")[0]] == NONE
+        elif slot.startswith("`[views]` other than"):
+            right = f"`{combination['views']}`" not in slot
         else:
-            right = align != NONE if slot.startswith("`[align]`") else f"`{align}`" in slot
+            right = align != NONE if slot.startswith("`[align]`") else f"`{align}`" in slot or f"`{combination['encoder']}`" in slot
         if right and loss in losses:
             found.append(why)
     return found

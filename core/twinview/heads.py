@@ -15,7 +15,10 @@ NONE_TOGETHER: dict[Role, dict[int, list[int]]] = {"online": {}, "target": {}}
 
 
 def views_together(assembly: Assembly, dims: Dims) -> dict[Role, dict[int, list[int]]]:
-    """For each branch, the views of one size that the pairs ask of it, by view.  Raises RecipeError where that is never two."""
+    """For each branch, the views that go through it together, by view: those of one size that the pairs ask of it, and those of a set.
+
+    Raises RecipeError where there are never two.
+    """
     online, target = (list(dict.fromkeys(pair[i] for pair in dims.pairs)) for i in (0, 1))
     if assembly.recipe.target.momentum == 0:  # what the target gives is the online branch's
         online, target = list(dict.fromkeys([*online, *target])), []
@@ -23,6 +26,9 @@ def views_together(assembly: Assembly, dims: Dims) -> dict[Role, dict[int, list[
         "online": {v: [w for w in online if dims.sizes[w] == dims.sizes[v]] for v in online},
         "target": {v: [w for w in target if dims.sizes[w] == dims.sizes[v]] for v in target},
     }
+    for pieces in dims.sets:
+        for group in found.values():
+            group.update({v: list(pieces) for v in pieces if v not in group})
     if not any(len(views) > 1 for groups in found.values() for views in groups.values()):
         views = f"the pairs of {assembly.recipe.views.use} ask no branch for two views of one size"
         raise RecipeError(f"[run] views_together: {views}. Leave it out, or choose other views.")

@@ -79,7 +79,7 @@ class Hooks(Protocol):
     def sample_views(self, size: Size, rng: np.random.Generator) -> Geometry | None:
         """Where the views lie in an image of `size` (height, width in pixels).  Exactly one part.
 
-        Number of views, `sizes` and `pairs` are the same for every image; the core asks once with a made-up size to learn them.
+        Number of views, `sizes`, `pairs`, `sets` and `draws` are the same for every image; the core asks once with a made-up size to learn them.
         """
 
     @hookspec(firstresult=True)

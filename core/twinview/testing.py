@@ -32,6 +32,7 @@ SMALL: dict[str, Any] = {  # options by name, for any part that has them
     "predictor_hidden": 8,
     "clusters": 3,
     "regions": 3,
+    "prototypes": 8,
     "queue": 8,
     "negatives": 8,
     "attention_heads": 2,
@@ -122,10 +123,12 @@ def names_that_meet(combinations: Iterable[Combination]) -> set[Pair]:
 
 def cover(combinations: Sequence[Combination], missing: set[Pair]) -> list[Combination]:
     """Few of the combinations in which all `missing` names meet: each time the one in which most do, the first of equals."""
+    meet = [names_that_meet([combination]) for combination in combinations]
     chosen: list[Combination] = []
     while missing:
-        chosen.append(max(combinations, key=lambda c: len(missing & names_that_meet([c]))))
-        missing = missing - names_that_meet(chosen[-1:])
+        best = max(range(len(meet)), key=lambda i: len(missing & meet[i]))
+        chosen.append(combinations[best])
+        missing = missing - meet[best]
     return chosen
 
 

@@ -33,6 +33,7 @@ class Geometry(NamedTuple):
     notes: dict[str, Tensor] = {}  # noqa: RUF012  numbers [...] that the sampler wants logged, never mutated
     draws: tuple[int, ...] = ()  # of each view, the view whose photometric draws it takes, itself or another; (): each its own
     cut_from: tuple[int, ...] = ()  # of each view, itself: cut from the source; or another: from that one's picture, photometry and all; (): itself
+    sets: tuple[tuple[int, ...], ...] = ()  # views of one size that are pieces of one picture; under [run] views_together they share a pass
 
     def to_source(self, points: Tensor, view: int) -> Tensor:
         """Points [..., P, 2] in `view`'s frame -> the same places as fractions of the source, [..., P, 2]."""
@@ -174,6 +175,7 @@ class Dims:
     pairs: tuple[tuple[int, int], ...]
     draws: tuple[int, ...] = ()  # as Geometry has them
     cut_from: tuple[int, ...] = ()
+    sets: tuple[tuple[int, ...], ...] = ()  # of views that are pieces of one picture
     channels: int = 3  # of an image
     global_batch: int
     dataset_size: int
@@ -297,11 +299,12 @@ class DataFactory(Protocol):
 class Traits(NamedTuple):
     """What a part needs from the others and what it offers, checked when the recipe is assembled.
 
-    `needs`: of the encoder `cells`, `pooled`, `tokens`, `levels`; of the views `crop_draws`, `pairs`; of the masks `even_masks` (if there are
-    any, as many hidden cells in every image); of the recipe `alignment`, `masks`, `averaged_target`, `labels`.
+    `needs`: of the encoder `cells`, `pooled`, `tokens`, `levels`; of the views `crop_draws`, `pairs`, `patches` (two sets); of the masks
+    `even_masks` (if there are any, as many hidden cells in every image); of the recipe `alignment`, `masks`, `averaged_target`, `labels`.
     `gives`: an encoder `cells`, `pooled`, `tokens`, `levels`, `hides` (it can leave hidden cells unseen), `hides_any` (as many as each image has:
     it puts something in their place), `recomputable` (it names blocks); masks that hide other numbers of cells in other images, none among them,
-    `uneven_masks`; a view sampler that notes the numbers its crop was drawn from, `crop_draws`; a loss that passes an alignment's `extra` on to its
+    `uneven_masks`; a view sampler that notes the numbers its crop was drawn from, `crop_draws`, one with two
+    sets of pieces, the online and the target one, `patches`; a loss that passes an alignment's `extra` on to its
     predictor, `uses_extra`; an encoder or an augmentation of images of any number of channels, `any_channels`; an augmentation of float32 images,
     `deep`.
     """

@@ -146,7 +146,7 @@ def test_views_of_views_of_views_are_refused(table: dict[str, Any], change: dict
 
 
 def test_what_changes_from_image_to_image_and_photometry_on_the_device_are_refused(table: dict[str, Any]) -> None:
-    with pytest.raises(PluginError, match=r"^\[views\] shared\.views: gives other sizes, pairs, draws or cut_from for an image of 56x80"):
+    with pytest.raises(PluginError, match=r"^\[views\] shared\.views: gives other sizes, pairs, draws, cut_from or sets for an image of 56x80"):
         batch_of({**table, "views": {"use": "shared.views", "late": True}})
     with pytest.raises(RecipeError, match=r'augment_on: \[views\] shared\.views cuts views out of others .* Write augment_on = "worker"\.$'):
         data_of({**table, "data": {**table["data"], "augment_on": "device"}})

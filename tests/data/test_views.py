@@ -144,7 +144,7 @@ def test_a_batch_stacks_its_items(tables: dict[str, Any]) -> None:
 
 
 def test_a_sampler_that_changes_its_sizes_is_named(tables: dict[str, Any]) -> None:
-    with pytest.raises(PluginError, match=re.escape("[views] random.sizes: gives other sizes, pairs, draws or cut_from for an image of 20x30 than for the first.")):
+    with pytest.raises(PluginError, match=re.escape("[views] random.sizes: gives other sizes, pairs, draws, cut_from or sets for an image of 20x30 than for the first.")):
         make({**{k: v for k, v in tables.items() if k != "masks"}, "views": {"use": "random.sizes"}})[(0, 0)]
 
 

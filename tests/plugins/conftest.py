@@ -78,7 +78,7 @@ def hand_step() -> type[HandStep]:
 
 
 @pytest.fixture(scope="session")
-def reference() -> Callable[[str], Any]:
+def reference_file() -> Callable[[str], Any]:
     """Tensors made with the official code of a baseline: the whole file, or the test skips."""
 
     def load(name: str) -> Any:
@@ -91,7 +91,7 @@ def reference() -> Callable[[str], Any]:
 
 
 @pytest.fixture(scope="session")
-def committed() -> Callable[[str], Any]:
+def reference_slice() -> Callable[[str], Any]:
     """The slice of such a file that is kept here."""
 
     def load(name: str) -> Any:

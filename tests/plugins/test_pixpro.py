@@ -173,13 +173,13 @@ def check_steps(case: dict[str, Any], hand_step: Any, transform: int = 1, gamma:
         check_state(net, case["state_final"], 1e-11)
 
 
-def test_a_step_of_the_release(committed: Any, hand_step: Any, given_bounds: None) -> None:
-    check_steps(committed("pixpro")["step"], hand_step)
+def test_a_step_of_the_release(reference_slice: Any, hand_step: Any, given_bounds: None) -> None:
+    check_steps(reference_slice("pixpro")["step"], hand_step)
 
 
 @pytest.mark.parametrize(("case", "options"), [("step", (1, 2.0)), ("step_instance", (1, 2.0)), ("step_transform0", (0, 2.0)), ("step_transform2_p1", (2, 1.0))])
-def test_steps_of_the_whole_file(reference: Any, hand_step: Any, given_bounds: None, case: str, options: tuple[int, float]) -> None:
-    check_steps(reference("pixpro")[case], hand_step, *options)
+def test_steps_of_the_whole_file(reference_file: Any, hand_step: Any, given_bounds: None, case: str, options: tuple[int, float]) -> None:
+    check_steps(reference_file("pixpro")[case], hand_step, *options)
 
 
 # ---- pairs
@@ -191,17 +191,17 @@ def check_crops(case: dict[str, Tensor]) -> None:
     assert (pixel_bounds(geometry, 0) - case["coord"]).abs().max() < 1e-6
 
 
-def test_coordinates_of_crops(committed: Any) -> None:
-    check_crops(committed("pixpro")["crop_coordinates"])
+def test_coordinates_of_crops(reference_slice: Any) -> None:
+    check_crops(reference_slice("pixpro")["crop_coordinates"])
 
 
-def test_coordinates_of_crops_of_the_whole_file(reference: Any) -> None:
-    check_crops(reference("pixpro")["crop_coordinates"])
+def test_coordinates_of_crops_of_the_whole_file(reference_file: Any) -> None:
+    check_crops(reference_file("pixpro")["crop_coordinates"])
 
 
 @pytest.mark.parametrize("ratio", [0.7, 0.5])
-def test_the_loss_and_its_gradient(reference: Any, ratio: float) -> None:
-    case = reference("pixpro")["regression_loss"]
+def test_the_loss_and_its_gradient(reference_file: Any, ratio: float) -> None:
+    case = reference_file("pixpro")["regression_loss"]
     q, k = case["q"].clone().requires_grad_(), case["k"].clone().requires_grad_()
     positive = near(case["coord_q"], case["coord_k"], ((7, 7), (7, 7)), ratio).float()
     assert positive[-1].sum() == 0, "the last image has no pair, and counts"
@@ -264,9 +264,9 @@ def test_hidden_cells_are_no_positives_and_have_no_vote(hand_step: Any, shared: 
 
 def test_an_image_without_a_pair_gives_nothing_and_counts(hand_step: Any) -> None:
     step, _ = hand(hand_step)
-    whole = float(Pixels(channels=3, hidden=3).loss(step)["pixels"])
+    whole = float(Pixels(channels=3, hidden=3).loss(step)["pixels"].detach())
     boxes = step.geometry.boxes.clone()
     boxes[1] = torch.tensor([[0.0, 0.0, 0.2, 0.2], [0.8, 0.8, 1.0, 1.0]])
     step.geometry, step.made = step.geometry._replace(boxes=boxes), {}
-    half = float(Pixels(channels=3, hidden=3).loss(step)["pixels"])
+    half = float(Pixels(channels=3, hidden=3).loss(step)["pixels"].detach())
     assert float(step.notes["pixels/none"]) == 0.5 and abs(half) < abs(whole)

@@ -166,6 +166,7 @@ class Assembly:
             pairs=probe.pairs,
             draws=probe.draws,
             cut_from=probe.cut_from,
+            sets=probe.sets,
             channels=self.recipe.data.channels,
             global_batch=self.recipe.run.batch_size,
             dataset_size=dataset_size,

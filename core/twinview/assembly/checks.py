@@ -17,6 +17,7 @@ SINGLE = ("sample_views", "draw_augment", "apply_augment", "make_masks", "make_e
 NEEDS = {  # word of Traits.needs -> what lacks it
     **{word: "encoder" for word in ("cells", "pooled", "tokens", "levels")},
     "crop_draws": "views",
+    "patches": "views",
     "alignment": "align",
     "masks": "masks",
     "even_masks": "masks",
@@ -26,7 +27,7 @@ NEEDS = {  # word of Traits.needs -> what lacks it
 }
 GIVES = (
     *("cells", "pooled", "tokens", "levels", "hides", "hides_any", "recomputable"),  # encoders
-    *("any_channels", "deep", "crop_draws", "uneven_masks", "uses_extra"),
+    *("any_channels", "deep", "crop_draws", "patches", "uneven_masks", "uses_extra"),
 )
 
 
@@ -100,8 +101,9 @@ def check_traits(made: Composition) -> None:
             if NEEDS[word] == "encoder" and word not in encoder.gives:
                 has = ", ".join(sorted(encoder.gives.intersection(NEEDS))) or "nothing"
                 raise RecipeError(f"{place}: needs {word}, and [encoder] {recipe.encoder.use} gives {has}. Choose another encoder.")
-            if word == "crop_draws" and word not in made.traits[recipe.views.label].gives:
-                raise RecipeError(f"{place}: needs {word}, and [views] {recipe.views.use} does not note them. Choose other views.")
+            if word in ("crop_draws", "patches") and word not in made.traits[recipe.views.label].gives:
+                lacks = "gives none" if word == "patches" else "does not note them"
+                raise RecipeError(f"{place}: needs {word}, and [views] {recipe.views.use} {lacks}. Choose other views.")
             if word == "masks" and recipe.masks is None:
                 raise RecipeError(f"{place}: needs masked views. Add a [masks] table.")
             if word == "even_masks" and uneven:

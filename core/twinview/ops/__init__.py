@@ -6,9 +6,11 @@ from twinview.ops.cross_entropy import soft_cross_entropy, soft_cross_entropy_lo
 from twinview.ops.heads import conv_mlp, mlp
 from twinview.ops.kmeans import spherical_kmeans
 from twinview.ops.maps import resize_map, unflip
+from twinview.ops.precise_roi import precise_roi_mean
 from twinview.ops.propagate import propagate
 from twinview.ops.queue import Queue, check_queue
 from twinview.ops.ranks import gather_rows
+from twinview.ops.sinkhorn import sinkhorn
 from twinview.ops.spread import effective_rank, feature_spread
 
 __all__ = [
@@ -27,9 +29,11 @@ __all__ = [
     "info_nce_queue",
     "mlp",
     "nt_xent",
+    "precise_roi_mean",
     "propagate",
     "random_resized_box",
     "resize_map",
+    "sinkhorn",
     "soft_cross_entropy",
     "soft_cross_entropy_loss",
     "spherical_kmeans",

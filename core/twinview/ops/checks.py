@@ -49,3 +49,10 @@ def masked_views(views: Iterable[int], dims: Dims, place: str) -> None:
             raise RecipeError(f"{place}: views names view {view}; views are counted from 0, and there are {len(dims.grids)}.")
         if online and view not in online:
             raise RecipeError(f"{place}: views names view {view}, which is online in no pair of these views. Write views = {online}.")
+
+
+def known_levels(levels: Iterable[str], dims: Dims, place: str) -> None:
+    """Raise RecipeError for one of `levels` that the encoder does not give; `place`: of the part in the recipe."""
+    for level in levels:
+        if level not in dims.encoder.levels:
+            raise RecipeError(f"{place}.levels: the encoder gives no {level!r}. It gives {', '.join(dims.encoder.levels)}.")

@@ -139,7 +139,7 @@ class ViewDataset:
         height, width = image.size
         geometry = parts.calls.sample_views(size=(height, width), rng=rng("views"))
         if _fixed(geometry) != _fixed(self.dims):
-            said = f"gives other sizes, pairs, draws or cut_from for an image of {height}x{width} than for the first"
+            said = f"gives other sizes, pairs, draws, cut_from or sets for an image of {height}x{width} than for the first"
             raise PluginError(f"[views] {self.recipe.views.use}: {said}. They are the same for every image.")
         unit = jpeg_draft.unit(geometry, image.size) if image.scalable else 1
         meant = geometry
@@ -187,7 +187,7 @@ def on_pixels(geometry: Geometry, height: int, width: int, unit: int = 1) -> tup
 
 
 def _fixed(given: Geometry | Dims) -> tuple[Any, ...]:
-    return given.sizes, given.pairs, given.draws, given.cut_from
+    return given.sizes, given.pairs, given.draws, given.cut_from, given.sets
 
 
 def _sources(geometry: Geometry) -> tuple[int, ...]:
@@ -256,6 +256,7 @@ def collate(items: Sequence[Item], even: str = "") -> Batch:
             notes=stack([g.notes for g in geometries]),
             draws=first.geometry.draws,
             cut_from=first.geometry.cut_from,
+            sets=first.geometry.sets,
         ),
         hidden=tuple(hidden),
         augment=tuple(stacked_draws([item.augment[v] for item in items if item.augment]) for v in views) if first.augment else None,
