@@ -55,7 +55,7 @@ class Siamese(nn.Module):
         if assembly.recipe.target.momentum > 0 and wants_target(assembly, dims):
             copies = {key: _copy(head.module) for key, head in heads.items() if head.kind == "averaged"}
             self.target = Branch(_copy(self.online.encoder), copies, labels, state)
-        self.followed = False  # the target has followed these very weights of the online branch: the step that came then was left out
+        self.followed = False  # true: the target already includes the current online weights, because the optimizer step was skipped
         self.any_masks = "hides_any" in assembly.traits[assembly.recipe.encoder.label].gives  # as many cells of each image need not be hidden
         self.heads_asked = False  # that every head is asked for has been seen
         self.encoded = set[tuple[tuple[int, ...], Role]]()  # the views that have been through an encoder

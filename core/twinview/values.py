@@ -181,7 +181,7 @@ class Dims:
     dataset_size: int
     classes: int = 0  # label classes of the training shards, 0 where there are none
     aligned_widths: Mapping[str, tuple[int, ...]] = attrs.field(factory=dict)  # alignment name -> channel widths that losses send through it
-    sent: tuple[int, ...] = ()  # of these, the widths of the alignment whose `heads` is asked; empty for other parts
+    sent: tuple[int, ...] = ()  # channel widths for the alignment whose `heads()` is being called; empty for other parts
     extras: Mapping[str, int] = attrs.field(factory=dict)  # alignment name -> channels of its `extra`
     heads: Mapping[str, int] = attrs.field(factory=dict)  # name of a shared `[[head]]` -> channels of its `projector`
 
@@ -314,7 +314,7 @@ class Traits(NamedTuple):
     extra: int = 0  # channels of the `extra` that this alignment gives
     channels: int = 0  # of the maps that the `projector` of this [[head]] gives
     scores: frozenset[str] | None = None  # names of the numbers that its `evaluate` gives, for [run] keep_best; None: not said
-    instead: str = ""  # what to write for the part to give more, where its options decide: the end of a refusal
+    instead: str = ""  # hint appended to the error when an option limits what this part supports
 
 
 class Step(Protocol):

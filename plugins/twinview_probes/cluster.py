@@ -94,7 +94,8 @@ class Cluster:
         for name in ("", *self.baselines):
             counts = self.count(self.clusterer(branches, data, name), data, device)
             found = matched_scores(counts, match_clusters(counts), self.map.things if self.map else ()) | occupancy(counts)
-            scores |= {f"cluster/{name}{'/' * bool(name)}{score}": value for score, value in found.items()}
+            start = f"cluster/{name}/" if name else "cluster/"
+            scores |= {f"{start}{score}": value for score, value in found.items()}
         return scores
 
     @hookimpl

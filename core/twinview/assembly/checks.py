@@ -125,8 +125,11 @@ def check_traits(made: Composition) -> None:
 def check_channels(made: Composition) -> None:
     """Images that are not three channels of 8 bits, and the parts that touch pixels."""
     data, pixels = made.recipe.data, made.answers("apply_augment")
-    wanted = [("any_channels", f"channels = {data.channels}: it takes 3", [*made.answers("make_encoder"), *pixels])] * (data.channels != 3)
-    wanted += [("deep", f"white = {data.white}: it takes images of 8 bits", pixels)] * (data.white > 0)
+    wanted = []
+    if data.channels != 3:
+        wanted.append(("any_channels", f"channels = {data.channels}: it takes 3", [*made.answers("make_encoder"), *pixels]))
+    if data.white:
+        wanted.append(("deep", f"white = {data.white}: it takes images of 8 bits", pixels))
     for word, said, labels in wanted:
         for label in labels:
             if word not in made.traits[label].gives:
@@ -155,7 +158,8 @@ def check_alignments(made: Composition) -> None:
             raise RecipeError(f"{place}: does not use what [align] {other} tells a predictor. Choose an alignment that resamples the maps.")
     for name, use in recipe.align.items():
         if name not in used:
-            raise RecipeError(f"[align{'.' * bool(name)}{name}] {use.use}: no loss uses it. Leave it out, or add a loss that aligns cells.")
+            table = f"align.{name}" if name else "align"
+            raise RecipeError(f"[{table}] {use.use}: no loss uses it. Leave it out, or add a loss that aligns cells.")
 
 
 def _no_alignment(there: Mapping[str, PartConfig], wanted: str) -> str:

@@ -21,7 +21,7 @@ class LossScale:
     its own.  Gradients are summed over ranks before they are looked at, so that all ranks find the same.
     """
 
-    dynamic = False  # for DeepSpeed: the scale changes after its step, not inside, where it would be changed before it is divided by
+    dynamic = False  # DeepSpeed must not update the scale: it would do so before unscaling the gradients
 
     def __init__(self, fp16: bool, trainable: list[nn.Parameter]) -> None:
         """`trainable`: what the optimizer moves."""

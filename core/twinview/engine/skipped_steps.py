@@ -50,7 +50,7 @@ class SkippedStep(NamedTuple):
 
 
 def leave_out(progress: Progress, micros: Iterable[Micro], scale: LossScale) -> SkippedStep:
-    """What every rank knows of a step that none took; every rank calls it."""
+    """Build the report of a skipped step.  Collective: every rank calls it and gets the same report."""
     mine: list[dict[str, Any]] = [{"loss": float(m.loss), "terms": {k: float(v) for k, v in m.terms.items()}, "keys": list(m.keys)} for m in micros]
     every: tuple[dict[str, Any], ...] = tuple({"rank": rank, **m} for rank, ms in enumerate(gathered(mine)) for m in ms)
     overflow = all(math.isfinite(m["loss"]) for m in every) and scale.lower()

@@ -62,7 +62,8 @@ class Recipe:
             if isinstance(found, PartConfig):
                 yield slot, f"[{slot}] {found.use}", found
             elif isinstance(found, dict):
-                yield from ((slot, f"[{slot}{'.' * bool(k)}{k}] {u.use}", u) for k, u in found.items())
+                for name, use in found.items():
+                    yield slot, f"[{slot}.{name}] {use.use}" if name else f"[{slot}] {use.use}", use
             elif found:
                 yield from ((slot, f"[[{slot}]] {u.use}", u) for u in found)
 

@@ -111,7 +111,9 @@ def _check_kinds(data: Data, kinds: Mapping[tuple[int, int], int], found: Mappin
         raise DataError(f"{said}. A recipe trains images of one number of channels: pack each by itself.")
     largest = max((max(one["largest"]) for one in found.values() if one.get("largest")), default=0)
     deep = any(bits == 16 for _, bits in kinds)
-    scale = f", white = {data.white or FULL[16]}" + f" (what is full scale; the largest value seen is {largest})" * bool(largest) if deep else ""
+    scale = f", white = {data.white or FULL[16]}" if deep else ""
+    if deep and largest:
+        scale += f" (what is full scale; the largest value seen is {largest})"
     raise DataError(f"{said}. Write channels = {max(counts)}{scale}.")
 
 

@@ -123,7 +123,9 @@ def _tiff(tiff: TiffFile) -> Header:
     ((shape, axes, dtype),) = kinds
     dtype = np.dtype(np.uint8) if dtype == np.bool_ else dtype  # of one bit
     sides = dict(zip(axes, shape))
-    others = [length for axis, length in sides.items() if axis not in "YX" and length > 1] + [len(tiff.series)] * (len(tiff.series) > 1)
+    others = [length for axis, length in sides.items() if axis not in "YX" and length > 1]
+    if len(tiff.series) > 1:
+        others.append(len(tiff.series))
     if not {"Y", "X"} <= sides.keys() or len(others) > 1:
         raise ValueError(f"is a TIFF of axes {axes} {shape}; one axis beside height and width is its channels. Save each plane by itself")
     _checked((sides["Y"], sides["X"]), dtype)

@@ -24,7 +24,7 @@ Ints = NDArray[np.int64]
 
 
 class PrefetchBatch(NamedTuple):
-    """A batch, and the numbers of the shards to have by then."""
+    """One batch's sample indices, and the numbers of the shards to prefetch."""
 
     places: list[SampleIndex]
     shards: Sequence[int]

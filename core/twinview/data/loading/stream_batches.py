@@ -105,7 +105,10 @@ class StreamBatches:
 
 
 def shuffled(items: Iterable[T], size: int, bits: np.random.Philox) -> Iterator[T]:
-    """All items, each a random one of those held: `size`, and to begin with a tenth, which grow by one for every two that come."""
+    """Reservoir shuffle: all items, each drawn at random from a buffer of `size`.
+
+    Yields from a tenth of the buffer's size on; until the buffer is full, it grows by one item for every two that arrive.
+    """
     held: list[T] = []
     for n, item in enumerate(items):
         held.append(item)

@@ -74,7 +74,7 @@ class Cache:
                     except BlockingIOError:
                         if not wait:
                             return False
-                        time.sleep(AGAIN)  # no blocking wait: once it is whole, whoever reads it has a lock on this same file
+                        time.sleep(AGAIN)  # poll instead of blocking: after the rename, readers' shared locks would block us
                         continue
                     try:
                         self._fill(file, final, size, write)

@@ -72,7 +72,7 @@ def http_open(url: str, offset: int, known: Info) -> tuple[ByteStream, int]:
 
 
 class _Answer:
-    """The body of an answer, as long as the answer says it is; Python's client takes a connection that was cut for its end."""
+    """An HTTP body.  Raises Unreachable if the connection closes before Content-Length bytes, which Python's client takes for the end."""
 
     def __init__(self, answer: Any, left: int | None) -> None:
         self.answer, self.left = answer, left
