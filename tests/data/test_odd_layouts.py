@@ -102,7 +102,7 @@ def test_annotation_files_of_other_names(tmp_path: Path, place: str) -> None:
     root = coco(tmp_path, place=place)
     chosen = {"annotations": str(root / place)} if "keypoints" in place else {}
     assert packed("coco", root, **chosen)[0].fields == {"jpg", "json"}
-    with pytest.raises(DataError, match=r"^--annotations: there is no file /nowhere\.json\.$"):
+    with pytest.raises(DataError, match=r"^annotations: there is no file /nowhere\.json\.$"):
         packed("coco", root, annotations="/nowhere.json")
 
 
