@@ -24,6 +24,7 @@ from twinview.values import Batch, PlainBatch, Progress, Traits
 
 SLOTS = {"views": "sample_views", "masks": "make_masks", "align": "align", "loss": "loss", "encoder": "make_encoder"}  # slot -> its hook
 OPTIONAL = ("masks", "align")
+LEFT_OUT = ("supervised.classes", "supervised.nothing")  # parts that want labelled shards, or are not meant to train
 NONE = "none"
 IMAGES, STEPS, SIDE = 4, 20, 64  # of a batch; of an attempt; pixels of a view
 SMALL: dict[str, Any] = {  # options by name, for any part that has them
@@ -83,8 +84,8 @@ def choices() -> Choices:
     for method, _, parts in installed():
         for name, cls in parts.items() if isinstance(parts, Mapping) else ():
             for slot, hook in SLOTS.items():
-                if hook in answered(cls):
-                    label = f"{method}.{name}"
+                label = f"{method}.{name}"
+                if hook in answered(cls) and label not in LEFT_OUT:
                     for suffix, options in VARIANTS.get(label, {"": {}}).items():
                         found[slot][label + suffix] = {"use": label, **_small(cls, slot), **options}
     return found

@@ -4,10 +4,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from attrs import field
-from attrs.validators import gt
+from attrs.validators import ge, gt
 from torch import nn
 
-from twinview.branch import Head
+from twinview.branch import Head, ParamRule
 from twinview.hooks import hookimpl, part
 from twinview.values import Dims, Traits
 
@@ -20,6 +20,7 @@ class Clusters:
     """
 
     clusters: int = field(default=15, validator=gt(1))  # K
+    frozen_until: int = field(default=0, validator=ge(0))  # epochs before its loss has its first turn: the optimizer begins with it then
 
     @hookimpl
     def traits(self) -> Traits:
@@ -29,7 +30,7 @@ class Clusters:
     @hookimpl
     def heads(self, dims: Dims) -> Mapping[str, Head]:
         """`projector`."""
-        return {"projector": Head(cluster_head(dims.width("cells"), self.clusters))}
+        return {"projector": Head(cluster_head(dims.width("cells"), self.clusters), rule=ParamRule(frozen_until=self.frozen_until))}
 
 
 def cluster_head(channels: int, clusters: int) -> nn.Conv2d:

@@ -11,7 +11,7 @@ from attrs.validators import ge, gt
 from torch import Tensor
 from torch.nn import functional as F
 
-from twinview.branch import Head
+from twinview.branch import Head, ParamRule
 from twinview.hooks import hookimpl, part
 from twinview.ops.maps import seen_twice
 from twinview.ops.means import wide
@@ -60,14 +60,16 @@ class MutualInformation:
     @hookimpl
     def heads(self, dims: Dims) -> Mapping[str, Head]:
         """Its own `projector`, where none is shared."""
-        return {} if self.head else {"projector": Head(cluster_head(dims.width("cells"), self._width(dims)))}
+        head = cluster_head(dims.width("cells"), self._width(dims))
+        return {} if self.head else {"projector": Head(head, rule=ParamRule(frozen_until=self.turn))}
 
     @hookimpl
     def loss(self, step: Step) -> dict[str, Tensor]:
         """`mutual_information`, from -ln K upwards; notes the information in nats, and the entropy of the clusters' sizes (1: all as large)."""
         key = step.head(self.head or self, "projector")
         if step.progress.epoch % self.period != self.turn:
-            return {"mutual_information": sum((p.sum() * 0 for p in step.branches.online.find(key).parameters()), torch.zeros(()))}
+            idle = step.online[step.pairs[0][0]].at("cells").sum() * 0
+            return {"mutual_information": sum((p.sum() * 0 for p in step.branches.online.find(key).parameters()), idle)}
         found = []
         for i, j in step.pairs:
             alignment = step.alignment(i, j, self.align)
