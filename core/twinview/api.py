@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from twinview.errors import CheckpointError
 from twinview.machine import rank_variable
+from twinview.paths import expand
 from twinview.recipe import Recipe, read
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def is_first() -> bool:
 
 def run_folder(recipe: Recipe, run: str | Path | None = None) -> Path:
     """Where a run is written: the folder given, or `runs/RECIPE`."""
-    return Path(run) if run is not None else RUNS / recipe.name.replace("/", "-")
+    return expand(run, "--run") if run is not None else RUNS / recipe.name.replace("/", "-")
 
 
 def load(run: str | Path, step: int | None = None) -> nn.Module:
@@ -93,8 +94,9 @@ def load(run: str | Path, step: int | None = None) -> nn.Module:
 
     Called with images [B, C, H, W], normalised as the recipe's [data] says; gives `twinview.values.Features`.  Raises CheckpointError.
     """
-    if not Path(run).is_dir():
+    run = expand(run, "load")
+    if not run.is_dir():
         raise CheckpointError(f"{run}: there is no such run. Give the folder that `twinview train` wrote.")
     from twinview.analysis.load import load_encoder
 
-    return load_encoder(Path(run), step)
+    return load_encoder(run, step)

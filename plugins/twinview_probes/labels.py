@@ -1,6 +1,7 @@
 """Label maps: which label of a data set belongs to which class of a benchmark."""
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +31,7 @@ class LabelMap(NamedTuple):
 def read_label_map(name: str) -> LabelMap:
     """A label map by name, or a .toml file with `names`, `things` and `fine` (the class of each label).  Raises RecipeError."""
     known = sorted(p.stem for p in FOLDER.glob("*.toml"))
-    path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
+    path = Path(os.path.expanduser(name)) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     if not path.is_file():
         raise RecipeError(f"labels: there is no label map {name!r}.{closest(name, known)} Or write a .toml file of your own.")
     try:

@@ -17,6 +17,7 @@ from PIL import Image
 from twinview.api import train
 from twinview.assembly import assemble
 from twinview.cli import main
+from twinview.data.dataset import open as open_module
 from twinview.data.dataset.open import open_data, open_shards
 from twinview.data.loading.factory import Factory
 from twinview.data.loading.loader import training_batches
@@ -230,3 +231,16 @@ def test_a_run_from_a_folder_has_the_losses_of_one_from_shards(toy: dict[str, An
         losses.append([row["loss"] for row in read_metrics(tmp_path / name / "metrics.jsonl")])
     assert losses[0] == losses[1] and len(losses[0]) == 7
     assert torch.isfinite(torch.tensor(losses)).all()
+
+
+def test_a_folder_in_place_says_what_it_passes_over(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("notes.txt", "more.txt", "film.mp4", "README"):
+        (photos / name).write_text("no image")
+    (photos / ".thumbnails").mkdir()
+    for _ in range(2):  # as it is indexed, and from the index that is kept
+        open_module._say_once.cache_clear()
+        open_shards(f"images:{photos}")
+        said = capsys.readouterr().err
+        assert f"images:{photos}: 61 images; 4 other files passed over (2 .txt, 1 .mp4, 1 without a suffix); 1 hidden folder passed over" in said
+    open_shards(f"images:{photos}")
+    assert "passed over" not in capsys.readouterr().err, "once a process"

@@ -14,6 +14,7 @@ from twinview.assembly.checks import naming_evaluations
 from twinview.data.dataset.open import open_data
 from twinview.data.dataset.statistics import with_measured
 from twinview.data.loading.factory import Factory, Paths
+from twinview.data.remote.base import without_queries
 from twinview.engine.checkpoint import find_checkpoint, load_model
 from twinview.engine.distributed.process import join, on_first
 from twinview.engine.run_recipe import run_recipe
@@ -89,7 +90,7 @@ def evaluate(assembly: Assembly, run: Path, step: int | None = None) -> dict[str
         for answer in assembly.only("evaluate", label)(branches=model.branches, data=data, progress=progress):
             scores |= {name: float(value) for name, value in answer.items()}
     use = recipe.evaluate[0]
-    on_first(lambda: _note(run, {"step": checkpoint.step, "use": use.use, "name": use.label, **use.options, **scores}))
+    on_first(lambda: _note(run, {"step": checkpoint.step, "use": use.use, "name": use.label, **without_queries(use.options), **scores}))
     return scores
 
 

@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from twinview.cli.commands import Commands, command
 from twinview.cli.table import score_table, signs
 from twinview.errors import TwinviewError
+from twinview.paths import expand
 from twinview.terminal import answer
 
 
@@ -33,7 +33,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
     if args.ranks < 1:
         raise TwinviewError(f"--ranks: wants a number above 0, not {args.ranks}.")
-    run = Path(args.run)
+    run = expand(args.run, "RUN")
     of_recipe = [text for text in args.overrides if "." in text.partition("=")[0]]
     options = override({}, [text for text in args.overrides if text not in of_recipe])
     recipe = evaluation_recipe(run, args.what, args.shards, options, of_recipe)

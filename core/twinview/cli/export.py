@@ -3,11 +3,11 @@ from __future__ import annotations
 
 import argparse
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twinview.cli.commands import Commands, command
 from twinview.errors import TwinviewError
+from twinview.paths import expand
 from twinview.terminal import answer
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def export(args: argparse.Namespace) -> None:
     size = size_of(args.size) if args.size else None
     from twinview.analysis.export import export_encoder
 
-    answer("\n".join(loading(export_encoder(Path(args.run), Path(args.out), to=args.to or "", size=size, step=args.step))))
+    answer("\n".join(loading(export_encoder(expand(args.run, "RUN"), expand(args.out, "OUT"), to=args.to or "", size=size, step=args.step))))
 
 
 def size_of(text: str) -> Size:

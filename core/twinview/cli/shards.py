@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from twinview.cli.commands import Commands, command, group
 from twinview.data.prepare.layouts import KINDS
 from twinview.errors import DataError
+from twinview.paths import expand
 from twinview.terminal import answer
 
 CHOICES = ("labels", "split", "classes", "annotations", "fields", "dots", "keys")  # of some kinds of data sets
@@ -56,7 +56,9 @@ def pack(args: argparse.Namespace) -> None:
     recode = Recode(shorter_side=args.shorter_side, quality=args.quality)
     options = Options(shard_size=args.shard_size, recode=recode, workers=args.workers, bad_samples=args.bad_samples)
     chosen = {name: value for name in CHOICES if (value := getattr(args, name)) is not None}
-    answer(write(args.kind, args.source, Path(args.out), options, **chosen).text())
+    chosen |= {name: str(expand(chosen[name], f"--{name}")) for name in ("labels", "annotations") if name in chosen}
+    source = args.source if args.kind == "webdataset" else str(expand(args.source, "SOURCE"))  # shards are expanded where they are opened
+    answer(write(args.kind, source, expand(args.out, "OUT"), options, **chosen).text())
 
 
 def check(args: argparse.Namespace) -> None:
@@ -77,7 +79,7 @@ def stat(args: argparse.Namespace) -> None:
 
     answer("\n".join(count(args.shards, args.images).lines()))
     if args.out:
-        draw_sheet(args.shards, Path(args.out))
+        draw_sheet(args.shards, expand(args.out, "--out"))
         answer(f"picture     {args.out}")
 
 
@@ -92,7 +94,7 @@ def scenes(args: argparse.Namespace) -> None:
         raise DataError(f"--count: wants a number of at least 1, not {args.count}.")
     if args.seed < 0:
         raise DataError(f"--seed: wants a number of at least 0, not {args.seed}.")
-    found = write_scenes(Path(args.out), count=args.count, size=(int(height), int(width)), seed=args.seed)
+    found = write_scenes(expand(args.out, "OUT"), count=args.count, size=(int(height), int(width)), seed=args.seed)
     answer(found.text())
 
 

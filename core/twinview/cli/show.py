@@ -6,6 +6,7 @@ from pathlib import Path
 
 from twinview.cli.commands import Commands, command
 from twinview.errors import RecipeError, TwinviewError, closest
+from twinview.paths import expand
 from twinview.terminal import answer
 
 
@@ -25,7 +26,7 @@ def show(args: argparse.Namespace) -> None:
         raise TwinviewError(f"--images: wants a number above 0, not {args.images}.")
     if args.out and Path(args.out).suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise TwinviewError(f"--out: wants a file that ends in .png or .jpg, not {args.out!r}.")
-    of = Path(args.of)
+    of = expand(args.of, args.what)
     is_run = (of / "recipe.toml").is_file()
     if args.what != "views" and not is_run:
         raise TwinviewError(f"{of}: there is no run here. `twinview show {args.what}` wants the folder that `twinview train` wrote.")
@@ -37,7 +38,7 @@ def show(args: argparse.Namespace) -> None:
     found = draw(recipe, of if is_run else None, images=args.images)
     if args.what not in found:
         raise RecipeError(f"show {args.what}: no part of this run draws it.{closest(args.what, ['views', *found])}")
-    out = Path(args.out) if args.out else (of / "pictures" if is_run else Path()) / f"{args.what}.png"
+    out = expand(args.out, "--out") if args.out else (of / "pictures" if is_run else Path()) / f"{args.what}.png"
     out.parent.mkdir(parents=True, exist_ok=True)
     found[args.what].save(out)
     answer(out)

@@ -1,12 +1,14 @@
 """Where a run starts: its folder is opened, or a checkpoint of it is gone on from."""
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from twinview.data.remote.base import without_queries
 from twinview.engine.checkpoint import Checkpoint, set_random_states
 from twinview.engine.distributed.process import on_first
 from twinview.engine.loss_scale import scale_of
@@ -22,7 +24,7 @@ def start_run(setup: TrainSetup, folder: Path, resume: Resume, command: str) -> 
 
     Every rank calls it.  Raises CheckpointError where `resume` does not fit what `folder` holds.
     """
-    table, data = setup.assembly.table(), str(setup.shards.checksum)
+    table, data = without_queries(setup.assembly.table()), str(setup.shards.checksum)
     return on_first(lambda: _open(setup, folder, table, data, resume, command)), {"data": data, "recipe": table}
 
 
@@ -37,7 +39,8 @@ def _open(setup: TrainSetup, folder: Path, table: dict[str, Any], data: str, res
         "data": {"shards": [str(p) for p in setup.shards.paths], "images": len(setup.shards), **setup.shards.metadata, "checksum": data},
     }
     sitting = {
-        "command": command,
+        "command": without_queries(command),
+        "folder": os.getcwd(),  # which relative paths are of
         "step": start.step if start else 0,
         "ranks": setup.ranks.world,
         "device": torch.cuda.get_device_name(setup.ranks.device) if setup.ranks.device.type == "cuda" else "cpu",

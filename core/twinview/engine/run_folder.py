@@ -13,6 +13,7 @@ from typing import Any, Literal
 import tomli_w
 
 from twinview.assembly import assemble
+from twinview.data.remote.base import without_queries
 from twinview.engine.checkpoint import Checkpoint, find_checkpoint, steps_in
 from twinview.engine.metrics import read_metrics
 from twinview.engine.resumable import may_change
@@ -57,7 +58,7 @@ def find_start(folder: Path, table: Mapping[str, Any], data: str, resume: Resume
         return None
     found = find_checkpoint(folder / "checkpoints")
     began = found.meta.get("recipe", {})
-    changed = list(differences(began, table)) and list(differences(_as_now(began), table))
+    changed = list(differences(without_queries(began), table)) and list(differences(without_queries(_as_now(began)), table))
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise CheckpointError(

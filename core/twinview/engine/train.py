@@ -15,6 +15,7 @@ import torch.distributed as dist
 from twinview.assembly import Assembly
 from twinview.data.loading.factory import Factory
 from twinview.data.loading.views import BadSamples
+from twinview.data.remote.base import without_queries
 from twinview.data.remote.shard import fetch_all
 from twinview.engine.around import before_epoch
 from twinview.engine.batches import Batches, ask_choice, choice_files, load_choice
@@ -94,7 +95,7 @@ def train(
 def _take(folder: Path, resume: Resume, command: str, held: ExitStack) -> None:
     """Take the folder, for this run alone, until `held` is let go of."""
     check_folder(folder, resume)
-    held.enter_context(locked(folder, command))
+    held.enter_context(locked(folder, without_queries(command)))
 
 
 def _open_log(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from twinview.errors import CheckpointError, RecipeError, closest
+from twinview.paths import expand
 from twinview.saved import check_finite, read_meta, why_unread
 
 State = Mapping[str, Tensor]
@@ -68,7 +69,7 @@ def _read(source: str, named: Mapping[str, Callable[[], State]], place: str) -> 
         return _fetch(named[source], f"{place} = {source!r}")
     if source.startswith("timm:"):
         return _timm(source.removeprefix("timm:"), place)
-    path = _of_a_run(Path(source))
+    path = _of_a_run(expand(source, place, RecipeError))
     if not path.is_file():
         if path.suffix in FILES or len(path.parts) > 1:
             raise CheckpointError(f"{place} = {source!r}: there is no such file. Write a run's folder, or a file that ends in {', '.join(FILES)}.")

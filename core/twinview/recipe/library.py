@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from twinview.errors import RecipeError, closest
+from twinview.paths import expand
 from twinview.recipe.overrides import override, parsed
 from twinview.recipe.parse import from_table
 from twinview.recipe.schema import Recipe
@@ -26,7 +27,7 @@ def names() -> list[str]:
 
 def find(source: str | Path) -> Path:
     """The file of a recipe: a path that ends in .toml, or a name from `names()`.  Raises RecipeError with the nearest name."""
-    path = Path(source)
+    path = expand(source, "", RecipeError)
     if path.suffix == ".toml":
         if not path.is_file():
             raise RecipeError(f"{source}: there is no such file. `twinview recipes` lists the recipes by name.")

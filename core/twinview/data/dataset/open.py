@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import attrs
@@ -22,11 +23,13 @@ from twinview.data.scenes.shards import scenes
 from twinview.data.store import image_folder as images
 from twinview.data.store import index, manifest
 from twinview.data.store.listing import folder as image_folder
+from twinview.data.store.listing import passed_over
 from twinview.data.threads import in_threads
 from twinview.errors import DataError
 from twinview.ops.seeding import seed_of, splitmix
 from twinview.progress import progress
 from twinview.recipe.tables import Amount, Data, Source
+from twinview.terminal import say
 
 
 def open_shards(spec: str | Sequence[str], access: Access | None = None, *, rebuild: bool = False) -> Shards:
@@ -45,8 +48,16 @@ def open_shards(spec: str | Sequence[str], access: Access | None = None, *, rebu
     todo = [path for path, found in indexes.items() if found is None]
     for path in progress(todo, len(todo), "index", "shards"):
         indexes[path] = images.build(path) if path.is_dir() else index.build(path)
+    for found in indexes.values():
+        if isinstance(found, images.Folder) and found.others and os.environ.get("RANK", "0") == "0":
+            _say_once(f"images:{found.root}: {len(found)} images; {passed_over(found.others)}")
     both = [opened[path] if isinstance(path, RemoteShard) else (path, indexes[path]) for path in paths]
     return Shards([path for path, _ in both], [found for _, found in both if found is not None])
+
+
+@lru_cache(maxsize=64)
+def _say_once(text: str) -> None:
+    say(text)
 
 
 def shard_paths(spec: str, access: Access | None = None) -> Iterator[Path | RemoteShard]:

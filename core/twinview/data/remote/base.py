@@ -2,10 +2,11 @@
 from __future__ import annotations
 
 import http.client
+import re
 import urllib.error
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from twinview.errors import DataError
 
@@ -13,6 +14,8 @@ BLOCK = 1 << 20  # bytes read at once
 SILENCE = 20.0  # seconds without a byte after which a server is given up
 PASSING = (408, 425, 429)  # answers of http that may be another one later; so may all from 500 on
 PIPE = "pipe:"
+LEFT_OUT = "?(left out)"  # in place of a query
+QUERY = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s?'\"\],]+)\?(?!\(left out\))[^\s'\"\],]+")
 VERSIONS = ("ETag", "etag", "md5Hash", "Last-Modified", "LastModified", "last_modified", "mtime", "updated", "created")  # the first that is there
 
 
@@ -44,8 +47,17 @@ class ByteStream(Protocol):
 
 
 def shown(url: str) -> str:
-    """A URL as messages name it: without a query, which may hold a signature."""
-    return url if url.startswith(PIPE) else url.partition("?")[0]
+    """A URL as messages name it: without a query, which may hold a signature; also within the words of a `pipe:`."""
+    return QUERY.sub(r"\1", url) if url.startswith(PIPE) else url.partition("?")[0]
+
+
+def without_queries(value: Any) -> Any:
+    """Text, or tables and lists of it, as files of a run hold it: with the queries of URLs, which may be signatures, as `LEFT_OUT`."""
+    if isinstance(value, str):
+        return QUERY.sub(rf"\1{LEFT_OUT}", value)
+    if isinstance(value, Mapping):
+        return {key: without_queries(inner) for key, inner in value.items()}
+    return [without_queries(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def on_path(url: str, change: Callable[[str], str]) -> str:

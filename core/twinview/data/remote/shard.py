@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from twinview.data.remote.base import BLOCK, PIPE, Info, on_path, shown
+from twinview.data.remote.base import BLOCK, LEFT_OUT, PIPE, Info, on_path, shown
 from twinview.data.remote.cache import TIME, Cache, entry
 from twinview.data.remote.pipe import program
 from twinview.data.remote.transport import ResumableReader, info, listing, small
@@ -211,6 +211,9 @@ def remote_shards(spec: str, urls: Iterable[str], access: Access) -> list[Remote
 
 
 def _named(url: str, access: Access) -> list[RemoteShard]:
+    if LEFT_OUT in url:
+        again = "Write the whole URL again, as data.shards=..."
+        raise DataError(f"{shown(url)}: what stands behind the ? of a URL may be a signature, and is not kept in a run's folder. {again}.")
     if url.startswith(PIPE):
         _check_program(url, access.programs)
         return [RemoteShard(url=url, known=Info(None, ""), cache=access.cache)]

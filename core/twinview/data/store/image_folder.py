@@ -10,7 +10,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from twinview.errors import DataError
 from twinview.paths import cache
 from twinview.progress import progress
 
-FORMAT = 1
+FORMAT = 2
 ARRAYS = ("hashes", "names", "name_starts", "kinds", "sizes", "times")
 SETTLED = 2.0  # seconds: a folder that changed less than this before it was read may change again within one tick of its clock
 
@@ -44,6 +44,8 @@ class Folder:
     kinds: NDArray[np.int32]  # [n] field
     sizes: NDArray[np.int64]  # [n] bytes
     times: NDArray[np.int64]  # [n] of the last change, ns; -1 of what is no readable file, such as a broken link
+
+    others: Mapping[str, int] = attrs.field(factory=dict)  # what was passed over, by kind
 
     classes = 0  # no image has a class
 
@@ -96,7 +98,7 @@ def read(root: Path) -> Folder | None:
             meta = json.loads(file["meta"].tobytes())
             if meta["format"] != FORMAT or any(_times(root / name) != times for name, *times in meta["folders"]):
                 return None
-            return Folder(root=root, fields=tuple(meta["fields"]), **{name: file[name] for name in ARRAYS})
+            return Folder(root=root, fields=tuple(meta["fields"]), others=dict(meta["others"]), **{name: file[name] for name in ARRAYS})
     except Exception:  # whatever is wrong with it, it can be built anew
         return None
 
@@ -107,7 +109,7 @@ def build(root: Path) -> Folder:
     found = listing(root)
     folder = _index(root, found)
     if all(max(times) < began - SETTLED * 1e9 for _, *times in found.folders):
-        meta = {"format": FORMAT, "fields": folder.fields, "folders": found.folders}
+        meta = {"format": FORMAT, "fields": folder.fields, "others": dict(folder.others), "folders": found.folders}
         with suppress(OSError):  # where it cannot be kept it is used all the same
             save(_kept(root), meta, {name: getattr(folder, name) for name in ARRAYS})
     return folder
@@ -125,6 +127,7 @@ def _index(root: Path, found: Listing) -> Folder:
     encoded = [os.fsencode(name) for name in names]
     folder = Folder(
         root=root,
+        others=found.others,
         fields=tuple(kinds),
         hashes=np.fromiter((key_hash(key_of(name)) for name in names), np.int64, len(names)),
         names=np.frombuffer(b"".join(encoded), np.uint8),
