@@ -94,3 +94,11 @@ def test_a_mistake_gets_one_line(name: str, toy: dict[str, Any], install: Any, p
         assert re.search(mistake.says, last), last
         assert last.startswith("twinview: ") and "twinview's own" not in err
         assert ("Traceback" in err) == (name == "raises")
+
+
+def test_the_page_of_mistakes_has_them_all() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "mistakes.md").read_text()
+    said = dict(line.strip("| ").split(" | ", 1) for line in page.splitlines() if line.startswith("| ") and " | " in line)
+    for name, mistake in MISTAKES.items():
+        line = said[name].replace("\\|", "|").replace("acme", "wrong").replace("(twinview_", "(/site/twinview_")
+        assert re.search(mistake.says, line), name
