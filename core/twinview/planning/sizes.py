@@ -10,7 +10,7 @@ from twinview.assembly import Assembly
 from twinview.data.loading.factory import Paths
 from twinview.data.loading.loader import check_choice
 from twinview.engine.setup import check_batchnorm, no_blocks
-from twinview.errors import TwinviewError
+from twinview.errors import HookError, TwinviewError
 from twinview.model import Siamese
 from twinview.recipe import Recipe
 from twinview.values import DataFactory
@@ -27,6 +27,8 @@ def check_sizes(assembly: Assembly) -> None:
     try:
         with torch.device("meta"):
             _make(assembly)
+    except HookError:  # of a part that wants numbers: once more with them
+        _make(assembly)
     except TwinviewError:
         raise
     except Exception:
