@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,24 +23,6 @@ DRIVER = Path(__file__).with_name("hooks_driver.py")
 STAGES = (0, 1, 2, 3)
 
 
-def recipes(
-    toy: Table, shards: str, stages: tuple[int, ...] = STAGES, accumulations: tuple[int, ...] = (1, 2), uses: tuple[str, ...] = ("adamw",)
-) -> dict[str, Table]:
-    """Twelve photographs, three steps an epoch, two epochs; benchmarks/hook_state.py runs more of them."""
-    base = {**toy, "data": {"shards": shards, "workers": 0}, "run": {**toy["run"], "steps": 6, "checkpoint_every": 100, "device": "cpu"}}
-    deep = {**base, "loss": [{"use": "held.deep"}], "views": {"use": "byol.crops", "views": 1, "size": 32}}
-    contrast = {**base, "loss": [{"use": "held.contrast"}], "optimizer": {"use": "sgd", "lr": 0.1, "momentum": 0.9}}
-    writes = {**base, "extra": [{"use": "held.writes"}, {"use": "held.late"}], "optimizer": {"use": "adamw", "lr": 0.05, "weight_decay": 0.1, "clip": 0.01}}
-    found: dict[str, Table] = {}
-    for stage in stages:
-        zero = {"deepspeed": {"zero_optimization": {"stage": stage, **({"stage3_param_persistence_threshold": 10} if stage == 3 else {})}}}
-        found |= {f"deep-{use}-{stage}": {**deep, **zero, "optimizer": {"use": use, "lr": 0.05, "weight_decay": 0.01}} for use in uses}
-        found[f"writes-{stage}"] = {**writes, **zero}
-    for accumulation in accumulations:
-        found[f"contrast-{accumulation}"] = {**contrast, "run": {**contrast["run"], "accumulation": accumulation}}
-    return found
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, install_module: Callable[..., None], photo_shards: str) -> Path:
     """Every recipe trained by two ranks, and some by one."""
@@ -50,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, install_module: Callable[..
         "views": {"use": "toy.views"}, "encoder": {"use": "toy.encoder"}, "loss": [{"use": "toy.pooled"}], "optimizer": {"use": "sgd", "lr": 0.1},
         "run": {"batch_size": 4, "log_every": 1},
     }
-    tables = recipes(toy, photo_shards)
+    tables: dict[str, Table] = runpy.run_path(str(DRIVER))["recipes"](toy, photo_shards)
     (found / "recipes.json").write_text(json.dumps(tables))
     path = os.pathsep.join([sys.path[0], *filter(None, sys.path[1:])])
     command = [sys.executable, str(DRIVER), str(found), "2"]
