@@ -3,6 +3,7 @@
     python benchmarks/prove.py cifar-resnet --shards shards                      # every method of the task, seeds 20 to 22, then the table
     python benchmarks/prove.py streets --methods byol multisiam --seeds 20 21 22 23 24 25 26 27 28 29
     python benchmarks/prove.py cifar-vit --print                                 # the table of the rows that are there; trains nothing
+    python benchmarks/prove.py streets --compare multisiam byol                  # paired, with intervals over seeds and over images; trains nothing
 
 What the shards are packed from, and the protocol: docs/proof.md.  Trains anew: rows are taken from benchmarks/results/proof.jsonl only where the very
 same code (core/, plugins/) and recipe made them.  A run that was stopped goes on.  One core a run; start several with different --methods or --seeds.
@@ -21,7 +22,7 @@ from proof.figure import figure
 from proof.methods import TASKS
 from proof.rows import Rows
 from proof.run import FLOORS, row_of
-from proof.table import table
+from proof.table import by_method, comparison, table
 
 RESULTS = Path(__file__).parent / "results" / "proof.jsonl"
 
@@ -37,6 +38,7 @@ def main() -> None:
     ask.add_argument("--results", type=Path, default=RESULTS)
     ask.add_argument("--print", action="store_true", help="print the table of the rows that are there, by commit; train nothing")
     ask.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="for every recipe, values in JSON: optimizer.lr=0.003")
+    ask.add_argument("--compare", nargs=2, metavar=("A", "B"), help="the paired difference of two methods in the rows that are there; trains nothing")
     ask.add_argument("--figure", type=Path, metavar="SVG", help="draw the rows that are there; train nothing")
     ask.add_argument("--probe", choices=["linear", "knn", "miou"], default="linear", help="of the figure")
     args = ask.parse_args()
@@ -45,6 +47,11 @@ def main() -> None:
     if args.print:
         for at, found in rows.by_commit().items():
             print("\n".join([f"commit {at}", *table([row for row in found if row["task"] == task.name]), ""]))
+        return
+    if args.compare:
+        name, other = args.compare
+        methods = by_method([row for row in rows.rows if row["task"] == task.name])
+        print("\n".join(comparison(name, other, methods.get(name, {}), methods.get(other, {}))))
         return
     if args.figure:
         args.figure.write_text(figure([row for row in rows.rows if row["task"] == task.name], args.probe, task.title))

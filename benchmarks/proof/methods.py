@@ -128,7 +128,7 @@ CIFAR_RESNET = Task(
         "encoder": {"use": "torchvision.resnet", "name": "resnet18", "width": 32},
         "optimizer": {"use": "adamw", "lr": 2e-3, "weight_decay": 0.05},
         "schedule": {"warmup_share": 0.1},
-        "run": {"steps": 300, "batch_size": 64, "precision": "bf16", "channels_last": True, "log_every": 50, "checkpoint_every": 100},
+        "run": {"steps": 600, "batch_size": 64, "precision": "bf16", "channels_last": True, "log_every": 50, "checkpoint_every": 100},
     },
     methods=RESNET,
 )

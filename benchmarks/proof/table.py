@@ -62,6 +62,23 @@ def shown(found: Difference | None) -> str:
     return f"{found.mean:+.1f} ± {found.deviation:.1f} [{found.low:+.1f}, {found.high:+.1f}] ({found.deviations:.1f})"
 
 
+def comparison(name: str, other: str, a: dict[int, Row], b: dict[int, Row]) -> list[str]:
+    """What `compare` says of each probe, a line each."""
+    if other == "pixels" and len(b) == 1:
+        b = dict.fromkeys(a, next(iter(b.values())))  # the same for every seed
+    if not set(a) & set(b):
+        return [f"{name} and {other} have no seed in common: {sorted(a)} and {sorted(b)}"]
+    lines = []
+    for probe in (p for p in PROBES if all(p in row for of in (a, b) for row in of.values())):
+        found = compare(a, b, probe)
+        text = "{mean:+.1f} ± {deviation:.1f}, over seeds [{low:+.1f}, {high:+.1f}], over seeds and images [{images_low:+.1f}, {images_high:+.1f}]"
+        needed = f"; one point needs {found['seeds_for_one_point']} paired seeds" if found["seeds_for_one_point"] else ""
+        if found["seeds"] == 1:
+            text = "{mean:+.1f}, over images [{images_low:+.1f}, {images_high:+.1f}]; one seed says nothing of the spread"
+        lines.append(f"{probe}: {name} - {other} on {found['seeds']} seed{'s' * (found['seeds'] > 1)}: {text.format(**found)}{needed}")
+    return lines
+
+
 def compare(a: dict[int, Row], b: dict[int, Row], probe: str) -> dict[str, Any]:
     """Two methods on the seeds that both have: paired difference over seeds, and the interval over seeds and images together."""
     seeds = sorted(set(a) & set(b))

@@ -17,7 +17,7 @@ from proof.methods import TASKS, merged  # noqa: E402
 from proof.probe import confusions, knn, linear, miou  # noqa: E402
 from proof.score import pack, unpack  # noqa: E402
 from proof.stats import bootstrap, bootstrap_miou, paired, seeds_needed  # noqa: E402
-from proof.table import compare, table  # noqa: E402
+from proof.table import compare, comparison, table  # noqa: E402
 
 
 def test_differences_are_paired_by_the_seeds_that_both_have() -> None:
@@ -134,6 +134,11 @@ def test_a_table_pairs_every_row_with_both_floors() -> None:
     assert [line.split(" | ")[0] for line in lines[3:]] == ["| byol", "| random", "| pixels"]
     assert "| 36.0, 38.0 | 37.0 ± 1.4 | +5.5 ± 0.7 [-0.9, +11.9] (7.8) | +7.0 ± 1.4" in lines[3]
     found = compare({r["seed"]: r for r in rows if r["method"] == "byol"}, {r["seed"]: r for r in rows if r["method"] == "random"}, "linear")
+    said = comparison("byol", "random", *({r["seed"]: r for r in rows if r["method"] == m} for m in ("byol", "random")))
+    assert said == ["linear: byol - random on 2 seeds: +5.5 ± 0.7, over seeds [-0.9, +11.9], over seeds and images [+0.0, +0.0]; one point needs 7 paired seeds"]
+    assert comparison("byol", "pixels", {20: rows[2], 21: rows[4]}, {0: {**rows[0], **bits}})[0].startswith("linear: byol - pixels on 2 seeds: +7.0 ± 1.4")
+    assert "on 1 seed: +5.0, over images [+0.0, +0.0]; one seed" in comparison("byol", "random", {20: rows[2]}, {20: rows[1]})[0]
+    assert "no seed in common" in comparison("a", "b", {}, {})[0]
     assert found["mean"] == 5.5 and found["images_low"] == found["images_high"] == 0  # these bits are all alike
 
 
