@@ -238,6 +238,7 @@ def main() -> None:
     options.add_argument("--first", type=int, default=0, help="number of the first case")
     args = options.parse_args()
     os.environ["RANK"] = "1"  # no progress bars
+    import torchvision.io  # noqa: F401 - before the cases are timed: the first JPEG of a process would wait for it
     started, cpu = time.monotonic(), os.times()
     ends, findings, bad, slowest = Counter[str](), list[str](), 0, 0.0
     for first in range(args.first, args.first + args.cases, CHUNK):
