@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import logging
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from twinview import cli
 from twinview.cli import main
 from twinview.cli.words import in_options, tidied
 from twinview.errors import DataError, TwinviewError
@@ -90,3 +92,8 @@ def test_nothing_prints_but_the_one_place() -> None:
 def test_a_wrong_override_is_said_by_the_library_too() -> None:
     with pytest.raises(TwinviewError, match="keys of the recipe are no options"):
         tidied(["train", "x", "--views.size"])
+
+
+def test_warnings_of_the_library_are_printable(capsys: pytest.CaptureFixture[str]) -> None:
+    cli._Said().emit(logging.LogRecord("twinview.data", logging.WARNING, "", 0, "bad %s", ("a\x1b[31m",), None))
+    assert capsys.readouterr().err == "bad a\\x1b[31m\n"

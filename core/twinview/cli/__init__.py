@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import select
 import sys
@@ -77,10 +78,18 @@ def _stdout_is_read() -> bool:
     return not gone
 
 
+class _Said(logging.Handler):
+    """Warnings of the library, without the control codes that names of files may hold."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
 def entry() -> NoReturn:
     """The `twinview` command: `main`, and the end of the process."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: names of files may be no text
+    logging.getLogger("twinview").addHandler(_Said())
     code = main()
     _stdout_is_read()
     if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
