@@ -38,14 +38,14 @@ def test_a_word_that_is_nearly_right(words: list[str], said: str, capsys: pytest
 
 
 def test_overrides_written_as_options(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", "byol/camvid", "--run.steps=7"]) == 0
+    assert main(["check", "byol/camvid", "evaluate=[]", "--run.steps=7"]) == 0
     assert "steps = 7" in capsys.readouterr().out
     assert main(["check", "byol/camvid", "--run.steps", "7"]) == 2
     assert capsys.readouterr().err == "twinview: --run.steps: keys of the recipe are no options. Write run.steps=7.\n"
     assert tidied(["train", "x", "--resume", "auto", "--run", "a.b"]) == ["train", "x", "--resume-auto", "--run", "a.b"]
 
 
-@pytest.mark.parametrize("command", ["parts", "recipes", "check byol/camvid"])
+@pytest.mark.parametrize("command", ["parts", "recipes", "check byol/camvid evaluate=[]"])
 def test_a_reader_that_goes_away_is_no_fault(command: str) -> None:
     """`twinview parts | head -1`, whose head has gone before the first line."""
     hear, speak = os.pipe()
