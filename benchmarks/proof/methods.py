@@ -112,6 +112,13 @@ STREETS: dict[str, Table] = {
     "byol": {"loss": [byol()], "target": FAST},
     "simsiam": {"loss": [{"use": "simsiam.image", "channels": 512, "predictor_hidden": 128}], "target": {"momentum": 0.0}},
     "multisiam": {"align": ROI, "loss": [byol(0.5), clusters()], "target": FAST},
+    "simclr": RESNET["simclr"],
+    "densecl": {  # both ways, as all methods here; published one way
+        "align": {"use": "densecl.correspondence"},
+        "loss": [{"use": "moco.image", "weight": 0.5, "queue": 512}, {"use": "densecl.dense", "weight": 0.5, "queue": 512}],
+        "target": {**FAST, "schedule": "constant", "update": "before_forward"},
+    },
+    "pixpro": {"loss": [{"use": "pixpro.pixels", **IMAGE}], "target": {**FAST, "update": "before_forward"}},
 }
 
 CIFAR_RESNET = Task(
