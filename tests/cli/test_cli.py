@@ -164,7 +164,7 @@ def test_overrides_may_stand_behind_options(recipe: str, tmp_path: Path, capsys:
     assert main(["train", recipe, "run.batch_size=3", "--run", str(tmp_path / "run"), "run.steps=1"]) == 0
     assert tomllib.loads((tmp_path / "run" / "recipe.toml").read_text())["run"]["steps"] == 1
     with pytest.raises(SystemExit) as stopped:
-        main(["recipes", "a=b"])
+        main(["recipes", "byol", "a=b"])
     assert stopped.value.code == 2 and "unrecognized arguments: a=b" in capsys.readouterr().err
 
 

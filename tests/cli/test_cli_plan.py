@@ -18,7 +18,7 @@ from twinview.cli import main
 ])
 def test_recipes_are_planned_without_their_data(name: str, small: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["plan", name, "data.shards=nowhere", *small, "--gpus", "8", "--memory", "80", "--bandwidth", "50"]) == 0, capsys.readouterr().err
+    assert main(["plan", name, "data.shards=nowhere", "evaluate=[]", *small, "--gpus", "8", "--memory", "80", "--bandwidth", "50"]) == 0, capsys.readouterr().err
     said = capsys.readouterr().out
     for word in ("stage 0", "stage 3", "weights, online", "activations", "together", "most images at once", "sent by a GPU in a step, GB", "seconds", "take"):
         assert word in said, word
@@ -26,7 +26,7 @@ def test_recipes_are_planned_without_their_data(name: str, small: list[str], cap
 
 
 def test_json_has_everything_in_bytes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "siameseim/cifar10_vit_tiny", "data.shards=nowhere", "--gpus", "2", "--memory", "16", "--json"]) == 0
+    assert main(["plan", "siameseim/cifar10_vit_tiny", "data.shards=nowhere", "evaluate=[]", "--gpus", "2", "--memory", "16", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [c["stage"] for c in found["stages"]] == [0, 1, 2, 3] and found["take"] == 0 and found["machine"]["gpus"] == 2
     for choice in found["stages"]:
@@ -38,7 +38,7 @@ def test_what_is_wrong_gets_one_line(capsys: pytest.CaptureFixture[str]) -> None
         (["--gpus", "0", "--memory", "8"], "--gpus: wants a number above 0, not 0."),
         (["--gpus", "7", "--memory", "8"], "does not divide by 7 ranks"),
         (["run.batch_siz=4", "--memory", "8"], "Did you mean 'batch_size'?"),
-        (["--memory", "-1"], "--memory, --bandwidth: want numbers above 0."),
+        (["--memory", "-1"], "--memory: wants a number above 0, not -1."),
     ]
     if not torch.cuda.is_available():
         wrong.append(([], "--memory: this machine shows no GPU whose memory could be asked for. Write --memory 80, in GiB."))

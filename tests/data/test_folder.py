@@ -177,7 +177,7 @@ def test_it_goes_to_other_processes_as_arrays(photos: Path) -> None:
     found = open_shards(f"images:{photos}")
     assert [pickle.loads(pickle.dumps(found)).read(i) for i in range(61)] == [found.read(i) for i in range(61)]
     held = attrs.asdict(found.indexes[0], recurse=False)
-    assert {name for name, value in held.items() if not isinstance(value, np.ndarray)} == {"root", "fields"}
+    assert {name for name, value in held.items() if not isinstance(value, np.ndarray)} == {"root", "fields", "others"}
 
 
 def test_the_checksum_is_of_names_and_sizes(photos: Path, tmp_path: Path) -> None:
@@ -241,6 +241,6 @@ def test_a_folder_in_place_says_what_it_passes_over(tmp_path: Path, photos: Path
         open_module._say_once.cache_clear()
         open_shards(f"images:{photos}")
         said = capsys.readouterr().err
-        assert f"images:{photos}: 61 images; 4 other files passed over (2 .txt, 1 .mp4, 1 without a suffix); 1 hidden folder passed over" in said
+        assert f"images:{photos}: 61 images; 6 other files passed over (2 .txt, 2 without a suffix, 1 .mp4, 1 .png); 1 hidden folder passed over" in said
     open_shards(f"images:{photos}")
     assert "passed over" not in capsys.readouterr().err, "once a process"

@@ -55,10 +55,9 @@ def methods(args: argparse.Namespace) -> None:
 
 def recipes(args: argparse.Namespace) -> None:
     """List the recipes, each with the first line of its head comment."""
-    from twinview.assembly import methods as installed_names
-
-    if args.method and args.method not in installed_names():
-        raise RecipeError(f"recipes: no method {args.method!r} is installed.{closest(args.method, installed_names())}")
+    installed_names = {entry.name for entry in entry_points(group="twinview")}  # without the assembly, which imports torch
+    if args.method and args.method not in installed_names:
+        raise RecipeError(f"recipes: no method {args.method!r} is installed.{closest(args.method, installed_names)}")
     found = {name: text.splitlines()[0].lstrip("# ") for name, text, used, _ in _recipes() if not args.method or args.method in used}
     width = max(map(len, found), default=0)
     for name, title in found.items():

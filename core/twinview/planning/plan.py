@@ -88,8 +88,9 @@ def plan(recipe: Recipe, *, gpus: int = 1, memory: float = 0.0, bandwidth: float
     """
     if gpus < 1:
         raise TwinviewError(f"gpus: wants a number above 0, not {gpus}.")
-    if memory < 0 or bandwidth < 0:
-        raise TwinviewError("memory, bandwidth: want numbers above 0.")
+    for name, value in (("memory", memory), ("bandwidth", bandwidth)):
+        if value < 0:
+            raise TwinviewError(f"{name}: wants a number above 0, not {value:g}.")
     check_recipe(recipe)
     images = micro_batch(recipe, gpus)
     machine = Machine(gpus=gpus, memory=memory * 2**30 or _memory_here(), bandwidth=bandwidth * 1e9, gpu=recipe.run.device != "cpu")
