@@ -21,10 +21,14 @@ from twinview.recipe import read
 Table = dict[str, Any]
 PROMISED = 10.0  # seconds, docs/large-runs.md
 FAULTY = '''
+import itertools
 import os
 import time
+from torch.utils.data import get_worker_info
 from twinview.errors import DataError
 from twinview.hooks import hookimpl, part
+
+SEEN = itertools.count(1)  # of a data worker: a part holds no state
 
 
 @part
@@ -33,13 +37,11 @@ class Faulty:
 
     seconds: float = 0.0
     at: int = 0
-    seen: int = 0
 
     @hookimpl(wrapper=True)
     def sample_views(self):
         time.sleep(self.seconds)
-        self.seen += 1
-        if self.seen == self.at and os.environ["RANK"] == "1":
+        if self.at and get_worker_info() and next(SEEN) == self.at and os.environ["RANK"] == "1":
             raise DataError("shards/some.tar: image 17: is damaged.")
         return (yield)
 

@@ -81,7 +81,7 @@ def test_a_weight_that_no_loss_reaches_decays_alone_as_it_does_on_several_ranks(
             @hookimpl
             def heads(self, dims): return {"spare": Head(nn.Linear(2, 2), "online_only")}
             @hookimpl
-            def after_step(self, step): pass
+            def after_step(self, branches): branches.online.of(self, "spare")
         @hookimpl
         def parts(): return {"spare": Spare}
     """)
@@ -168,8 +168,8 @@ def test_evaluations_that_the_user_never_wrote_are_named(photo_shards: str, tmp_
         assert said.startswith("twinview: [[evaluate]] probes.") and "nowhere" in said and "evaluate.0.val=PATHS" in said and "evaluate=[]" in said
 
 
-def test_keep_best_is_checked_before_anything_else(toy: Table) -> None:
-    table = {**toy, "evaluate": [{"use": "probes.knn", "val": "x", "size": [8, 8], "train": "y", "baselines": ["random"]}]}
+def test_keep_best_is_checked_before_anything_else(toy: Table, photo_shards: str) -> None:
+    table = {**toy, "evaluate": [{"use": "probes.knn", "val": photo_shards, "size": [8, 8], "train": photo_shards, "baselines": ["random"]}]}
     with pytest.raises(RecipeError, match=r"\[run\] keep_best: no evaluation gives 'knn/top'\. Did you mean 'knn/top1'\?"):
         api.check({**table, "run": {**toy["run"], "keep_best": "knn/top"}})
     api.check({**table, "run": {**toy["run"], "keep_best": "knn/random/top1"}})

@@ -22,6 +22,8 @@ from twinview.recipe import from_table
 SEEN = '''
 from twinview.hooks import hookimpl, part
 
+KEYS = set()  # of the process: a part holds no state
+
 
 @part
 class Seen:
@@ -29,17 +31,14 @@ class Seen:
 
     val: str | None = None
 
-    def __attrs_post_init__(self):
-        self.keys = set()
-
     @hookimpl
     def after_step(self, step):
-        self.keys |= set(step.batch.keys)
+        KEYS.update(step.batch.keys)
 
     @hookimpl
     def evaluate(self, data):
         read = {key for batch in data.plain(self.val, size=(8, 8)) for key in batch.keys}
-        return {"read": len(read), "trained": len(read & self.keys)}
+        return {"read": len(read), "trained": len(read & KEYS)}
 
 
 @hookimpl

@@ -205,14 +205,14 @@ def test_activation_checkpointing_is_counted(tiny: Table) -> None:
 
 def test_what_is_refused(two: Table, tiny: Table) -> None:
     recipe = from_table(two)
-    with pytest.raises(TwinviewError, match=r"^--gpus: wants a number above 0, not 0\.$"):
+    with pytest.raises(TwinviewError, match=r"^gpus: wants a number above 0, not 0\.$"):
         plan(recipe, gpus=0, memory=8)
     with pytest.raises(RecipeError, match=r"batch_size: 64 does not divide by 3 ranks x run.accumulation 1\. Write 63 or 66\.$"):
         plan(recipe, gpus=3, memory=8)
     with pytest.raises(RecipeError, match=r"^\[run\] activation_checkpointing: .* names no blocks of this network"):
         plan(attrs.evolve(recipe, run=attrs.evolve(recipe.run, activation_checkpointing=True)), memory=8)
     if not torch.cuda.is_available():
-        with pytest.raises(TwinviewError, match=r"^--memory: this machine shows no GPU"):
+        with pytest.raises(TwinviewError, match=r"^memory: this machine shows no GPU"):
             plan(recipe)
 
 
