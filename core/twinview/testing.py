@@ -24,7 +24,9 @@ from twinview.values import Batch, PlainBatch, Progress, Traits
 
 SLOTS = {"views": "sample_views", "masks": "make_masks", "align": "align", "loss": "loss", "encoder": "make_encoder"}  # slot -> its hook
 OPTIONAL = ("masks", "align")
-LEFT_OUT = ("supervised.classes", "supervised.nothing")  # parts that want labelled shards, or are not meant to train
+LEFT_OUT = (  # parts that want labelled shards, are not meant to train, cluster more images than an attempt has, or want 224 pixels
+    *("supervised.classes", "supervised.nothing", "deepcluster.images", "deepcluster.alexnet"),
+)
 NONE = "none"
 IMAGES, STEPS, SIDE = 4, 20, 64  # of a batch; of an attempt; pixels of a view
 SMALL: dict[str, Any] = {  # options by name, for any part that has them

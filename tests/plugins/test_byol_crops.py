@@ -48,7 +48,7 @@ def test_scale_bounds_the_area() -> None:
     assert float(area.min()) > 0.29 and float(area.max()) < 0.41
 
 
-@pytest.mark.parametrize("options", [{"scale": (0.5, 0.2)}, {"scale": (0.0, 1.0)}, {"scale": (0.5, 1.5)}, {"ratio": (2.0, 1.0)}, {"views": 1}, {"size": 0}, {"flip": 1.2}])
+@pytest.mark.parametrize("options", [{"scale": (0.5, 0.2)}, {"scale": (0.0, 1.0)}, {"scale": (0.5, 1.5)}, {"ratio": (2.0, 1.0)}, {"views": 0}, {"size": 0}, {"flip": 1.2}])
 def test_impossible_options_are_refused_by_name(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         Crops(**options)

@@ -94,7 +94,7 @@ def test_labels_of_the_data_sets() -> None:
     known = {7: "road", 8: "sidewalk", 11: "building", 24: "person", 26: "car", 33: "bicycle"}
     assert {k: city.names[int(city.lookup[k])] for k in known} == known and city.lookup[[0, 9, 29]].tolist() == [255] * 3
     assert read_label_map("scenes10").names == CLASSES
-    assert sorted(p.stem for p in FOLDER.glob("*.toml")) == ["camvid11", "cityscapes19", "cityscapes27", "coco_stuff27", "scenes10"]
+    assert sorted(p.stem for p in FOLDER.glob("*.toml")) == ["camvid11", "cityscapes19", "cityscapes27", "coco_stuff15", "coco_stuff27", "scenes10"]
 
 
 @pytest.mark.parametrize(("text", "message"), [

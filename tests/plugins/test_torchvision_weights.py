@@ -157,7 +157,7 @@ def test_damaged_foreign_and_empty_files(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "notes.txt").write_text("hidden units: 12\n")
     (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff\xe0\x00\x10JFIF")
     (tmp_path / "nothing.pt").touch()
-    faults = [("damaged.pt", "cannot be read"), ("damaged.safetensors", "cannot be read"), ("code.pt", "could run code"), ("empty.pt", "no tensors")]
+    faults = [("damaged.pt", "cannot be read"), ("damaged.safetensors", "cannot be read"), ("code.pt", "could run programs"), ("empty.pt", "no tensors")]
     faults += [(name, "is no file of weights. Give one that torch.save wrote, or a .safetensors") for name in ("notes.txt", "photo.jpg", "nothing.pt")]
     for name, message in faults:
         with pytest.raises(CheckpointError) as error:
