@@ -34,8 +34,6 @@ SLOW = (  # files whose tests train, start programs, or draw thousands of sample
 
 # Faults that are known and open; CHANGELOG.md lists them.  A test leaves this table with the change that mends it.
 OPEN = {
-    "test_the_decoder_of_an_official_checkpoint_is_loaded_by_a_recipe": "mae.pixels weights: renamed names are lost since several encoders can be chosen",
-    "test_a_decoder_of_another_width_is_refused_by_name": "as above: the refusal names what is lacking, not what is there",
     "test_the_coordinate_test_would_catch_half_a_pixel": "patches a name that is now imported where it is used",
     "test_a_width_that_was_not_declared_is_named": "the line names the head that is missing, not aligned_widths()",
     "test_masks_that_the_views_have_no_room_for_are_refused": "refused by check(dims), no longer where masks are made",

@@ -79,7 +79,8 @@ def _read(source: str, named: Mapping[str, Callable[[], State]], place: str) -> 
 
 def _renamed(state: State, starts: Mapping[str, str]) -> State:
     """The tensors whose names have one of the `starts`, by the module's names; all of them as they are where none has."""
-    found = {ours + name.removeprefix(start): value for name, value in state.items() for start, ours in starts.items() if name.startswith(start)}
+    bare = {name.removeprefix(f"{first}.") if (first := name.partition(".")[0]) in WRAPPERS else name: value for name, value in state.items()}
+    found = {ours + name.removeprefix(start): value for name, value in bare.items() for start, ours in starts.items() if name.startswith(start)}
     return found or state
 
 
