@@ -78,20 +78,30 @@ class Classes:
         return {f"{self.score}/{name}top1": 100 * self._share_right(see, data, device) for name, see in seen.items()}
 
     def learn(self, train: Cells, classes: int) -> Classify:
-        """A classifier from the features of `train`, a row an image."""
+        """A classifier from the features of `train`, a row an image; its answers are ids of `train`.
+
+        Ids lie below `classes` and may lie far apart (such as 20231105): those that occur are numbered.  Raises ValueError for an id that does not.
+        """
+        if int(train.y.max()) >= classes:
+            raise ValueError(f"class {int(train.y.max())} among ids below {classes}")
+        ids, numbers = torch.unique(train.y, return_inverse=True)
+        classify = self.fit_numbered(train._replace(y=numbers), len(ids))
+        return lambda x: ids[classify(x)]
+
+    def fit_numbered(self, train: Cells, classes: int) -> Classify:
+        """What `learn` gives, for classes 0 to `classes` - 1 that all occur."""
         raise NotImplementedError
 
     def _share_right(self, see: Dense, data: DataFactory, device: torch.device) -> float:
         train = vectors(see, self._read(data, self.train, IMAGES), device)
         if not len(train.y):
             raise DataError(f"[[evaluate]] probes.{self.score}: {self.train or '[data] shards'} holds no image.")
-        classes, numbers = torch.unique(train.y, return_inverse=True)  # of any size: those that occur are numbered
-        classify = self.learn(train._replace(y=numbers), len(classes))
+        classes, classify = train.y.unique(), self.learn(train, int(train.y.max()) + 1)
         counts = torch.zeros(2, dtype=torch.int64, device=device)  # right, all
         strange = torch.full((1,), -1, dtype=torch.int64, device=device)  # a class that `train` does not have
         for batch in self._read(data, self.val, IMAGES):
             truth = batch.labels["class"].to(device)
-            given = classes[classify(see(batch.images.to(device)).flatten(1))]
+            given = classify(see(batch.images.to(device)).flatten(1))
             counts += torch.stack([(given == truth).sum(), truth.new_tensor(len(truth))])
             strange = torch.maximum(strange, torch.where(torch.isin(truth, classes), -1, truth).max())
         counts, most = summed(counts), int(gather_rows(strange).max())
@@ -119,7 +129,7 @@ class Knn(Classes):
         """`knn/top1`, `knn/random/top1`, `knn/pixels/top1`: percent of `val`."""
         return self.scores(branches, data)
 
-    def learn(self, train: Cells, classes: int) -> Classify:
+    def fit_numbered(self, train: Cells, classes: int) -> Classify:
         """The neighbours are looked for among all of `train`."""
         bank, labels, k = F.normalize(train.x, dim=1), train.y, min(self.k, len(train.y))
 
@@ -147,7 +157,7 @@ class Linear(Classes):
         """`linear/top1`, `linear/random/top1`, `linear/pixels/top1`: percent of `val`."""
         return self.scores(branches, data)
 
-    def learn(self, train: Cells, classes: int) -> Classify:
+    def fit_numbered(self, train: Cells, classes: int) -> Classify:
         """The classifier, its standardisation in it."""
         found = fit(train, classes, steps=self.steps, batch=self.batch, lr=self.lr, weight_decay=self.weight_decay, seed=self.seed)
         return lambda x: F.linear(x, found.weight, found.bias).argmax(1)

@@ -179,3 +179,14 @@ def test_two_ranks_agree_with_each_other_and_with_one(tmp_path: Path) -> None:
     first, second = (torch.load(tmp_path / f"{r}.pt") for r in range(2))
     assert first == second == pytest.approx(alone)
     assert 34 < alone["knn/top1"] < 100 and 34 < alone["linear/top1"] < 100
+
+
+def test_ids_that_lie_far_apart_are_numbered() -> None:
+    from twinview_probes.features import Cells
+
+    ids = torch.tensor([5, 99_999_999_999])
+    for kind in (Knn, Linear):
+        classify = probe(kind).learn(Cells(torch.eye(2), ids, torch.arange(2)), int(ids.max()) + 1)
+        assert torch.equal(classify(torch.eye(2)), ids)
+    with pytest.raises(ValueError, match="class 5 among ids below 5"):
+        probe(Knn).learn(Cells(torch.eye(1), ids[:1], torch.arange(1)), 5)
