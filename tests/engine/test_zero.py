@@ -75,7 +75,9 @@ def test_evaluations_run_between_steps_of_stage_3_and_move_nothing(tiny: Table, 
     table = {**tiny, "run": {**tiny["run"], "steps": 7}}
     train(from_table(table), tmp_path / "plain")
     watched = {**table, "evaluate": [{"use": "tiny.watch", "path": str(tmp_path / "said"), "every": 2}]}
+    linear = torch.nn.functional.linear
     train(from_table({**watched, "deepspeed": {"zero_optimization": {"stage": 3}}}), tmp_path / "run")
+    assert torch.nn.functional.linear is linear, "DeepSpeed's own is left behind"
     one, other = ([row["loss"] for row in read_metrics(tmp_path / run / "metrics.jsonl")] for run in ("plain", "run"))
     assert one == other and len(one) == 7
     weights, whole = (torch.load(tmp_path / run / "checkpoints/step-000007/model.pt", weights_only=True) for run in ("run", "plain"))
