@@ -1,12 +1,16 @@
 """DetCo against tensors of a re-implementation (the authors released no pre-training code), and its patches."""
 from __future__ import annotations
 
+import importlib.util
 import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from twinview.ops import Queue
@@ -58,17 +62,28 @@ class Side:
         return [self.net(image), *self.net(patches).split(9)]
 
 
-def check(case: dict[str, Any], hand_step: Any, shuffled: Tensor | None = None) -> None:
-    part = Levels(channels=8, queue=24)
-    online, target = (Side(part, case["state_before"], name) for name in ("encoder_q", "encoder_k"))
+def encoded(target: Side, images: Tensor, patches: Tensor) -> list[Features]:
+    """Keys of images and their patches, in the order that they came in."""
     with torch.no_grad():
-        for o, t in zip(online.parameters().values(), target.parameters().values()):
-            t.mul_(0.99).add_(o, alpha=0.01)
-        order = case["idx_shuffle"]
-        keys = target.features(case["im_k"][order], case["patches_k_shuffled"])
+        return target.features(images, patches)
+
+
+def check(rank: int, cases: Sequence[dict[str, Any]], hand_step: Any) -> None:
+    """A step on one of the ranks whose cases these are: keys shuffled over the ranks, BatchNorm of each rank by itself."""
+    case, part = cases[rank], Levels(channels=8, queue=24)
+    online = Side(part, case["state_before"], "encoder_q")
+    targets = [Side(part, case["state_before"], "encoder_k") for _ in cases]
+    for target in targets:
+        with torch.no_grad():
+            for o, t in zip(online.parameters().values(), target.parameters().values()):
+                t.mul_(0.99).add_(o, alpha=0.01)
+    order = case["idx_shuffle"]
+    mixed = torch.cat([c["im_k"] for c in cases])[order].chunk(len(cases))
+    parts = [encoded(target, images, c["patches_k_shuffled"]) for target, images, c in zip(targets, mixed, cases)]
     back = torch.empty_like(order)
     back[order] = torch.arange(len(order))
-    keys = [Features(levels={name: level[back] for name, level in f.levels.items()}) for f in keys]
+    own = back.chunk(len(cases))[rank]
+    keys = [Features(levels={name: torch.cat([f.levels[name] for f in of_ranks])[own] for name in NAMES}) for of_ranks in zip(*parts)]
     queries = online.features(case["im_q"], case["patches_q"])
     queues: dict[str, nn.Module] = {}
     for number, (kind, level) in enumerate((kind, level) for kind in ("image", "patches") for level in NAMES):
@@ -76,19 +91,22 @@ def check(case: dict[str, Any], hand_step: Any, shuffled: Tensor | None = None) 
         queue.keys.copy_(case["state_before"]["queue"][number].mT)
         queue.place.copy_(case["state_before"]["queue_ptr"][0])
         queues[f"queue_{kind}_{level}"] = queue
-    nothing = [Features()]
-    geometry = Geometry(torch.zeros(4, 22, 4), torch.zeros(4, 22, dtype=torch.bool), torch.zeros(4, 2), (), ((0, 1),), sets=PATCHES)
-    step = hand_step([queries[0], *nothing * 3, *queries[1:], *nothing * 9], [*nothing, keys[0], *nothing * 11, *keys[1:]], online.heads | queues, target.heads, ((0, 1),), geometry)
+    nothing, images = [Features()], len(case["im_q"])
+    geometry = Geometry(torch.zeros(images, 22, 4), torch.zeros(images, 22, dtype=torch.bool), torch.zeros(images, 2), (), ((0, 1),), sets=PATCHES)
+    given, sought = [queries[0], *nothing * 3, *queries[1:], *nothing * 9], [*nothing, keys[0], *nothing * 11, *keys[1:]]
+    step = hand_step(given, sought, online.heads | queues, targets[rank].heads, ((0, 1),), geometry)
     loss = part.loss(step)["levels"]
     loss.backward()  # type: ignore[no-untyped-call]
     terms = torch.stack([step.notes[f"{kind}/{level}"] for kind in ("image", "patches", "across") for level in NAMES])
     assert near(terms, case["losses"]) and near(loss, case["loss"])
     parameters = online.parameters()
-    for name, expected in case["grads"].items():
-        assert near(parameters[name].grad, expected), name
-    state = {f"encoder_k.{k}": v for k, v in target.net.state_dict().items()}
-    for name, value in state.items():
-        assert near(value, case["state_after_forward"][name]), name
+    for name, expected in case["grads"].items():  # the mean over the ranks
+        gradient = parameters[name].grad
+        if len(cases) > 1:
+            dist.all_reduce(gradient)
+        assert gradient is not None and near(gradient / len(cases), expected), name
+    for name, value in targets[rank].net.state_dict().items():
+        assert near(value, case["state_after_forward"][f"encoder_k.{name}"]), name
     part.after_micro_batch(step.branches, step, step.progress)
     part.after_step(step.branches)
     for number, filled in enumerate(queues.values()):
@@ -97,11 +115,27 @@ def check(case: dict[str, Any], hand_step: Any, shuffled: Tensor | None = None) 
 
 
 def test_a_step_of_the_re_implementation(reference_slice: Any, hand_step: Any) -> None:
-    check(reference_slice("detco")["one_rank"], hand_step)
+    check(0, [reference_slice("detco")["one_rank"]], hand_step)
 
 
 def test_a_step_of_the_whole_file(reference_file: Any, hand_step: Any) -> None:
-    check(reference_file("detco")["one_rank"], hand_step)
+    check(0, [reference_file("detco")["one_rank"]], hand_step)
+
+
+def on_a_rank(rank: int) -> dict[str, bool]:
+    spec = importlib.util.spec_from_file_location("step_by_hand", Path(__file__).with_name("conftest.py"))
+    assert spec is not None and spec.loader is not None
+    by_hand = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(by_hand)
+    stored = torch.load(Path(__file__).resolve().parents[3] / "shared" / "reference" / "baselines" / "detco.pt", weights_only=True)["two_ranks"]
+    check(rank, [stored["rank0"], stored["rank1"]], by_hand.HandStep)
+    return {"agrees": True}
+
+
+def test_a_step_of_two_ranks(reference_file: Any, two_ranks: Callable[[Callable[[int], Any]], list[Any]]) -> None:
+    """Each rank's own loss, the mean of their gradients, and queues that hold the keys of both."""
+    assert "two_ranks" in reference_file("detco")
+    assert two_ranks(on_a_rank) == [{"agrees": True}] * 2
 
 
 # ---- views
