@@ -96,7 +96,7 @@ class Classes:
         train = vectors(see, self._read(data, self.train, IMAGES), device)
         if not len(train.y):
             raise DataError(f"[[evaluate]] probes.{self.score}: {self.train or '[data] shards'} holds no image.")
-        classes, classify = train.y.unique(), self.learn(train, int(train.y.max()) + 1)
+        classes, classify = torch.unique(train.y), self.learn(train, int(train.y.max()) + 1)
         counts = torch.zeros(2, dtype=torch.int64, device=device)  # right, all
         strange = torch.full((1,), -1, dtype=torch.int64, device=device)  # a class that `train` does not have
         for batch in self._read(data, self.val, IMAGES):

@@ -102,9 +102,10 @@ def check(rank: int, cases: Sequence[dict[str, Any]], hand_step: Any) -> None:
     parameters = online.parameters()
     for name, expected in case["grads"].items():  # the mean over the ranks
         gradient = parameters[name].grad
+        assert gradient is not None, name
         if len(cases) > 1:
             dist.all_reduce(gradient)
-        assert gradient is not None and near(gradient / len(cases), expected), name
+        assert near(gradient / len(cases), expected), name
     for name, value in targets[rank].net.state_dict().items():
         assert near(value, case["state_after_forward"][f"encoder_k.{name}"]), name
     part.after_micro_batch(step.branches, step, step.progress)
