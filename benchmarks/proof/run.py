@@ -2,10 +2,6 @@
 from __future__ import annotations
 
 import json
-import os
-import resource
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +14,7 @@ from torch.nn import functional as F
 
 import twinview
 from machine import processor
+from proof.alone import alone, train
 from proof.methods import Table, Task
 from proof.rows import Row, Rows, code_hash, methods_of, table_hash
 from proof.score import Encoder, raw_pixels, score, sets
@@ -50,15 +47,9 @@ def trained(task: Task, recipe: Table, shards: Path, run: Path) -> dict[str, Any
     run.parent.mkdir(parents=True, exist_ok=True)
     file = run.with_suffix(".toml")
     file.write_text(tomli_w.dumps(recipe))
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    with run.with_suffix(".log").open("a") as log:
-        command = [sys.executable, "-m", "twinview", "train", str(file), "--run", str(run), "--resume", "auto"]
-        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
-    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = spent.ru_utime + spent.ru_stime - before.ru_utime - before.ru_stime
+    cost = alone(train, file, run)
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     said = {key: logged[-1][key] for key in SIGNALS if key in logged[-1]}
-    cost = {"cpu_seconds": round(cpu, 1), "seconds": round(time.monotonic() - started, 1), "memory_mib": spent.ru_maxrss // 1024}
     return {**score(Encoder(twinview.load(run), task.on), task, shards), **said, **cost, "steps": logged[-1]["step"]}
 
 
