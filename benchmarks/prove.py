@@ -38,6 +38,7 @@ def main() -> None:
     ask.add_argument("--results", type=Path, default=RESULTS)
     ask.add_argument("--print", action="store_true", help="print the table of the rows that are there, by commit; train nothing")
     ask.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="for every recipe, values in JSON: optimizer.lr=0.003")
+    ask.add_argument("--curve", action="store_true", help="score the checkpoints that were kept on the way too")
     ask.add_argument("--compare", nargs=2, metavar=("A", "B"), help="the paired difference of two methods in the rows that are there; trains nothing")
     ask.add_argument("--figure", type=Path, metavar="SVG", help="draw the rows that are there; train nothing")
     ask.add_argument("--probe", choices=["linear", "knn", "miou"], default="linear", help="of the figure")
@@ -65,7 +66,7 @@ def main() -> None:
     made = []
     for seed in args.seeds:
         for method in args.methods or [*FLOORS, *task.methods]:
-            row = row_of(task, method, seed, args.shards.resolve(), args.runs, rows, overrides)
+            row = row_of(task, method, seed, args.shards.resolve(), args.runs, rows, overrides, args.curve)
             made.append(row)
             print({key: row.get(key) for key in ("task", "method", "seed", "linear", "knn", "miou", "cpu_seconds")}, flush=True)
     print("\n".join(table(made)))

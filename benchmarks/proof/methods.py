@@ -11,6 +11,7 @@ from typing import Any, Literal
 import attrs
 
 Table = dict[str, Any]
+KEPT = 6  # checkpoints of a run, of which `--curve` shows the scores
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -32,13 +33,15 @@ class Task:
         """The whole recipe of one run.  `overrides`: dotted keys, as on the command line."""
         made = merged(self.base, self.methods[method])
         made = merged(made, {"data": {"shards": [str(shards / name) for name in self.train], "workers": 0}, "run": {"seed": seed}})
+        made |= {"evaluate": [{**table, "val": str(shards / table["val"])} for table in made["evaluate"]]} if "evaluate" in made else {}
         for key, value in (overrides or {}).items():
             *path, last = key.split(".")
             inside: Table = {last: value}
             for word in reversed(path):
                 inside = {word: inside}
             made = merged(made, inside)
-        return made
+        sixth = max(1, made["run"]["steps"] // KEPT)
+        return {**made, "run": {"checkpoint_every": sixth, "keep": KEPT + 1, **made["run"]}}
 
 
 def merged(a: Mapping[str, Any], b: Mapping[str, Any]) -> Table:
@@ -120,6 +123,18 @@ STREETS: dict[str, Table] = {
     },
     "pixpro": {"loss": [{"use": "pixpro.pixels", **IMAGE}], "target": {**FAST, "update": "before_forward"}},
 }
+SEGMENTS: dict[str, Table] = {
+    "densesiam": {
+        "align": {"use": "densesiam.grid_sample"},
+        "head": [{"use": "densesiam.projector", "name": "clusters", "clusters": 8}],
+        "loss": [
+            {"use": "densesiam.pixel", "head": "clusters", "similarity": "cross_entropy", "predictor_hidden": 128, "auxiliary": 64},
+            {"use": "densesiam.segment", "head": "clusters"},
+            {"use": "densesiam.region", "head": "clusters", "weight": 0.1, "start": 0.5},
+        ],
+        "target": {"momentum": 0.0},
+    },
+}
 
 CIFAR_RESNET = Task(
     name="cifar-resnet",
@@ -135,7 +150,7 @@ CIFAR_RESNET = Task(
         "encoder": {"use": "torchvision.resnet", "name": "resnet18", "width": 32},
         "optimizer": {"use": "adamw", "lr": 2e-3, "weight_decay": 0.05},
         "schedule": {"warmup_share": 0.1},
-        "run": {"steps": 600, "batch_size": 64, "precision": "bf16", "channels_last": True, "log_every": 50, "checkpoint_every": 100},
+        "run": {"steps": 600, "batch_size": 64, "precision": "bf16", "channels_last": True, "log_every": 50},
     },
     methods=RESNET,
 )
@@ -151,7 +166,7 @@ CIFAR_VIT = attrs.evolve(
             **{"positions": "sine_row", "final_norm": False, "init": "mae"},
         },
         "optimizer": {"use": "adamw", "lr": 1e-3, "betas": [0.9, 0.95], "weight_decay": 0.05},
-        "run": {"steps": 1200, "batch_size": 64, "precision": "fp32", "clip_gradients": 1.0, "log_every": 50, "checkpoint_every": 400},
+        "run": {"steps": 1200, "batch_size": 64, "precision": "fp32", "clip_gradients": 1.0, "log_every": 50},
     },
     methods=VIT,
 )
@@ -170,8 +185,31 @@ STREET_SCENES = Task(
         "encoder": {"use": "torchvision.resnet", "name": "resnet18", "width": 16, "cells": "c4"},
         "optimizer": {"use": "adamw", "lr": 2e-3, "weight_decay": 0.05},
         "schedule": {"warmup_share": 0.1},
-        "run": {"steps": 600, "batch_size": 32, "precision": "bf16", "channels_last": True, "log_every": 50, "checkpoint_every": 300},
+        "run": {"steps": 600, "batch_size": 32, "precision": "bf16", "channels_last": True, "log_every": 50},
     },
     methods=STREETS,
 )
-TASKS = {task.name: task for task in (CIFAR_RESNET, CIFAR_VIT, STREET_SCENES)}
+SEGMENTATION = attrs.evolve(  # every run scores its own clusters, and k-means on its random start and on raw pixels
+    STREET_SCENES,
+    name="segments",
+    title="Street scenes of another place, segmented without labels",
+    base={
+        "views": {"use": "densesiam.crop_and_whole", "size": [96, 128], "scale": [0.5, 1.0]},
+        "augment": {
+            **{"use": "byol.photometry", "coins": "each", "order": "fixed", "brightness": 0.3, "contrast": 0.3, "saturation": 0.3},
+            **{"blur": [0.0, 0.0], "solarize": [0.0, 0.0]},
+        },
+        "encoder": {"use": "torchvision.resnet", "name": "resnet18", "width": 32, "decoder": 64, "cells": "d2"},
+        "optimizer": {"use": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-4, "decay_norm_bias": True},
+        "schedule": {"warmup_share": 0.05},
+        "run": {"steps": 300, "batch_size": 32, "precision": "bf16", "channels_last": True, "log_every": 50},
+        "evaluate": [
+            {
+                **{"use": "probes.cluster", "head": "clusters", "val": "facade-val", "size": [192, 256], "classes": 8, "ignore": [8, 255]},
+                **{"baselines": ["random", "pixels"], "levels": ["c3", "c4", "c5"]},
+            },
+        ],
+    },
+    methods=SEGMENTS,
+)
+TASKS = {task.name: task for task in (CIFAR_RESNET, CIFAR_VIT, STREET_SCENES, SEGMENTATION)}

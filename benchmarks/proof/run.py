@@ -24,8 +24,10 @@ PROBES = [Path(__file__).with_name(f"{name}.py") for name in ("data", "probe", "
 SIGNALS = ("loss", "spread/online", "erank/online", "images_per_second")  # of the last logged step: what is known without labels
 
 
-def row_of(task: Task, method: str, seed: int, shards: Path, runs: Path, rows: Rows, overrides: Mapping[str, Any] | None = None) -> Row:
-    """The row of this code for this run: found, or made now."""
+def row_of(
+    task: Task, method: str, seed: int, shards: Path, runs: Path, rows: Rows, overrides: Mapping[str, Any] | None = None, curve: bool = False
+) -> Row:
+    """The row of this code for this run: found, or made now; with `curve`, the scores of its earlier checkpoints too."""
     seed = 0 if method == "pixels" else seed
     recipe = _floor_recipe(task, seed, shards, overrides) if method in FLOORS else task.recipe(method, seed, shards, overrides)
     matters: Table = {"pixels": {}, "random": {key: recipe[key] for key in ("encoder",)}}.get(method, _portable(recipe))
@@ -38,19 +40,31 @@ def row_of(task: Task, method: str, seed: int, shards: Path, runs: Path, rows: R
     if method in FLOORS:
         made = floor(task, method, recipe, shards)
     else:
-        made = trained(task, recipe, shards, runs / f"{task.name}-{method}-{seed}-{version}-{code}")
+        made = trained(task, recipe, shards, runs / f"{task.name}-{method}-{seed}-{version}-{code}", curve)
     return rows.add({**key, "overrides": dict(overrides or {}), **made, "torch": torch.__version__, "processor": processor()})
 
 
-def trained(task: Task, recipe: Table, shards: Path, run: Path) -> dict[str, Any]:
+def trained(task: Task, recipe: Table, shards: Path, run: Path, curve: bool = False) -> dict[str, Any]:
     """Train a recipe in a process of its own (one that was stopped goes on), then score its encoder.  CPU seconds are of this sitting."""
     run.parent.mkdir(parents=True, exist_ok=True)
     file = run.with_suffix(".toml")
     file.write_text(tomli_w.dumps(recipe))
     cost = alone(train, file, run)
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    said = {key: logged[-1][key] for key in SIGNALS if key in logged[-1]}
-    return {**score(Encoder(twinview.load(run), task.on), task, shards), **said, **cost, "steps": logged[-1]["step"]}
+    said = {key: value for key, value in logged[-1].items() if key in SIGNALS or key.startswith("score/")}
+    kept = {"curve": earlier(task, run, shards, logged)} if curve else {}
+    return {**score(Encoder(twinview.load(run), task.on), task, shards), **said, **kept, **cost, "steps": logged[-1]["step"]}
+
+
+def earlier(task: Task, run: Path, shards: Path, logged: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Scores of every checkpoint that the run keeps, the last one left out, with what is known without labels at the row logged before it."""
+    steps = sorted(int(path.name.rpartition("-")[2]) for path in (run / "checkpoints").glob("step-*"))
+    found = []
+    for step in steps[:-1]:
+        scores = score(Encoder(twinview.load(run, step), task.on), task, shards)
+        row = max((row for row in logged if row["step"] <= step), key=lambda row: int(row["step"]))
+        found.append({"step": step, **{k: v for k, v in scores.items() if isinstance(v, float)}, **{k: row[k] for k in SIGNALS if k in row}})
+    return found
 
 
 def floor(task: Task, method: str, recipe: Table, shards: Path) -> dict[str, Any]:
@@ -137,4 +151,5 @@ def _floor_recipe(task: Task, seed: int, shards: Path, overrides: Mapping[str, A
 
 def _portable(recipe: Table) -> Table:
     """The recipe without the folder that the shards lie in, which is not the same on every machine."""
-    return {**recipe, "data": {**recipe["data"], "shards": [Path(name).name for name in recipe["data"]["shards"]]}}
+    evaluate = {"evaluate": [{**table, "val": Path(table["val"]).name} for table in recipe["evaluate"]]} if "evaluate" in recipe else {}
+    return {**recipe, **evaluate, "data": {**recipe["data"], "shards": [Path(name).name for name in recipe["data"]["shards"]]}}
