@@ -166,7 +166,7 @@ CIFAR_VIT = attrs.evolve(
             **{"positions": "sine_row", "final_norm": False, "init": "mae"},
         },
         "optimizer": {"use": "adamw", "lr": 1e-3, "betas": [0.9, 0.95], "weight_decay": 0.05},
-        "run": {"steps": 1200, "batch_size": 64, "precision": "fp32", "clip_gradients": 1.0, "log_every": 50},
+        "run": {"steps": 2000, "batch_size": 64, "precision": "bf16", "clip_gradients": 1.0, "log_every": 50},
     },
     methods=VIT,
 )
