@@ -30,7 +30,7 @@ def alone(work: Callable[..., T], *args: Any) -> T:
 
 
 def train(file: Path, run: Path) -> dict[str, Any]:
-    """Train the recipe of a file (one that was stopped goes on), its output in a log beside the run: what it cost in this sitting, imports left out."""
+    """Train the recipe of a file (one that was stopped goes on), its output in a log beside the run: what this sitting cost, without imports."""
     log = os.open(run.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
