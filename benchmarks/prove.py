@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from proof.data import require_shards
-from proof.figure import figure
+from proof.figure import curves, figure
 from proof.methods import TASKS
 from proof.rows import Rows
 from proof.run import FLOORS, row_of
@@ -41,7 +41,8 @@ def main() -> None:
     ask.add_argument("--curve", action="store_true", help="score the checkpoints that were kept on the way too")
     ask.add_argument("--compare", nargs=2, metavar=("A", "B"), help="the paired difference of two methods in the rows that are there; trains nothing")
     ask.add_argument("--figure", type=Path, metavar="SVG", help="draw the rows that are there; train nothing")
-    ask.add_argument("--probe", choices=["linear", "knn", "miou"], default="linear", help="of the figure")
+    ask.add_argument("--curves", type=Path, metavar="SVG", help="draw the scores over the steps of the rows made with --curve; train nothing")
+    ask.add_argument("--probe", choices=["linear", "knn", "miou", "cluster"], default="linear", help="of the figure")
     args = ask.parse_args()
     task = TASKS[args.task]
     rows = Rows(args.results, ("task", "method", "seed"))
@@ -56,6 +57,9 @@ def main() -> None:
         return
     if args.figure:
         args.figure.write_text(figure([row for row in rows.rows if row["task"] == task.name], args.probe, task.title))
+        return
+    if args.curves:
+        args.curves.write_text(curves([row for row in rows.rows if row["task"] == task.name], args.probe, task.title))
         return
     unknown = set(args.methods or ()) - {*FLOORS, *task.methods}
     if unknown:

@@ -12,15 +12,22 @@ from proof.rows import Row
 from proof.score import unpack
 from proof.stats import Difference, bootstrap, bootstrap_miou, deviation, paired, seeds_needed
 
-PROBES = ("linear", "knn", "miou")
+PROBES = ("linear", "knn", "miou", "cluster")  # cluster: mIoU of unsupervised segmentation
 VAL_IMAGES = 3000  # of CIFAR's val
 
 
 def by_method(rows: Sequence[Row]) -> dict[str, dict[int, Row]]:
-    """Rows by method and seed; of several, the last."""
+    """Rows by method and seed; of several, the last.  What a segmentation run says of k-means on its random start stands there too."""
     found: dict[str, dict[int, Row]] = {}
     for row in rows:
         found.setdefault(row["method"], {})[row["seed"]] = row
+    for method, of in list(found.items()):
+        for seed, row in of.items():
+            for other, name in (("", method), ("random/", "random"), ("pixels/", "pixels")):
+                score = row.get(f"score/cluster/{other}miou")
+                if score is not None:
+                    there = found.setdefault(name, {})
+                    there[seed] = {"method": name, "seed": seed, **there.get(seed, {}), "cluster": score}
     return found
 
 
@@ -64,26 +71,34 @@ def shown(found: Difference | None) -> str:
 
 def comparison(name: str, other: str, a: dict[int, Row], b: dict[int, Row]) -> list[str]:
     """What `compare` says of each probe, a line each."""
-    if other == "pixels" and len(b) == 1:
-        b = dict.fromkeys(a, next(iter(b.values())))  # the same for every seed
-    if not set(a) & set(b):
-        return [f"{name} and {other} have no seed in common: {sorted(a)} and {sorted(b)}"]
     lines = []
-    for probe in (p for p in PROBES if all(p in row for of in (a, b) for row in of.values())):
-        found = compare(a, b, probe)
-        text = "{mean:+.1f} ± {deviation:.1f}, over seeds [{low:+.1f}, {high:+.1f}], over seeds and images [{images_low:+.1f}, {images_high:+.1f}]"
-        needed = f"; one point needs {found['seeds_for_one_point']} paired seeds" if found["seeds_for_one_point"] else ""
-        if found["seeds"] == 1:
-            text = "{mean:+.1f}, over images [{images_low:+.1f}, {images_high:+.1f}]; one seed says nothing of the spread"
-        lines.append(f"{probe}: {name} - {other} on {found['seeds']} seed{'s' * (found['seeds'] > 1)}: {text.format(**found)}{needed}")
-    return lines
+    for probe in PROBES:
+        of_a, of_b = ({seed: row for seed, row in of.items() if probe in row} for of in (a, b))
+        if other == "pixels" and len(of_b) == 1:
+            of_b = dict.fromkeys(of_a, next(iter(of_b.values())))  # the same for every seed
+        if set(of_a) & set(of_b):
+            lines.append(_line(name, other, probe, compare(of_a, of_b, probe)))
+    return lines or [f"{name} and {other} have no seed in common: {sorted(a)} and {sorted(b)}"]
+
+
+def _line(name: str, other: str, probe: str, found: dict[str, Any]) -> str:
+    seeds = "{mean:+.1f} ± {deviation:.1f}, over seeds [{low:+.1f}, {high:+.1f}]"
+    images = "" if probe == "cluster" else "over {also}images [{images_low:+.1f}, {images_high:+.1f}]"
+    parts = [seeds, images.format(also="seeds and ", **found)] if found["seeds"] > 1 else ["{mean:+.1f}", images.format(also="", **found)]
+    needed = f"; one point needs {found['seeds_for_one_point']} paired seeds" if found["seeds_for_one_point"] else ""
+    if found["seeds"] == 1:
+        needed = "; one seed says nothing of the spread"
+    text = ", ".join(filter(None, parts)).format(**found)
+    return f"{probe}: {name} - {other} on {found['seeds']} seed{'s' * (found['seeds'] > 1)}: {text}{needed}"
 
 
 def compare(a: dict[int, Row], b: dict[int, Row], probe: str) -> dict[str, Any]:
     """Two methods on the seeds that both have: paired difference over seeds, and the interval over seeds and images together."""
     seeds = sorted(set(a) & set(b))
     found = paired({s: float(a[s][probe]) for s in seeds}, {s: float(b[s][probe]) for s in seeds})
-    if probe == "miou":
+    if probe == "cluster":
+        low = high = float("nan")  # its images are not kept apart
+    elif probe == "miou":
         low, high = bootstrap_miou(*(confusions([of[s] for s in seeds]) for of in (a, b)))
     else:
         right = [np.stack([unpack(of[s][f"{probe}_right"], VAL_IMAGES).numpy().astype(float) for s in seeds]) for of in (a, b)]

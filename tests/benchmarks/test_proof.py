@@ -1,6 +1,7 @@
 """The logic of the benchmark that compares methods: what it pairs, how sure it says it is, and what its probes measure."""
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from proof.methods import TASKS, merged  # noqa: E402
 from proof.probe import confusions, knn, linear, miou  # noqa: E402
 from proof.score import pack, unpack  # noqa: E402
 from proof.stats import bootstrap, bootstrap_miou, paired, seeds_needed  # noqa: E402
-from proof.table import compare, comparison, table  # noqa: E402
+from proof.table import by_method, compare, comparison, table  # noqa: E402
 
 
 def test_differences_are_paired_by_the_seeds_that_both_have() -> None:
@@ -118,6 +119,7 @@ def test_every_method_assembles_with_the_same_encoder_and_budget(name: str, tmp_
         assert {k: recipe["encoder"].get(k) for k in size} == {k: task.base["encoder"].get(k) for k in size}
         assert recipe["run"]["seed"] == 20 and recipe["run"]["steps"] == 7
         assert recipe["run"]["batch_size"] == task.base["run"]["batch_size"] and recipe["optimizer"]["lr"] == 0.5
+        recipe.pop("evaluate", None)  # its shards are not here, which a check says
         assert twinview.check(recipe).recipe.run.steps == 7
 
 
@@ -153,3 +155,41 @@ def test_the_figure_shows_every_seed_and_the_floor() -> None:
     text = [t.text for t in tree.iter("{http://www.w3.org/2000/svg}text")]
     assert len(list(tree.iter("{http://www.w3.org/2000/svg}circle"))) == 9
     assert "raw pixels" in text and text.index("supervised (with labels)") < text.index("a<b") < text.index("random start")
+
+
+def test_k_means_of_a_segmentation_run_stands_beside_it() -> None:
+    clusters = {"score/cluster/miou": 21.0, "score/cluster/random/miou": 16.0, "score/cluster/pixels/miou": 12.0}
+    rows: list[dict[str, Any]] = [{"method": m, "seed": 20, "miou": s, "confusions": [[1, 0, 0, 1]]} for m, s in (("random", 24.0), ("pixels", 19.0))]
+    rows.append({"method": "densesiam", "seed": 20, "miou": 30.0, "confusions": [[1, 0, 0, 1]], **clusters})
+    lines = table(rows)
+    assert [line.split(" | ")[:3] for line in lines if line.startswith("| densesiam")] == [["| densesiam", "30.0", "30.0"], ["| densesiam", "21.0", "21.0"]]
+    assert lines[-3].split(" | ")[3:5] == ["+5.0", "+9.0"]
+    found = by_method(rows)
+    assert comparison("densesiam", "random", found["densesiam"], found["random"])[1] == (
+        "cluster: densesiam - random on 1 seed: +5.0; one seed says nothing of the spread"
+    )
+
+
+def test_curves_start_at_the_random_start() -> None:
+    from xml.etree import ElementTree
+
+    from proof.figure import curves
+
+    rows: list[dict[str, Any]] = [{"method": "pixels", "seed": 0, "knn": 29.0}, {"method": "random", "seed": 20, "knn": 25.0}]
+    with pytest.raises(SystemExit, match="--curve"):
+        curves(rows, "knn", "A")
+    rows.append({"method": "mae", "seed": 20, "knn": 40.0, "steps": 300, "curve": [{"step": 100, "knn": 30.0}, {"step": 200, "knn": 36.0}]})
+    tree = ElementTree.fromstring(curves(rows, "knn", "A"))
+    (line,) = tree.iter("{http://www.w3.org/2000/svg}polyline")
+    heights = [float(point.partition(",")[2]) for point in line.attrib["points"].split()]
+    assert len(heights) == 4 and heights == sorted(heights, reverse=True)
+    assert {"raw pixels", "mae, seed 20"} <= {t.text for t in tree.iter("{http://www.w3.org/2000/svg}text")}
+
+
+def test_a_training_of_its_own_gives_back_what_it_gives() -> None:
+    from proof.alone import alone
+
+    before = os.getpid()
+    assert alone(os.getpid) != before and alone(int, "7") == 7
+    with pytest.raises(ValueError, match="x"):
+        alone(int, "x")
