@@ -57,7 +57,7 @@ def figure(rows: Sequence[Row], probe: str, title: str) -> str:
 def curves(rows: Sequence[Row], probe: str, title: str) -> str:
     """The SVG of one probe over the steps of every run whose earlier checkpoints were scored, from its random start; raw pixels as a line across."""
     methods = by_method(rows)
-    drawn = []
+    drawn: list[tuple[str, int, list[tuple[int, float]]]] = []
     for method, of in methods.items():
         for seed, row in sorted(of.items()):
             if row.get("curve"):
@@ -66,8 +66,8 @@ def curves(rows: Sequence[Row], probe: str, title: str) -> str:
     if not drawn:
         raise SystemExit("no run of this task was made with --curve")
     floor = next((row[probe] for row in methods.get("pixels", {}).values() if probe in row), None)
-    values = [y for _, _, points in drawn for _, y in points] + ([floor] if floor else [])
-    low, high, last = 5 * (min(values) // 5), 5 * (max(values) // 5 + 1), max(points[-1][0] for _, _, points in drawn)
+    values: list[float] = [y for _, _, points in drawn for _, y in points] + ([floor] if floor else [])
+    low, high, last = 5 * (min(values) // 5), 5 * (max(values) // 5 + 1), max(int(points[-1][0]) for _, _, points in drawn)
     left, right, top, bottom = 50, 190, 40, 320
 
     def x(step: float) -> float:

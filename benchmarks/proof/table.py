@@ -35,7 +35,7 @@ def table(rows: Sequence[Row], probes: Sequence[str] = PROBES) -> list[str]:
     """A Markdown table for each probe that the rows have, methods in the order of their means."""
     lines: list[str] = []
     methods = by_method(rows)
-    for probe in (p for p in probes if any(p in row for row in rows)):
+    for probe in (p for p in probes if any(p in row for of in methods.values() for row in of.values())):
         scores = {m: {s: float(r[probe]) for s, r in of.items() if probe in r} for m, of in methods.items()}
         scores = dict(sorted(((m, s) for m, s in scores.items() if s), key=lambda pair: -statistics.fmean(pair[1].values())))
         lines += ["", f"| {probe} | scores by seed | mean ± deviation | above random start | above raw pixels | CPU s |", "|---|---|---|---|---|---|"]
