@@ -2,7 +2,8 @@
 
     python benchmarks/hook_state.py
 
-Methods and recipes are those of tests/engine (hook_methods.py, hooks_driver.py), more of them: two epochs of three steps of four photographs each.
+Methods and recipes are those of the tests (engine/hook_methods.py, helpers/hook_recipes.py), more of them: two epochs of three steps of four
+photographs each.
 For each run the table has the largest difference of any tensor of the checkpoint (weights of both branches, state, buffers) from one process at
 stage 0 without accumulation, and the optimizer's steps on what was made anew or frozen.  The network has no BatchNorm, whose statistics are of a
 micro-batch.  Writes benchmarks/results/hook_state.json.
@@ -29,7 +30,7 @@ from twinview.data.prepare.pack import pack_images
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ROOT / "tests"
-DRIVER = TESTS / "engine" / "hooks_driver.py"
+DRIVER = TESTS / "helpers" / "hook_recipes.py"
 RESULT = Path(__file__).parent / "results" / "hook_state.json"
 RANKS = (1, 2)
 RESET = {"deep": "classifier", "writes": "predictor"}  # what the optimizer starts afresh on after the first epoch
@@ -47,7 +48,7 @@ def photographs(folder: Path) -> str:
 
 def install(folder: Path) -> Path:
     """The methods as pip would leave them."""
-    code = {"toy": runpy.run_path(str(TESTS / "conftest.py"))["TOY"], "held": (TESTS / "engine" / "hook_methods.py").read_text()}
+    code = {"toy": runpy.run_path(str(TESTS / "helpers" / "toy.py"))["TOY"], "held": (TESTS / "engine" / "hook_methods.py").read_text()}
     site = folder / "site"
     for name, text in code.items():
         (info := site / f"twinview_{name}-1.0.dist-info").mkdir(parents=True)

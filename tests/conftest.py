@@ -3,9 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import inspect
 import os
-import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -13,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import Processes
+from toy import TOY
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: sums do not depend on the machine's cores
 
@@ -127,124 +127,6 @@ def photo_shards(photographs: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return str(pack_images(photographs, tmp_path_factory.mktemp("packed") / "photographs").out)
 
 
-TOY = '''
-import torch
-from torch import nn
-from twinview.hooks import hookimpl, part
-from twinview.values import Alignment, EncoderSpec, Features, Geometry, Head, Level, Traits
-
-
-class Net(nn.Module):
-    """Cells are 8 x 8 pixel patches, one linear layer."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.patch = nn.Conv2d(3, width, 8, 8)
-        self.spec = EncoderSpec(pooled=width, cells=Level(width, 8), levels={"c1": Level(width, 8)})
-
-    def forward(self, images, hidden=None):
-        cells = self.patch(images)
-        if hidden is not None:
-            cells = cells * ~hidden.view(-1, 1, *cells.shape[-2:])
-        return Features(cells=cells, pooled=cells.mean((2, 3)), levels={"c1": cells})
-
-
-@part
-class Views:
-    size: int = 32
-
-    @hookimpl
-    def sample_views(self, size, rng):
-        box = torch.tensor([[0, 0, 0.5, 0.5], [0.25, 0.25, 0.75, 0.75]])
-        flips = torch.from_numpy(rng.random(2) < 0.5)
-        return Geometry(box, flips, torch.tensor(size), ((self.size,) * 2,) * 2, ((0, 1), (1, 0)))
-
-
-@part
-class Masks:
-    @hookimpl
-    def make_masks(self, geometry, grids, rng):
-        hidden = torch.zeros(grids[0][0] * grids[0][1], dtype=torch.bool)
-        hidden[:3] = True
-        return (hidden, None)
-
-
-@part
-class Encoder:
-    width: int = 8
-    gives: list[str] = ["cells", "pooled", "levels", "hides"]
-
-    @hookimpl
-    def traits(self):
-        return Traits(gives=frozenset(self.gives))
-
-    @hookimpl
-    def make_encoder(self):
-        return Net(self.width)
-
-
-@part
-class Align:
-    extra: int = 0
-    fills_hidden: bool = False
-
-    @hookimpl
-    def traits(self):
-        return Traits(extra=self.extra)
-
-    @hookimpl
-    def align(self, step, online, target):
-        return Alignment(lambda m: m, lambda m: m, torch.ones(len(step.batch.keys), 4, 4), fills_hidden=self.fills_hidden)
-
-
-@part
-class Pooled:
-    channels: int = 4
-    needs: list[str] = ["pooled"]
-    term: str = "pooled"
-
-    @hookimpl
-    def traits(self):
-        return Traits(needs=frozenset(self.needs))
-
-    @hookimpl
-    def heads(self, dims):
-        return {"projector": Head(nn.Linear(dims.encoder.pooled, self.channels)), "predictor": Head(nn.Linear(self.channels, self.channels), "online_only")}
-
-    @hookimpl
-    def loss(self, step):
-        project, predict = step.head(self, "projector"), step.head(self, "predictor")
-        terms = [
-            (step.apply([project, predict], i, "online", "pooled") - step.apply(project, j, "target", "pooled")).square().mean() for i, j in step.pairs
-        ]
-        return {self.term: sum(terms) / len(terms)}
-
-
-@part
-class Cells:
-    align: str = ""
-
-    @hookimpl
-    def traits(self):
-        return Traits(needs=frozenset({"cells", "alignment"}))
-
-    @hookimpl
-    def aligned_widths(self, dims):
-        return (dims.width("cells"),)
-
-    @hookimpl
-    def loss(self, step):
-        found = step.alignment(0, 1, self.align)
-        gap = (found.online(step.online[0].cells) - found.target(step.target[1].cells)).square().mean(1)
-        return {"cells": (gap * found.weight).sum() / found.weight.sum()}
-
-
-@hookimpl
-def parts():
-    return {"views": Views, "masks": Masks, "encoder": Encoder, "align": Align, "pooled": Pooled, "cells": Cells}
-'''
-
-
 @pytest.fixture
 def toy(install: Install) -> dict[str, Any]:
     """A small method, installed, and a recipe of its parts alone."""
@@ -260,21 +142,35 @@ def toy(install: Install) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[int], Any]], list[Any]]:
-    """`two_ranks(function)`: what `function(rank)`, at the top of a test file, gives on each of two gloo ranks: tensors and plain containers."""
+def processes() -> Iterator[Processes]:
+    """What tests do in other processes: tests/processes.py."""
+    global _PROCESSES
+    found = _PROCESSES or Processes()
+    _PROCESSES = None
+    yield found
+    found.close()
 
-    def run(function: Callable[[int], Any]) -> list[Any]:
-        import torch
 
-        folder = tmp_path_factory.mktemp("two_ranks")
-        driver = Path(__file__).with_name("on_ranks.py")
-        command = [sys.executable, str(driver), inspect.getfile(function), function.__name__, str(folder)]
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # what a test has installed is there too
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=env)
-        assert done.returncode == 0, done.stderr
-        return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+_PROCESSES: Processes | None = None  # started while the first tests run, which do not need it
 
-    return run
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start the server of processes early, where a test will need it."""
+    global _PROCESSES
+    if not session.config.option.collectonly and any({"processes", "two_ranks"} & set(getattr(item, "fixturenames", ())) for item in session.items):
+        _PROCESSES = Processes()
+
+
+def pytest_unconfigure() -> None:
+    """A server that no test has asked for after all ends with the session."""
+    if _PROCESSES is not None:
+        _PROCESSES.close()
+
+
+@pytest.fixture
+def two_ranks(processes: Processes) -> Callable[[Callable[[int], Any]], list[Any]]:
+    """`two_ranks(function)`: what `function(rank)`, at the top of a test file, gives on each of two gloo ranks."""
+    return processes.ranks
 
 
 @pytest.fixture

@@ -4,9 +4,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
-import subprocess
-import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +12,7 @@ import numpy as np
 import pytest
 import tomli_w
 from PIL import Image
+from processes import Processes
 
 from twinview.analysis.evaluate import evaluation_recipe, evaluations
 from twinview.cli import main
@@ -89,9 +87,9 @@ def test_a_collapsed_run_says_so(run: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert "COLLAPSED   features are equal" in summary(result)
 
 
-def test_two_ranks_count_together(run: Path) -> None:
-    words = [sys.executable, "-m", "twinview", "evaluate", "cluster", str(run), "--ranks", "2"]
-    subprocess.run(words, check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, timeout=240)
+def test_two_ranks_count_together(run: Path, processes: Processes) -> None:
+    done = processes.run("evaluate", "cluster", str(run), "--ranks", "2")
+    assert done.returncode == 0, done.stderr
     last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
     assert json.loads((run / "evaluations.jsonl").read_text())["cluster/miou"] == pytest.approx(last["score/cluster/miou"])
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 import io
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from processes import Processes
 
 from twinview.cli import main
 from twinview.data.dataset.open import open_shards
@@ -73,11 +72,10 @@ def test_what_pack_refuses(words: list[str], said: str, photos: Path, tmp_path: 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["photos"]
 
 
-def test_a_folder_whose_name_is_no_text(photos: Path, tmp_path: Path) -> None:
+def test_a_folder_whose_name_is_no_text(photos: Path, tmp_path: Path, processes: Processes) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
     assert main(["shards", "pack", "images", str(photos), str(tmp_path / "out")]) == 0
     (tmp_path / "out").rename(folder)
     (folder / "out-000003.tar").write_bytes(b"")
-    command = [sys.executable, "-c", "from twinview.cli import entry; entry()", "shards", "check", str(folder)]
-    found = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict", "OMP_NUM_THREADS": "1"})
-    assert found.returncode == 2 and rb"caf\udce9/out-000003.tar, offset 0: the file is empty." in found.stdout and b"Traceback" not in found.stderr
+    found = processes.run("shards", "check", str(folder), env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"})
+    assert found.returncode == 2 and r"caf\udce9/out-000003.tar, offset 0: the file is empty." in found.stdout and "Traceback" not in found.stderr

@@ -5,11 +5,10 @@ import argparse
 import ast
 import logging
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import Processes
 
 from twinview import cli
 from twinview.cli import main
@@ -46,12 +45,12 @@ def test_overrides_written_as_options(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.parametrize("command", ["parts", "recipes", "check byol/camvid evaluate=[]"])
-def test_a_reader_that_goes_away_is_no_fault(command: str) -> None:
+def test_a_reader_that_goes_away_is_no_fault(command: str, processes: Processes) -> None:
     """`twinview parts | head -1`, whose head has gone before the first line."""
     hear, speak = os.pipe()
     os.close(hear)
     try:
-        done = subprocess.run([sys.executable, "-m", "twinview", *command.split()], stdout=speak, stderr=subprocess.PIPE, text=True, check=False)
+        done = processes.run(*command.split(), stdout=speak)
     finally:
         os.close(speak)
     assert (done.returncode, done.stderr) == (0, "")

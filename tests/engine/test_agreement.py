@@ -2,66 +2,54 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+from processes import Processes
+
 from twinview.assembly import assemble
 from twinview.data.prepare.pack import pack_images
-from twinview.engine.agreement import code
-from twinview.recipe import from_table
-
-START = """
-import copy, json, os, sys, time
-import torch.distributed as dist
-from pathlib import Path
 from twinview.engine import agreement
+from twinview.engine.agreement import code
 from twinview.engine.distributed.launch import launch
 from twinview.engine.distributed.process import gathered
 from twinview.engine.train import train
-from twinview.recipe import read
+from twinview.recipe import from_table, read
 
-table, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
 
-def said(*overrides, versions=None, resume=False):
-    # Rank 1 has these overrides, or these versions; what each rank says of it.
-    def work():
+def said(folder: Path, *overrides: str, versions: dict[str, str] | None = None, resume: bool = False) -> str:
+    """Rank 1 has these overrides, or these versions; what both say of it."""
+    def work() -> list[str]:
         other = dist.get_rank() == 1
         if versions and other:
             agreement.versions = lambda: versions
         try:
-            train(read(table, overrides if other else ()), folder, resume=resume)
+            train(read(json.loads((folder / "recipe.json").read_text()), overrides if other else ()), folder / "run", resume=resume)
             fault = "trained"
         except Exception as e:
             fault = f"{type(e).__name__}: {e}"
         return gathered(fault)
+
     began = time.monotonic()
     found = launch(2, work)
     assert time.monotonic() - began < 60
     assert found[0] == found[1], found
-    return found[0]
-"""
+    return str(found[0])
 
 
-def test_ranks_that_differ_are_refused_with_what_differs(tiny: dict[str, Any], photographs: Path, tmp_path: Path) -> None:
+def all_said(folder: Path, other: str) -> list[str]:
+    return [
+        *(said(folder, "run.seed=7"), said(folder, "run.accumulation=2"), said(folder, "encoder.dropout=0.2", "loss.0.channels=5")),
+        *(said(folder, f"data.shards={other}"), said(folder, versions={"torch": "1.0", "twinview": "0.0.1"}), said(folder, "data.workers=1")),
+    ]
+
+
+def test_ranks_that_differ_are_refused_with_what_differs(tiny: dict[str, Any], photographs: Path, tmp_path: Path, processes: Processes) -> None:
     (tmp_path / "recipe.json").write_text(json.dumps({**tiny, "run": {**tiny["run"], "steps": 2}}))
     other = pack_images(photographs, tmp_path / "other").out
-    work = textwrap.dedent(f"""
-        found = [
-            said("run.seed=7"), said("run.accumulation=2"), said("encoder.dropout=0.2", "loss.0.channels=5"), said("data.shards={other}"),
-            said(versions={{"torch": "1.0", "twinview": "0.0.1"}}), said("data.workers=1"),
-        ]
-        print(json.dumps(found))
-    """)
-    done = subprocess.run(
-        [sys.executable, "-c", START + work, str(tmp_path / "recipe.json"), str(tmp_path / "run")],
-        capture_output=True, text=True, env=os.environ, timeout=200, check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    seed, accumulation, two, data, versions, workers = json.loads(done.stdout.splitlines()[-1])
+    seed, accumulation, two, data, versions, workers = processes.call(all_said, tmp_path, str(other))
     same = "Give every rank the same recipe file and the same overrides."
     assert seed == f"RecipeError: rank 1 has another recipe: run.seed is 7, and 0 on rank 0. {same}"
     assert accumulation.startswith("RecipeError: rank 1 has another recipe: run.accumulation is 2, and 1 on rank 0.")

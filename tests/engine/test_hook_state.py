@@ -1,17 +1,14 @@
 """What hooks write stays: the same on one rank and two, under every ZeRO stage, for any accumulation, and after a resume."""
 from __future__ import annotations
 
-import json
-import os
-import runpy
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hook_recipes
 import pytest
 import torch
+from processes import Processes
 from torch import Tensor
 
 from twinview.engine.metrics import read_metrics
@@ -19,12 +16,11 @@ from twinview.engine.train import train
 from twinview.recipe import from_table
 
 Table = dict[str, Any]
-DRIVER = Path(__file__).with_name("hooks_driver.py")
 STAGES = (0, 1, 2, 3)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, install_module: Callable[..., None], photo_shards: str) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, install_module: Callable[..., None], photo_shards: str, processes: Processes) -> Path:
     """Every recipe trained by two ranks, and some by one."""
     found = tmp_path_factory.mktemp("hooks")
     install_module("toy")
@@ -33,12 +29,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, install_module: Callable[..
         "views": {"use": "toy.views"}, "encoder": {"use": "toy.encoder"}, "loss": [{"use": "toy.pooled"}], "optimizer": {"use": "sgd", "lr": 0.1},
         "run": {"batch_size": 4, "log_every": 1},
     }
-    tables: dict[str, Table] = runpy.run_path(str(DRIVER))["recipes"](toy, photo_shards)
-    (found / "recipes.json").write_text(json.dumps(tables))
-    path = os.pathsep.join([sys.path[0], *filter(None, sys.path[1:])])
-    command = [sys.executable, str(DRIVER), str(found), "2"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    tables: dict[str, Table] = hook_recipes.recipes(toy, photo_shards)
+    processes.call(hook_recipes.train_all, tables, found, 2)
     for name in ("deep-adamw-0", "writes-0", "writes-2", "contrast-1", "contrast-2"):
         train(from_table(tables[name]), found / f"{name}-1")
     return found

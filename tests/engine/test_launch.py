@@ -1,91 +1,90 @@
 """Ranks that are started here: each test's launches happen in one new process, since only a process that has not trained can fork them."""
 from __future__ import annotations
 
-import json
+import contextlib
 import os
-import subprocess
-import sys
-import textwrap
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
+from processes import Processes
 
 from twinview.engine.distributed.launch import launch
-from twinview.engine.distributed.process import join
-from twinview.errors import TwinviewError
+from twinview.engine.distributed.process import averaged, gathered, join, on_first
+from twinview.errors import DataError, TwinviewError
 
-START = """
-import json, os, signal, sys, time
-import torch, torch.distributed as dist
-from twinview.engine.distributed.launch import launch
-from twinview.engine.distributed.process import averaged, gathered, on_first
-from twinview.errors import DataError
 
-def said(ranks, work):
+def said(ranks: int, work: Callable[[], Any]) -> Any:
+    """What ranks give, or what is raised and after how many seconds."""
     began = time.monotonic()
     try:
         return launch(ranks, work)
     except Exception as e:
         return [type(e).__name__, str(e), time.monotonic() - began]
-"""
 
 
-def drive(code: str, **env: str) -> Any:
-    """What a new process prints as JSON at last."""
-    done = subprocess.run(
-        [sys.executable, "-c", START + textwrap.dedent(code)], capture_output=True, text=True, env={**os.environ, **env}, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+def works() -> Any:
+    numbers = averaged({"a": float(dist.get_rank()), **({"b": 4.0} if dist.get_rank() else {})})
+    return [gathered(dist.get_rank()), on_first(os.getpid) == gathered(os.getpid())[0], numbers]
 
 
-def test_ranks_form_a_group_and_a_failure_is_told_once_and_ends_all() -> None:
-    found = drive("""
-        def works():
-            numbers = averaged({"a": float(dist.get_rank()), **({"b": 4.0} if dist.get_rank() else {})})
-            return [gathered(dist.get_rank()), on_first(lambda: os.getpid()) == gathered(os.getpid())[0], numbers]
+def faults() -> None:
+    if dist.get_rank() == 1:
+        raise DataError("shard 3: is damaged.")
+    dist.barrier()
 
-        def faults():
-            if dist.get_rank() == 1:
-                raise DataError("shard 3: is damaged.")
-            dist.barrier()
 
-        def fault_on_first():
-            def work():
-                raise DataError("shard 4: is damaged.")
-            on_first(work)
+def fault_on_first() -> None:
+    def work() -> None:
+        raise DataError("shard 4: is damaged.")
 
-        def crashes():
-            if dist.get_rank() == 1:
-                raise ZeroDivisionError("a fault of the program")
-            dist.barrier()
+    on_first(work)
 
-        def is_killed():
-            if dist.get_rank() == 1:
-                os.kill(os.getpid(), signal.SIGKILL)
-            dist.barrier()
 
-        def leaves():
-            if dist.get_rank() == 1:
-                os._exit(7)
-            dist.barrier()
+def crashes() -> None:
+    if dist.get_rank() == 1:
+        raise ZeroDivisionError("a fault of the program")
+    dist.barrier()
 
-        def stalls():  # in a group that DeepSpeed cloned, which would wait half an hour
-            clone = dist.new_group([0, 1])
-            if dist.get_rank() == 1:
-                time.sleep(60)
-            dist.barrier(group=clone)
 
-        answers = {w.__name__: said(2, w) for w in (works, faults, fault_on_first, crashes, is_killed, leaves)}
-        os.environ["TWINVIEW_TIMEOUT"] = "3"
-        answers["stalls"] = said(2, stalls)
-        try:
-            os.waitpid(-1, os.WNOHANG)
-            answers["children"] = "some"
-        except ChildProcessError:
-            answers["children"] = "none"
-        print(json.dumps(answers))
-    """)
+def is_killed() -> None:
+    if dist.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.barrier()
+
+
+def leaves() -> None:
+    if dist.get_rank() == 1:
+        os._exit(7)
+    dist.barrier()
+
+
+def stalls() -> None:
+    """In a group that DeepSpeed cloned, which would wait half an hour."""
+    clone = dist.new_group([0, 1])
+    if dist.get_rank() == 1:
+        time.sleep(60)
+    dist.barrier(group=clone)
+
+
+def one_after_another() -> dict[str, Any]:
+    answers = {w.__name__: said(2, w) for w in (works, faults, fault_on_first, crashes, is_killed, leaves)}
+    os.environ["TWINVIEW_TIMEOUT"] = "3"
+    answers["stalls"] = said(2, stalls)
+    try:
+        os.waitpid(-1, os.WNOHANG)
+        answers["children"] = "some"
+    except ChildProcessError:
+        answers["children"] = "none"
+    return answers
+
+
+def test_ranks_form_a_group_and_a_failure_is_told_once_and_ends_all(processes: Processes) -> None:
+    found = processes.call(one_after_another)
     assert found["works"] == [[0, 1], True, {"a": 0.5, "b": 4.0}]
     assert found["faults"][:2] == ["DataError", "shard 3: is damaged."]
     assert found["fault_on_first"][:2] == ["DataError", "shard 4: is damaged."]
@@ -97,50 +96,44 @@ def test_ranks_form_a_group_and_a_failure_is_told_once_and_ends_all() -> None:
     assert found["children"] == "none"
 
 
-def test_ranks_end_when_the_process_that_started_them_is_killed() -> None:
-    found = drive("""
-        from pathlib import Path
-
-        def alive(group):
-            stats = [p.read_text().rpartition(")")[2].split() for p in Path("/proc").glob("[0-9]*/stat")]
-            return sum(int(s[2]) == group and s[0] not in "ZX" for s in stats)
-
-        ready, tell = os.pipe()
-        child = os.fork()
-        if child == 0:
-            os.setsid()
-            launch(2, lambda: (os.write(tell, b"x"), time.sleep(60)))
-        os.read(ready, 2)
-        while (before := alive(child)) < 3:
-            time.sleep(0.05)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        until = time.monotonic() + 10
-        while alive(child) and time.monotonic() < until:
-            time.sleep(0.05)
-        print(json.dumps([before, alive(child)]))
-    """)
-    assert found == [3, 0]
+def alive(group: int) -> int:
+    """Processes of a group that run."""
+    stats = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            stats.append(path.read_text().rpartition(")")[2].split())
+    return sum(int(s[2]) == group and s[0] not in "ZX" for s in stats)
 
 
-def test_the_others_out_of_reach_are_told_with_the_variable_that_helps() -> None:
+def two_ranks_that_wait() -> None:
+    launch(2, lambda: (print("x", end="", flush=True), time.sleep(60)))
+
+
+def test_ranks_end_when_the_process_that_started_them_is_killed(processes: Processes) -> None:
+    child = processes.begin(two_ranks_that_wait, leads=True)
+    child.wait_for(lambda: child.stdout == "xx" and alive(child.pid) == 3)
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    until = time.monotonic() + 10
+    while alive(child.pid) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not alive(child.pid)
+
+
+def alone_of_two() -> list[str]:
+    answers = []
+    for _ in range(2):
+        try:
+            join("cpu")
+        except TwinviewError as e:
+            answers.append(str(e))
+        os.environ.pop("MASTER_PORT", None)
+    return answers
+
+
+def test_the_others_out_of_reach_are_told_with_the_variable_that_helps(processes: Processes) -> None:
     env = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "TWINVIEW_TIMEOUT": "1"}
-    code = """
-        from twinview.engine.distributed.process import join
-        from twinview.errors import TwinviewError
-        answers = []
-        try:
-            join("cpu")
-        except TwinviewError as e:
-            answers.append(str(e))
-        del os.environ["MASTER_PORT"]
-        try:
-            join("cpu")
-        except TwinviewError as e:
-            answers.append(str(e))
-        print(json.dumps(answers))
-    """
-    away, unset = drive(code, **env)
+    away, unset = processes.call(alone_of_two, env={**os.environ, **env})
     assert away.startswith("rank 1 cannot reach the other ranks (127.0.0.1:1): ") and "GLOO_SOCKET_IFNAME" in away and "\n" not in away
     assert unset == "WORLD_SIZE is 2, but MASTER_ADDR or MASTER_PORT is not set. Start with torchrun, deepspeed or ranks=2."
 

@@ -2,27 +2,26 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import Processes
 
 from twinview.engine import loss_scale
 from twinview.engine import setup as build
+from twinview.engine.distributed.launch import launch
 from twinview.engine.metrics import read_metrics
 from twinview.engine.train import train
 from twinview.errors import RecipeError, TwinviewError
 from twinview.recipe import from_table
 
 Table = dict[str, Any]
-DRIVER = Path(__file__).with_name("left_out_driver.py")
 SICK = '''
 import os
 import torch
@@ -142,13 +141,21 @@ def test_the_first_ends_a_run_that_leaves_none_out(sick: Callable[..., Table], t
     assert (tmp_path / "gradient/checkpoints/latest").read_text() == "step-000002"
 
 
-def test_ranks_leave_a_step_out_together(sick: Callable[..., Table], tmp_path: Path) -> None:
+def train_on_two(tables: dict[str, Table], folder: Path) -> dict[str, str]:
+    """What is raised, by recipe."""
+    raised = {}
+    for name, table in tables.items():
+        try:
+            launch(2, partial(train, from_table(table), folder / name))
+        except TwinviewError as e:
+            raised[name] = str(e)
+    return raised
+
+
+def test_ranks_leave_a_step_out_together(sick: Callable[..., Table], tmp_path: Path, processes: Processes) -> None:
     """Rank 1 alone has the bad loss; under stages 0 and 2 both leave the step out, and end together when it is one too many."""
-    (tmp_path / "recipes.json").write_text(json.dumps({
-        "zero": sick([3], 0, rank=1), "two": sick([3], 2, rank=1), "ends": sick([3], 0, rank=1, bad_steps=0),
-    }))
-    done = subprocess.run([sys.executable, str(DRIVER), str(tmp_path)], capture_output=True, text=True, env=os.environ, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr
+    tables = {"zero": sick([3], 0, rank=1), "two": sick([3], 2, rank=1), "ends": sick([3], 0, rank=1, bad_steps=0)}
+    said = processes.call(train_on_two, tables, tmp_path)
     for name in ("zero", "two"):
         assert same(tmp_path / name, 2, 3) and not same(tmp_path / name, 3, 4) and rows(tmp_path / name)[-1]["loss"] > 0
         told = json.loads((tmp_path / name / "nonfinite/step-000003.json").read_text())["micro_batches"]
@@ -156,7 +163,7 @@ def test_ranks_leave_a_step_out_together(sick: Callable[..., Table], tmp_path: P
         for rank in (0, 1):
             buffers = torch.load(tmp_path / name / f"checkpoints/step-000006/rank-{rank}.pt", weights_only=True)["buffers"]
             assert all(bool(b.isfinite().all()) for b in buffers.values())
-    assert done.stdout.splitlines()[-1].startswith("step 3: the loss is nan (") and "another rank is gone" not in done.stderr
+    assert said.keys() == {"ends"} and said["ends"].startswith("step 3: the loss is nan (") and "another rank is gone" not in said["ends"]
     assert (tmp_path / "ends/checkpoints/latest").read_text() == "step-000002"
 
 

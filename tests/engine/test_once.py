@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 import torch
+from processes import Processes
 from torch import nn
 
 from twinview import api
@@ -64,7 +66,7 @@ def test_pictures_are_of_the_trained_model(recipe: dict[str, Any], tmp_path: Pat
             assert ImageChops.difference(saved.convert("RGB"), picture.convert("RGB")).getbbox() is None, name
 
 
-def test_two_ranks_draw_together(toy: dict[str, Any], install: Any, photo_shards: str, tmp_path: Path) -> None:
+def test_two_ranks_draw_together(toy: dict[str, Any], install: Any, photo_shards: str, tmp_path: Path, processes: Processes) -> None:
     """A part may ask the other ranks while it draws."""
     install("drawn", """
         import torch
@@ -79,17 +81,11 @@ def test_two_ranks_draw_together(toy: dict[str, Any], install: Any, photo_shards
         def parts():
             return {"sum": Sum}
     """)
-    import subprocess
-    import sys
-
-    import tomli_w
-
     table = {**toy, "data": {"shards": photo_shards, "workers": 0}, "extra": [{"use": "drawn.sum"}]}
     table["run"] = {"steps": 1, "batch_size": 4, "device": "cpu"}
     (tmp_path / "two.toml").write_text(tomli_w.dumps(table))
-    code = "import sys; sys.path[:0] = sys.argv[2].split(':'); from twinview import api; api.train(sys.argv[1], run=sys.argv[3], ranks=2)"
-    paths = ":".join(p for p in sys.path if p)
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "two.toml"), paths, str(tmp_path / "run")], check=True, timeout=120)
+    done = processes.run("train", str(tmp_path / "two.toml"), "--run", str(tmp_path / "run"), "--ranks", "2")
+    assert done.returncode == 0, done.stderr
     from PIL import Image
 
     with Image.open(tmp_path / "run" / "pictures" / "sum.png") as picture:

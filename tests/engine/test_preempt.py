@@ -1,17 +1,16 @@
 """SIGTERM and Ctrl-C: noted between steps, heard in every wait, and not taken for those of other processes."""
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import Processes
 
 from twinview.engine import setup
 from twinview.engine.checkpoint import steps_in
@@ -22,28 +21,26 @@ from twinview.engine.train import train
 from twinview.errors import Preempted
 from twinview.recipe import from_table
 
-STUCK = """
-import ctypes, sys, threading
-from twinview.engine.distributed import preempt
-preempt.STARTING = 0.5
-with preempt.noticing() as notice:
-    notice.words = "run: told to end, and what was under way did not end in time"
-    notice.may_take(0.5)
-    mutex = ctypes.create_string_buffer(64)
-    libc = ctypes.CDLL(None)
-    libc.pthread_mutex_lock(mutex)
-    print("waiting", flush=True)
-    libc.pthread_mutex_lock(mutex)  # for ever, in C: no handler of Python runs
-"""
+
+def wait_in_c() -> None:
+    """For ever: no handler of Python runs."""
+    preempt.STARTING = 0.5
+    with preempt.noticing() as notice:
+        notice.words = "run: told to end, and what was under way did not end in time"
+        notice.may_take(0.5)
+        mutex = ctypes.create_string_buffer(64)
+        libc = ctypes.CDLL(None)
+        libc.pthread_mutex_lock(mutex)
+        print("waiting", flush=True)
+        libc.pthread_mutex_lock(mutex)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_process_that_waits_in_c_is_ended(number: int, code: int) -> None:
-    process = subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stdout.readline() == "waiting\n"
+def test_a_process_that_waits_in_c_is_ended(number: int, code: int, processes: Processes) -> None:
+    process = processes.begin(wait_in_c)
+    process.wait_for(lambda: process.stdout == "waiting\n")
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == code and said == "twinview: run: told to end, and what was under way did not end in time\n"
+    assert process.wait() == code and process.stderr == "twinview: run: told to end, and what was under way did not end in time\n"
 
 
 def test_a_signal_is_noted_and_eager_code_is_left() -> None:
@@ -94,17 +91,16 @@ def test_signals_of_forked_processes_are_their_own() -> None:
         assert os.WTERMSIG(status) == signal.SIGTERM and not notice.told
 
 
-def test_ignored_signals_stay_ignored() -> None:
+def notice_ignored() -> tuple[bool, bool]:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with noticing() as notice:
+        os.kill(os.getpid(), signal.SIGINT)
+    return notice.told, signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
+def test_ignored_signals_stay_ignored(processes: Processes) -> None:
     """As under nohup, and in ranks that are forked here, whose parent passes Ctrl-C on."""
-    code = textwrap.dedent("""
-        import os, signal
-        from twinview.engine.distributed.preempt import noticing
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        with noticing() as notice:
-            os.kill(os.getpid(), signal.SIGINT)
-        print(notice.told, signal.getsignal(signal.SIGINT) == signal.SIG_IGN)
-    """)
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False True\n"
+    assert processes.call(notice_ignored) == (False, True)
 
 
 TELLS = '''

@@ -1,16 +1,14 @@
 """Activation checkpointing changes nothing but memory: under every stage, with statistics over ranks, with depth that is dropped at random."""
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import recomputed
 import torch
+from processes import Processes
 
 from twinview import api
 from twinview.assembly import assemble
@@ -18,7 +16,6 @@ from twinview.engine.setup import build
 from twinview.errors import RecipeError
 from twinview.recipe import from_table
 
-DRIVER = Path(__file__).with_name("recompute_driver.py")
 Table = dict[str, Any]
 CASES: dict[str, Table] = {
     "resnet": {"encoder": {"use": "timm.encoder", "name": "test_resnet", "cells": "c4", "drop_path": 0.2}, "views": {"use": "byol.crops", "size": 32},
@@ -41,11 +38,8 @@ def tables(tiny: Table) -> dict[str, Table]:
     return made
 
 
-def test_two_ranks_learn_the_same_under_stages_0_to_3(tiny: Table, tmp_path: Path) -> None:
-    (tmp_path / "recipes.json").write_text(json.dumps(tables(tiny)))
-    done = subprocess.run([sys.executable, str(DRIVER), str(tmp_path)], capture_output=True, text=True, env=os.environ, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+def test_two_ranks_learn_the_same_under_stages_0_to_3(tiny: Table, processes: Processes) -> None:
+    found = processes.call(recomputed.on_two_ranks, tables(tiny))
     for name, blocks in (("resnet", 4), ("siameseim", 3 + 1 + 1)):  # of encoder, projector and decoder
         assert len(found[name]) == 2
         for stage, answer in found[name].items():

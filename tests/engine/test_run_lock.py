@@ -5,14 +5,14 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import Process, Processes
 
 from twinview.analysis.load import load_encoder
 from twinview.engine import run_lock
@@ -21,17 +21,26 @@ from twinview.engine.train import train
 from twinview.errors import CheckpointError
 from twinview.recipe import from_table
 
-HOLDER = "import sys, time; from pathlib import Path; from twinview.engine.run_lock import locked\nwith locked(Path(sys.argv[1]), 'twinview train x'): print('held', flush=True); time.sleep(60)"
+
+def held(folder: Path) -> None:
+    with locked(folder, "twinview train x"):
+        print("held", flush=True)
+        time.sleep(60)
 
 
-def hold(folder: Path) -> subprocess.Popen[str]:
-    """Another process that holds the lock."""
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-    return holder
+@pytest.fixture
+def hold(processes: Processes) -> Callable[[Path], Process]:
+    """`hold(folder)`: another process that holds the lock."""
+
+    def begin(folder: Path) -> Process:
+        holder = processes.begin(held, folder)
+        holder.wait_for(lambda: holder.stdout == "held\n")
+        return holder
+
+    return begin
 
 
-def test_a_second_run_is_refused_and_told_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_is_refused_and_told_of_the_first(hold: Callable[[Path], Process], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_lock, "PATIENCE", 0.2)
     holder = hold(tmp_path)
     who = rf"a run is at work in it: process {holder.pid} on {socket.gethostname()} since 20..-..-.. ..:..:.."
@@ -47,7 +56,7 @@ def test_a_second_run_is_refused_and_told_of_the_first(tmp_path: Path, monkeypat
     assert (tmp_path / NAME).read_text() == ""
 
 
-def test_a_killed_process_that_is_still_going_is_waited_for(tmp_path: Path) -> None:
+def test_a_killed_process_that_is_still_going_is_waited_for(hold: Callable[[Path], Process], tmp_path: Path) -> None:
     holder = hold(tmp_path)
     threading.Timer(0.5, holder.kill).start()
     with locked(tmp_path):
@@ -55,7 +64,7 @@ def test_a_killed_process_that_is_still_going_is_waited_for(tmp_path: Path) -> N
     holder.wait()
 
 
-def test_data_workers_do_not_hold_it(tmp_path: Path) -> None:
+def test_data_workers_do_not_hold_it(hold: Callable[[Path], Process], tmp_path: Path) -> None:
     """A forked process may live on for seconds after the one that trains was killed."""
     child = 0
     with locked(tmp_path):
@@ -122,7 +131,9 @@ def test_which_file_systems_carry_locks(tmp_path: Path) -> None:
     assert locks_reach(tmp_path, tmp_path / "none")
 
 
-def test_a_run_that_is_at_work_is_left_alone_and_may_be_read(tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_at_work_is_left_alone_and_may_be_read(
+    tiny: dict[str, Any], hold: Callable[[Path], Process], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(run_lock, "PATIENCE", 0.2)
     run = tmp_path / "run"
     table = {**tiny, "run": {**tiny["run"], "steps": 2}}

@@ -2,20 +2,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import zero_stages
+from processes import Processes
 
 from twinview.engine.metrics import read_metrics
 from twinview.engine.train import train
 from twinview.recipe import from_table
 
-DRIVER = Path(__file__).with_name("zero_driver.py")
 STAGES = ("0", "1", "2", "3")
 Table = dict[str, Any]
 
@@ -26,13 +24,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def found(tiny: Table, folder: Path) -> dict[str, Any]:
+def found(tiny: Table, folder: Path, processes: Processes) -> dict[str, Any]:
     """What two ranks found, once for all tests of this file: BatchNorm over ranks, dropout on each."""
     if not (folder / "found.json").is_file():
-        (folder / "recipe.json").write_text(json.dumps(tiny))
-        done = subprocess.run([sys.executable, str(DRIVER), str(folder)], capture_output=True, text=True, env=os.environ, timeout=200, check=False)
-        assert done.returncode == 0, done.stderr
-        (folder / "found.json").write_text(done.stdout.splitlines()[-1])
+        (folder / "found.json").write_text(json.dumps(processes.call(zero_stages.on_two_ranks, tiny, folder)))
     answer: dict[str, Any] = json.loads((folder / "found.json").read_text())
     return answer
 

@@ -1,27 +1,19 @@
 """PixPro, DenseCL, ReSim, DetCo and SwAV as runs: resumed to the last bit, the same for 0 and 2 workers, for 1 and 2 ranks; their encoder is exported."""
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dense_methods as methods
 import pytest
 import torch
+from processes import Processes
 
 from twinview.analysis.export import export_encoder
 from twinview.engine.metrics import read_metrics
 from twinview.engine.train import train
 from twinview.recipe import from_table
-
-DRIVER = Path(__file__).with_name("dense_methods.py")
-spec = importlib.util.spec_from_file_location("dense_methods", DRIVER)
-assert spec is not None and spec.loader is not None
-methods = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(methods)
 
 
 def losses(run: Path) -> list[float]:
@@ -67,8 +59,7 @@ def assert_equal(found: Any, expected: Any) -> None:
             assert_equal(found[key], expected[key])
 
 
-def test_two_ranks_learn_what_one_learns(photo_shards: str, tmp_path: Path, whole: Callable[[str], Path]) -> None:
-    done = subprocess.run([sys.executable, str(DRIVER), str(tmp_path), photo_shards], capture_output=True, text=True, env=os.environ, check=False)
-    assert done.returncode == 0, done.stderr
+def test_two_ranks_learn_what_one_learns(photo_shards: str, tmp_path: Path, whole: Callable[[str], Path], processes: Processes) -> None:
+    processes.call(methods.train_all, tmp_path, photo_shards)
     for name in methods.METHODS:
         assert losses(tmp_path / name) == pytest.approx(losses(whole(name)), rel=2e-3), name

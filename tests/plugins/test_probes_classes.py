@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -158,25 +155,13 @@ def hard(rank: int = 0, world: int = 1) -> dict[str, float]:
     return {**score(Knn, data, baselines=["pixels"]), **score(Linear, data, steps=20)}
 
 
-def one_rank(rank: int, world: int, folder: str) -> None:
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    torch.save(hard(rank, world), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+def one_of_two(rank: int) -> dict[str, float]:
+    return hard(rank, 2)
 
 
-def test_two_ranks_agree_with_each_other_and_with_one(tmp_path: Path) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    ranks = [spawn.Process(target=one_rank, args=(r, 2, os.fspath(tmp_path))) for r in range(2)]
-    for process in ranks:
-        process.start()
+def test_two_ranks_agree_with_each_other_and_with_one(two_ranks: Any) -> None:
+    first, second = two_ranks(one_of_two)
     alone = hard()
-    for process in ranks:
-        process.join(120)
-        process.kill()
-    first, second = (torch.load(tmp_path / f"{r}.pt") for r in range(2))
     assert first == second == pytest.approx(alone)
     assert 34 < alone["knn/top1"] < 100 and 34 < alone["linear/top1"] < 100
 

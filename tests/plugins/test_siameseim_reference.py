@@ -4,8 +4,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,32 +124,16 @@ def test_decoder_and_loss_of_one_case() -> None:
     near(pred.grad.flatten(2).mT, "grad_pred", 1e-5)
 
 
-RANKS = """
-import sys
-import torch
-import torch.distributed as dist
-from twinview.engine.distributed.launch import launch
-from twinview_siameseim.dense import dense_loss
-
-def rank():
-    case = torch.load(sys.argv[1], weights_only=True)[f"rank{dist.get_rank()}"]
+def on_a_rank(rank: int) -> torch.Tensor:
+    case = load(SLICE / "loss_tworank.pt")[f"rank{rank}"]
     q = case["pred"].mT.unflatten(2, (4, 4)).requires_grad_()
     loss = dense_loss(q, case["target"].mT.unflatten(2, (4, 4)), torch.ones(4, 4, 4), 0.02).loss
     loss.backward()  # type: ignore[no-untyped-call]
-    found = torch.cat([loss.detach().view(1), q.grad.flatten(2).mT.flatten()])
-    every = [torch.empty_like(found) for _ in range(2)]
-    dist.all_gather(every, found)
-    if dist.get_rank() == 0:
-        torch.save(torch.stack(every), sys.argv[2])
-
-launch(2, rank)
-"""
+    return torch.cat([loss.detach().view(1), q.grad.flatten(2).mT.flatten()])
 
 
-def test_two_ranks_share_the_correlation(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", RANKS, str(SLICE / "loss_tworank.pt"), str(tmp_path / "found.pt")], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found, case = torch.load(tmp_path / "found.pt", weights_only=True), load(SLICE / "loss_tworank.pt")
+def test_two_ranks_share_the_correlation(two_ranks: Any) -> None:
+    found, case = torch.stack(two_ranks(on_a_rank)), load(SLICE / "loss_tworank.pt")
     for rank in (0, 1):
         expected = case[f"rank{rank}"]
         assert float(found[rank, 0]) == pytest.approx(float(expected["loss"]), rel=1.6e-5)

@@ -1,12 +1,7 @@
-"""Two ranks: python ranks_driver.py FOLDER.  Trains FOLDER/recipe.json into FOLDER/two and writes FOLDER/norm.pt.
-
-norm.pt holds BatchNorm over both ranks beside BatchNorm over the whole batch in one process.
-"""
+"""BatchNorm, and a run, over two ranks: what test_ranks.py asks for."""
 from __future__ import annotations
 
-import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +68,12 @@ def over_ranks() -> dict[str, Any]:
     return out
 
 
-def main() -> None:
-    """Both, each in two ranks."""
-    folder = Path(sys.argv[1])
+def on_two_ranks() -> dict[str, Any]:
+    """BatchNorm over both ranks beside BatchNorm over the whole batch in one process."""
     alone = {name: through(norm, batch(name), slice(0, 7)) for name, norm in norms().items()}
-    torch.save({"ranks": launch(2, over_ranks), "alone": alone | {"all on one rank": alone["vector"]}}, folder / "norm.pt")
-    recipe = from_table(json.loads((folder / "recipe.json").read_text()))
-    print(launch(2, lambda: train(recipe, folder / "two")))
+    return {"ranks": launch(2, over_ranks), "alone": alone | {"all on one rank": alone["vector"]}}
 
 
-if __name__ == "__main__":
-    main()
+def train_on_two(table: dict[str, Any], folder: Path) -> None:
+    """A run on two ranks."""
+    launch(2, lambda: train(from_table(table), folder).step)

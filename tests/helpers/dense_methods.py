@@ -1,9 +1,12 @@
-"""Small recipes of the dense methods, and two ranks for them: python dense_methods.py FOLDER SHARDS trains each into FOLDER/NAME."""
+"""Small recipes of the dense methods, and two ranks that train them: for test_dense_methods.py."""
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
+
+from twinview.engine.distributed.launch import launch
+from twinview.engine.train import train
+from twinview.recipe import from_table
 
 ONE_WAY = {"use": "siameseim.crops", "size": 64, "scale": [0.3, 1.0]}
 MOVED = {"momentum": 0.9, "update": "before_forward"}
@@ -39,15 +42,6 @@ def table(name: str, shards: str, workers: int = 0) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """On two ranks."""
-    from twinview.engine.distributed.launch import launch
-    from twinview.engine.train import train
-    from twinview.recipe import from_table
-
-    folder, shards = Path(sys.argv[1]), sys.argv[2]
+def train_all(folder: Path, shards: str) -> None:
+    """Each on two ranks, into FOLDER/NAME."""
     launch(2, lambda: [train(from_table(table(name, shards)), folder / name).step for name in METHODS])
-
-
-if __name__ == "__main__":
-    main()

@@ -1,12 +1,9 @@
-"""Two ranks: python recompute_driver.py FOLDER.  Trains the recipes of FOLDER/recipes.json with and without activation checkpointing.
+"""Recipes trained on two ranks with and without activation checkpointing: what test_recompute_ranks.py asks for.
 
-Prints recipe -> stage -> whether losses, and weights and buffers of both branches on both ranks, are equal to the last bit; the blocks.
+Recipe -> stage -> whether losses, and weights and buffers of both branches on both ranks, are equal to the last bit; the blocks.
 """
 from __future__ import annotations
 
-import importlib
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,7 @@ from torch import Tensor
 
 from twinview.data.loading.loader import training_batches
 from twinview.engine.distributed.launch import launch
-from twinview.engine.distributed.process import gathered, quiet_deepspeed
+from twinview.engine.distributed.process import gathered
 from twinview.engine.setup import build, wrap
 from twinview.engine.step import take_step
 from twinview.engine.zero import whole_state
@@ -54,12 +51,7 @@ def compared(tables: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def main() -> None:
-    tables = json.loads((Path(sys.argv[1]) / "recipes.json").read_text())
-    quiet_deepspeed("cpu")
-    importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")  # as every rank would for itself: three seconds of torch._inductor
-    print(json.dumps(launch(2, lambda: compared(tables))))
-
-
-if __name__ == "__main__":
-    main()
+def on_two_ranks(tables: dict[str, Any]) -> dict[str, Any]:
+    """What both ranks found."""
+    found: dict[str, Any] = launch(2, lambda: compared(tables))
+    return found

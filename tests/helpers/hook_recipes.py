@@ -1,4 +1,7 @@
-"""Ranks: python hooks_driver.py FOLDER RANKS.  Trains each recipe of FOLDER/recipes.json into FOLDER/NAME-RANKS, one after another."""
+"""Recipes that stress what hooks keep, and their training on several ranks: for test_hook_state.py, and for benchmarks/hook_state.py.
+
+python hook_recipes.py FOLDER RANKS trains each recipe of FOLDER/recipes.json into FOLDER/NAME-RANKS.
+"""
 from __future__ import annotations
 
 import json
@@ -32,10 +35,8 @@ def recipes(
     return found
 
 
-def main() -> None:
-    folder, ranks = Path(sys.argv[1]), int(sys.argv[2])
-    tables = json.loads((folder / "recipes.json").read_text())
-
+def train_all(tables: dict[str, Table], folder: Path, ranks: int) -> None:
+    """Each recipe into FOLDER/NAME-RANKS, one after another."""
     def work() -> None:
         for name, table in tables.items():
             train(from_table(table), folder / f"{name}-{ranks}")
@@ -44,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    train_all(json.loads((Path(sys.argv[1]) / "recipes.json").read_text()), Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,11 +1,8 @@
-"""Two ranks: python zero_driver.py FOLDER.  Trains FOLDER/recipe.json under every stage beside a plain all-reduce loop; prints what it found."""
+"""A recipe trained on two ranks under every ZeRO stage beside a plain all-reduce loop: what test_zero.py asks for."""
 from __future__ import annotations
 
-import importlib
-import json
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ from torch import Tensor
 
 from twinview.data.loading.loader import training_batches
 from twinview.engine.distributed.launch import launch
-from twinview.engine.distributed.process import gathered, quiet_deepspeed
+from twinview.engine.distributed.process import gathered
 from twinview.engine.metrics import read_metrics
 from twinview.engine.setup import TrainSetup, build, wrap
 from twinview.engine.step import take_step
@@ -161,14 +158,7 @@ def over_stages(table: dict[str, Any], folder: Path) -> dict[str, list[float]]:
     return found
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
-    table = json.loads((folder / "recipe.json").read_text())
-    quiet_deepspeed("cpu")
-    importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")  # as every rank would for itself: three seconds of torch._inductor
-    work = lambda: {"plain": against_the_plain_loop(table, folder), "resumed": over_stages(table, folder)}  # noqa: E731
-    print(json.dumps(launch(2, work)))
-
-
-if __name__ == "__main__":
-    main()
+def on_two_ranks(table: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What both ranks found."""
+    found: dict[str, Any] = launch(2, lambda: {"plain": against_the_plain_loop(table, folder), "resumed": over_stages(table, folder)})
+    return found
