@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import textwrap
 from typing import Any
 
 import pytest
@@ -43,3 +44,17 @@ def test_a_run_imports_no_library_that_none_of_its_parts_uses(toy: dict[str, Any
     table = {**toy, "data": {"shards": photo_shards, "workers": 0}, "run": {"steps": 1, "batch_size": 2, "device": "cpu"}}
     code = f"import sys; sys.path[:0] = {[p for p in sys.path if p]!r}; from twinview import api; api.train({table!r}, run={str(tmp_path / 'run')!r})"
     assert not {"timm", "sklearn", "numba"} & set(imported(code))
+
+
+def test_torchvision_comes_without_torchs_compiler_which_is_there_when_asked_for() -> None:
+    code = """
+        import sys, torch
+        from twinview.ops.vision import import_torchvision
+        assert import_torchvision() is sys.modules["torchvision"] and not any(name.startswith("torch._dynamo") for name in sys.modules)
+        from torchvision.ops import roi_align
+        assert roi_align(torch.ones(1, 1, 4, 4), torch.tensor([[0.0, 0, 0, 4, 4]]), 2).shape == (1, 1, 2, 2)
+        asked = roi_align.__globals__["is_compile_supported"]
+        import torch._dynamo.utils
+        assert asked("cpu") == torch._dynamo.utils.is_compile_supported("cpu")
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)

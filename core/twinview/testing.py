@@ -28,7 +28,8 @@ LEFT_OUT = (  # parts that want labelled shards, are not meant to train, cluster
     *("supervised.classes", "supervised.nothing", "deepcluster.images", "deepcluster.alexnet"),
 )
 NONE = "none"
-IMAGES, STEPS, SIDE = 4, 20, 64  # of a batch; of an attempt; pixels of a view
+IMAGES, STEPS, SIDE = 4, 20, 64  # of a batch; of an attempt, at most; pixels of a view
+FELL = 4  # steps in a row whose loss lies below the first: enough
 SMALL: dict[str, Any] = {  # options by name, for any part that has them
     "channels": 16,
     "hidden": 16,
@@ -43,7 +44,7 @@ SMALL: dict[str, Any] = {  # options by name, for any part that has them
 }
 TINY_VIT = {"name": "vit_tiny_patch16_224", "patch": 8, "width": 32, "depth": 2, "heads": 2, "img_size": SIDE}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {  # parts that are several things, or whose defaults are large
-    "torchvision.resnet": {"": {"name": "resnet18", "stride": 16}},
+    "torchvision.resnet": {"": {"name": "resnet18", "stride": 16, "width": 16}},
     "timm.encoder": {
         " (vit, drop)": {**TINY_VIT, "positions": "sine_row"},
         " (vit, mask token)": {**TINY_VIT, "hide": "mask_token"},
@@ -191,7 +192,10 @@ def _recipe(found: Choices, combination: Combination, shards: str) -> dict[str, 
 
 
 def attempt(combination: Combination, shards: str) -> Attempt:
-    """Assemble a combination and take `STEPS` steps on one batch of `IMAGES` images of `shards`; or say why it is refused."""
+    """Assemble a combination and train it on one batch of `IMAGES` images of `shards`; or say why it is refused.
+
+    It takes `STEPS` steps, or as many as it takes until the loss has been below the first for `FELL` steps and gradients have reached everything.
+    """
     try:
         recipe = from_table(recipe_of(combination, shards))
         assembly, source = assemble(recipe), open_shards(shards)
@@ -214,7 +218,8 @@ def attempt(combination: Combination, shards: str) -> Attempt:
         optimizer.step()
         model.follow(recipe.target.momentum)
         losses.append(float(outcome.loss.detach()))
-        if not torch.isfinite(outcome.loss):
+        fell = len(losses) > FELL and max(losses[-FELL:]) < losses[0]
+        if not torch.isfinite(outcome.loss) or (fell and not untouched):
             break
     return Attempt(losses=tuple(losses), untouched=tuple(sorted(untouched)))
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from twinview.hooks import hookimpl, part
 from twinview.ops.maps import resize_map, unflip
+from twinview.ops.vision import import_torchvision
 from twinview.values import Alignment, Geometry, Size, Step, Traits, box_area
 
 NEEDS = frozenset({"cells"})
@@ -113,6 +114,7 @@ def displacement(geometry: Geometry, online: int, target: int, grid: Size) -> Te
 
 def crop_map(maps: Tensor, flips: Tensor, region: Tensor, grid: Size) -> Tensor:
     """RoIAlign of one region [B, 4] (fractions of the unmirrored view) from each map [B, C, h, w] -> [B, C, *grid], float32."""
+    import_torchvision()
     from torchvision.ops import roi_align  # here: it takes a second to import, and checking a recipe needs none of it
 
     with torch.autocast(maps.device.type, enabled=False):

@@ -12,7 +12,7 @@ from attrs.validators import ge, gt
 from torch import Tensor
 
 from twinview.branch import Branch
-from twinview.errors import PluginError
+from twinview.errors import ContractError, PluginError
 from twinview.hooks import hookimpl, part
 from twinview.ops.maps import resize_map
 from twinview.ops.transformer import to_map
@@ -85,7 +85,7 @@ class Relative:
                 x = x.gather(1, seen.kept[..., None].expand(-1, -1, x.shape[2]))
         try:
             decoder: Decoder = branch.of(self, f"decoder{x.shape[2]}")
-        except KeyError:
+        except ContractError:
             raise PluginError(f"[align] siameseim.relative: a loss sends {x.shape[2]} channels. Its aligned_widths() must name them.") from None
         predictions: Tensor = decoder(x, *seen, grid, relation)
         return predictions

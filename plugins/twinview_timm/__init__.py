@@ -22,9 +22,18 @@ OF_ANY = ("name", "weights", "weights_key", "img_size", "drop_path")  # options 
 OF_MAPS = ("cells",)  # of networks that are no plain vision transformer; all others are of these
 
 
-def _known(_: Any, __: Any, name: str) -> None:
+def _timm() -> Any:
+    """The library, which imports torchvision: quickly."""
+    from twinview.ops.vision import import_torchvision
+
+    import_torchvision()
     import timm
 
+    return timm
+
+
+def _known(_: Any, __: Any, name: str) -> None:
+    timm = _timm()
     known = timm.list_models()
     if name not in known:
         bare, _, tag = name.partition(".")
@@ -77,9 +86,7 @@ class Encoder:
     @property
     def plain(self) -> bool:
         """Whether the network is a plain vision transformer, by timm's register."""
-        from timm.models import is_model_in_modules
-
-        return bool(is_model_in_modules(self.name, PLAIN))
+        return bool(_timm().models.is_model_in_modules(self.name, PLAIN))
 
     @hookimpl
     def traits(self) -> Traits:

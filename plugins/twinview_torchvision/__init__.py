@@ -66,6 +66,9 @@ class ResNet:
     @hookimpl
     def make_encoder(self, channels: int) -> nn.Module:
         """The network.  Raises RecipeError for an unknown name of weights, CheckpointError for weights that do not fit."""
+        from twinview.ops.vision import import_torchvision
+
+        import_torchvision()
         from twinview_torchvision.resnet import make
 
         return make(self, channels)

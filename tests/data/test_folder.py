@@ -241,6 +241,6 @@ def test_a_folder_in_place_says_what_it_passes_over(tmp_path: Path, photos: Path
         open_module._say_once.cache_clear()
         open_shards(f"images:{photos}")
         said = capsys.readouterr().err
-        assert f"images:{photos}: 61 images; 4 other files passed over (2 .txt, 1 .mp4, 1 without a suffix); 1 hidden folder passed over" in said
+        assert f"images:{photos}: 61 images; 4 other files passed over (2 .txt, 1 .mp4, 1 without a suffix); 1 hidden folder passed over; 2 hidden files passed over" in said
     open_shards(f"images:{photos}")
     assert "passed over" not in capsys.readouterr().err, "once a process"

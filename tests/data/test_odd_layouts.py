@@ -200,7 +200,7 @@ def test_hidden_folders_are_no_data(tmp_path: Path) -> None:
     root = tree(tmp_path / "in", files | {"ant/._0.jpg": b"AppleDouble", "ant/Thumbs.db": b"", "ant/notes": b""})
     shards, manifest, found = packed("imagefolder", root)
     assert manifest["classes"] == ["ant", "bee"] and [read_class(shards, i) for i in range(len(shards))] == [0, 0, 1, 1]
-    assert "; 3 other files passed over (1 .db, 1 .jpg, 1 without a suffix); 7 hidden folders passed over" in found.text()
+    assert "; 2 other files passed over (1 .db, 1 without a suffix); 7 hidden folders passed over; 1 hidden file passed over" in found.text()
     assert len(open_shards(f"images:{root}")) == 4
     assert keys(packed("images", tree(tmp_path / ".dotted", {"a.jpg": jpeg()}))[0]) == ["a"], "a hidden folder that was named is meant"
 

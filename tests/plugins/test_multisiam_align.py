@@ -7,6 +7,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+import torchvision.ops
 from torch import Tensor
 from torchvision.ops import roi_align
 
@@ -72,7 +73,7 @@ def test_roi_puts_the_same_place_into_the_same_cell(online: int, target: int) ->
 
 def test_the_coordinate_test_would_catch_half_a_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
     geometry = geometries()
-    monkeypatch.setattr(align, "roi_align", lambda *args, aligned, **kwargs: roi_align(*args, aligned=False, **kwargs))
+    monkeypatch.setattr(torchvision.ops, "roi_align", lambda *args, aligned, **kwargs: roi_align(*args, aligned=False, **kwargs))
     assert disagreement(geometry, RoI().align(fake_step(geometry), 0, 1), 0, 1).mean() > 0.12
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from twinview.api import check
 from twinview.assembly import assemble
 from twinview.data.loading.views import Item, collate
 from twinview.errors import PluginError, RecipeError
@@ -172,7 +173,7 @@ def test_a_width_that_was_not_declared_is_named() -> None:
 
 def test_masks_that_the_views_have_no_room_for_are_refused() -> None:
     with pytest.raises(RecipeError, match="hides 16 of the 4 x 4 cells of view 0"):
-        model_of(masks={"use": "siameseim.blocks", "count": 16})
+        check({**RECIPE, "masks": {"use": "siameseim.blocks", "count": 16}})
 
 
 def test_bf16_is_near_float32() -> None:

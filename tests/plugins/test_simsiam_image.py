@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from twinview.assembly import assemble
 from twinview.engine.optimizer import make_optimizer
 from twinview.model import Siamese
+from twinview.ops.spread import spread_of
 from twinview.recipe import from_table
 from twinview.values import Batch, Geometry, Progress
 
@@ -67,4 +68,4 @@ def test_a_short_run_learns_and_does_not_collapse(toy: dict[str, Any]) -> None:
         outcome.loss.backward()
         optimizer.step()
         losses.append(float(outcome.loss.detach()))
-    assert losses[-1] < losses[0] - 0.3 and float(outcome.notes["spread/online"]) > 0.2
+    assert losses[-1] < losses[0] - 0.3 and float(spread_of(outcome.sums["online"])) > 0.2

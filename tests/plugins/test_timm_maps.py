@@ -22,7 +22,7 @@ def make(seed: int = 0, **options: Any) -> Any:
 
 
 def test_what_each_kind_gives() -> None:
-    assert Encoder(name="convnext_atto").traits().gives == {"cells", "pooled", "levels", "hides", "recomputable", "any_channels"}
+    assert Encoder(name="convnext_atto").traits().gives == {"cells", "pooled", "levels", "hides", "hides_any", "recomputable", "any_channels"}
     assert Encoder(name="deit_tiny_patch16_224").traits().gives == {"cells", "pooled", "tokens", "hides", "recomputable", "any_channels"}
 
 

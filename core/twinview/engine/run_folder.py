@@ -29,12 +29,19 @@ PACKAGES = ("twinview", "torch", "torchvision", "deepspeed", "webdataset", "timm
 
 # ---- the folder
 def check_folder(folder: Path, resume: Resume) -> None:
-    """Refuse to start over a run that has made a step, or to go on where there is none; make the folder.  Raises CheckpointError."""
+    """Refuse to start over a run that has made a step, or to go on where there is none.  Raises CheckpointError."""
     begun = bool(steps_in(folder / "checkpoints")) or any(read_metrics(folder / "metrics.jsonl"))
     if begun and not resume:
         raise CheckpointError(f"{folder}: holds a run already. Write resume=True to go on with it, or run=DIR for another folder.")
     if resume is True and not begun and not (folder / "recipe.toml").is_file():
         raise CheckpointError(f"{folder}: holds no run to go on with. Leave resume=True out to start one.")
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir():
+        raise CheckpointError(f"{folder}: cannot be made: {nearest} is a file. Name another folder with run=DIR.")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a run's folder, where it is not there yet.  Raises CheckpointError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:

@@ -21,12 +21,13 @@ from twinview.engine.around import before_epoch
 from twinview.engine.batches import Batches, ask_choice, choice_files, load_choice
 from twinview.engine.checkpoint import Checkpoint, best_of, load_model, mark_best, save_checkpoint, steps_in
 from twinview.engine.collapse import collapses
+from twinview.engine.deepspeed_config import micro_batch
 from twinview.engine.distributed.preempt import SAVING, Notice, Told, noticing
 from twinview.engine.distributed.process import averaged, barrier, gathered, join, on_first, peak_memory, telling_faults
 from twinview.engine.evaluator import Evaluator
 from twinview.engine.loss_scale import scale_of
 from twinview.engine.resume import restore, start_run
-from twinview.engine.run_folder import Resume, check_folder
+from twinview.engine.run_folder import Resume, check_folder, make_folder
 from twinview.engine.run_lock import locked
 from twinview.engine.run_log import OnProgress, RunLog
 from twinview.engine.setup import TrainSetup, build, wrap
@@ -70,7 +71,7 @@ def train(
         notice.words = f"{run_dir}: told to end before its first step; nothing has changed"
         try:
             with notice.eager():
-                join(recipe.run.device)
+                micro_batch(recipe, join(recipe.run.device).world)  # refused before anything is written
                 on_first(lambda: _take(run_dir, resume, command, held))
                 going_on = on_first(lambda: bool(resume) and bool(steps_in(run_dir / "checkpoints")))
                 setup = build(recipe, assembly=assembly, going_on=going_on)
@@ -95,6 +96,7 @@ def train(
 def _take(folder: Path, resume: Resume, command: str, held: ExitStack) -> None:
     """Take the folder, for this run alone, until `held` is let go of."""
     check_folder(folder, resume)
+    make_folder(folder)
     held.enter_context(locked(folder, without_queries(command)))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from twinview.data.formats import container, npy_tiff
 from twinview.data.formats.container import JPEG, PNG
 from twinview.data.formats.npy_tiff import Header, reasons
+from twinview.ops.vision import import_torchvision
 from twinview.recipe.tables import Data
 from twinview.values import Size
 
@@ -30,7 +31,8 @@ MAX_PIXELS = 89_478_485  # of an image; from here on PIL warns of a decompressio
 def _decode_jpeg(data: bytes, channels: int) -> Tensor:
     """[3, H, W] or [1, H, W], as it is stored.  Raises RuntimeError where torchvision cannot decode it, or is not there."""
     try:
-        from torchvision.io import ImageReadMode, decode_jpeg  # here: it takes seconds to import, and headers are read without it
+        import_torchvision()
+        from torchvision.io import ImageReadMode, decode_jpeg  # here: it takes a second to import, and headers are read without it
     except ImportError as e:  # torchvision means to drop it; PIL then reads all, at two thirds of the speed
         raise RuntimeError(str(e)) from None
     mode = ImageReadMode.RGB if channels == 3 else ImageReadMode.GRAY
@@ -45,6 +47,7 @@ DECODERS: dict[bytes, Callable[[bytes, int], Tensor]] = {JPEG: _decode_jpeg}
 def warm_up() -> None:
     """Import what decodes, for processes that are forked from this one."""
     with suppress(ImportError):
+        import_torchvision()
         importlib.import_module("torchvision.io")
 
 

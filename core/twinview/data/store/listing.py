@@ -19,7 +19,7 @@ NOT_DATA = frozenset(  # folders that systems, network disks and archives put be
     ("@eaDir", "@Recycle", "@Recently-Snapshot", "#recycle", "#snapshot", "__MACOSX", "__pycache__", "$RECYCLE.BIN", "lost+found",
      "System Volume Information")
 )
-HIDDEN, BARE = "hidden folders", "without a suffix"  # kinds of what is passed over, beside suffixes
+HIDDEN, HIDDEN_FILES, BARE = "hidden folders", "hidden files", "without a suffix"  # kinds of what is passed over, beside suffixes
 KINDS_NAMED = 5
 
 
@@ -34,7 +34,7 @@ class Listing(NamedTuple):
     """What lies under a folder; paths are relative to it."""
 
     images: list[str]  # in the order of their paths' parts
-    others: Counter[str]  # what is passed over, by kind: files by their suffix (.txt), hidden folders
+    others: Counter[str]  # what is passed over, by kind: files by their suffix (.txt), hidden files, hidden folders
     folders: list[tuple[str, int, int]]  # each folder, and when it last changed (mtime, ctime in ns)
 
 
@@ -67,7 +67,9 @@ def listing(root: Path, without: Path | None = None) -> Listing:
             elif entry.is_dir():
                 if left_out is None or Path(entry.path).resolve() != left_out:
                     todo.append((f"{name}{entry.name}/", (*above, itself)))
-            elif entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith("."):
+            elif entry.name.startswith("."):  # what systems keep beside a user's own (.DS_Store, ._a.jpg), whatever its suffix
+                others[HIDDEN_FILES] += 1
+            elif entry.name.lower().endswith(SUFFIXES):
                 todo.append((name + entry.name, ()))
             else:
                 others[os.path.splitext(entry.name)[1].lower() or BARE] += 1
@@ -84,13 +86,14 @@ def hidden(name: str) -> bool:
 def passed_over(others: Mapping[str, int]) -> str:
     """`9 other files passed over (7 .txt, 2 .mp4)`; empty where there are none."""
     kinds = Counter(others)
-    folders, files = kinds.pop(HIDDEN, 0), kinds.total()
+    folders, dotted, files = kinds.pop(HIDDEN, 0), kinds.pop(HIDDEN_FILES, 0), kinds.total()
     ordered = sorted(kinds.items(), key=lambda kind: (-kind[1], kind[0]))
     named = [f"{count} {kind}" for kind, count in ordered[:KINDS_NAMED]]
     if rest := sum(count for _, count in ordered[KINDS_NAMED:]):
         named.append(f"{rest} of other kinds")
     said = [f"{files} other file{'s' * (files != 1)} passed over ({', '.join(named)})"] if files else []
     said += [f"{folders} hidden folder{'s' * (folders != 1)} passed over"] if folders else []
+    said += [f"{dotted} hidden file{'s' * (dotted != 1)} passed over"] if dotted else []
     return "; ".join(said)
 
 

@@ -49,7 +49,7 @@ class Summary:
     seconds: float
     kept: int = 0  # images that an earlier try had packed
     left_out: int = 0  # samples that could not be packed
-    passed_over: Mapping[str, int] = attrs.field(factory=dict)  # what was not packed, by kind: files by their suffix, hidden folders
+    passed_over: Mapping[str, int] = attrs.field(factory=dict)  # what was not packed, by kind: files by their suffix, hidden files and folders
     unmatched: Mapping[str, int] = attrs.field(factory=dict)  # what met no partner, by kind
 
     @property

@@ -34,7 +34,7 @@ class Found(NamedTuple):
     entries: Iterable[Entry]  # always in the same order
     total: int  # of them
     metadata: Mapping[str, Any] = MappingProxyType({})  # for the manifest: classes, for example
-    passed_over: Mapping[str, int] = MappingProxyType({})  # what is not packed, by kind: files by their suffix, hidden folders
+    passed_over: Mapping[str, int] = MappingProxyType({})  # what is not packed, by kind: files by their suffix, hidden files and folders
     unmatched: Mapping[str, int] = MappingProxyType({})  # what meets no partner, by kind: annotations without an image, for example
 
 
