@@ -17,8 +17,9 @@ from twinview.assembly import assemble
 from twinview.data.dataset.open import open_shards
 from twinview.data.loading.loader import training_batches
 from twinview.errors import RecipeError
-from twinview.model import make_model
+from twinview.model import LazyStep, make_model
 from twinview.recipe import read
+from twinview.values import Progress
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "hooks.md"
 Table = dict[str, Any]
@@ -62,6 +63,41 @@ def test_masks_of_any_count_go_with_a_mask_token_and_not_with_cells_that_are_dro
         twinview.check({**made, "encoder": VIT})
     said = "hides more cells in one image than in another, and [encoder] timm.encoder drops as many in each"
     assert str(refused.value) == f'[masks] docs.some_hidden: {said}. Write hide = "mask_token".'
+
+
+OWN: Table = {
+    "views": {"use": "docs.mirrored"}, "augment": {"use": "docs.brightness"}, "encoder": {"use": "docs.patches"}, "align": {"use": "docs.mirror"},
+    "loss": [{"use": "docs.same_cells"}, {"use": "docs.projected"}],
+}
+
+
+def test_a_small_method_of_a_part_for_every_slot(table: Table, tmp_path: Path) -> None:
+    """It trains, is scored, and draws; aligned maps of places show the same places."""
+    made = {**table, **OWN, "extra": [{"use": "docs.heat"}], "evaluate": [{"use": "docs.variance"}]}
+    result = twinview.train(made, run=tmp_path / "run")
+    assert result.scores["variance"] > 0 and (tmp_path / "run/pictures/heat.png").is_file()
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["loss/same_cells"] < rows[0]["loss/same_cells"]
+    recipe = read(made)
+    assembly, shards = assemble(recipe), open_shards(recipe.data.shards)
+    model = make_model(assembly, 12)
+    step = LazyStep(model, next(training_batches(recipe, model.dims, shards, rank=0, world=1, steps=1)), Progress(0, 1, 0, 0.0), False)
+    found = step.alignment(0, 1)
+    places = [step.geometry.centers(view, (4, 4)).mT.reshape(-1, 2, 4, 4) for view in (0, 1)]
+    assert bool((step.geometry.flips[:, 0] != step.geometry.flips[:, 1]).any())
+    torch.testing.assert_close(found.online(places[0]), found.target(places[1]))
+
+
+def test_a_part_says_what_it_needs(table: Table) -> None:
+    assert twinview.check({**table, "loss": [{"use": "docs.wants_levels"}]})
+    with pytest.raises(RecipeError, match=r"docs\.wants_levels: needs levels"):
+        twinview.check({**table, "encoder": OWN["encoder"], "loss": [{"use": "docs.wants_levels"}]})
+
+
+def test_what_after_step_writes_stays(table: Table, tmp_path: Path) -> None:
+    twinview.train({**table, "extra": [{"use": "docs.unit_rows"}]}, "run.steps=2", run=tmp_path / "run")
+    rows = state(tmp_path / "run", 2)["online.heads.toy/pooled/predictor.weight"]
+    assert torch.allclose(rows.norm(dim=1), torch.ones(4))
 
 
 def test_check_refuses_by_size(table: Table) -> None:

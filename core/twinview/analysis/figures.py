@@ -10,11 +10,10 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from twinview.assembly import assemble
-from twinview.data.dataset.base import Samples
+from twinview.data.dataset.base import DataSource
 from twinview.data.dataset.open import open_data
 from twinview.data.dataset.read import read_image
 from twinview.data.dataset.statistics import with_measured
-from twinview.data.dataset.stream import Stream
 from twinview.data.formats.decode import PixelFormat
 from twinview.data.loading.factory import Factory
 from twinview.data.loading.views import ViewDataset
@@ -47,7 +46,7 @@ def draw(recipe: Recipe, run: Path | None = None, *, images: int = IMAGES) -> di
     return _draw(model, shards, data, images)
 
 
-def draw_trained(model: Siamese, shards: Samples, data: DataFactory) -> dict[str, Image.Image]:
+def draw_trained(model: Siamese, shards: DataSource, data: DataFactory) -> dict[str, Image.Image]:
     """All pictures of a model that has just been trained, by name; every rank calls it, since parts may ask the other ranks."""
     return _draw(model, shards, data, IMAGES)
 
@@ -59,10 +58,10 @@ def save_pictures(folder: Path, pictures: Mapping[str, Image.Image]) -> None:
         picture.save(folder / f"{name}.png")
 
 
-def _draw(model: Siamese, shards: Samples, data: DataFactory | None, images: int) -> dict[str, Image.Image]:
+def _draw(model: Siamese, shards: DataSource, data: DataFactory | None, images: int) -> dict[str, Image.Image]:
     """`views`, and with `data` what the parts offer."""
     recipe = model.assembly.recipe
-    shown = shards.first(images) if isinstance(shards, Stream) else shards
+    shown = shards.preview(images)
     count = min(images, len(shown))
     chosen = [i * len(shown) // count for i in range(count)]
     batch, _ = ViewDataset(recipe, model.dims, shown, model.assembly).collate([(0, i) for i in chosen])

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from twinview.assembly import Assembly, assemble
-from twinview.data.dataset.base import Samples
+from twinview.data.dataset.base import DataSource
 from twinview.data.dataset.open import open_data
 from twinview.data.dataset.order import steps_per_epoch
 from twinview.data.dataset.statistics import with_measured
@@ -42,7 +42,7 @@ class TrainSetup(NamedTuple):
     ranks: Ranks
     recipe: Recipe  # as resolved: precision said plainly, mean and std in numbers
     assembly: Assembly
-    shards: Samples
+    shards: DataSource
     dims: Dims
     model: Siamese
     optimizer: Optimizer
@@ -113,9 +113,9 @@ def check_batchnorm(model: Siamese, recipe: Recipe, world: int) -> None:
         raise RecipeError("[run] batch_size, accumulation: leave one image at a time, and BatchNorm needs two. Write a larger batch_size.")
 
 
-def _open_data(recipe: Recipe) -> Samples:
+def _open_data(recipe: Recipe) -> DataSource:
     """Rank 0 first: it may have to draw the scenes, or to index the tars, and the others read what it left, and what it was told of URLs."""
-    mine, access = list[Samples](), Access.of(recipe.data)
+    mine, access = list[DataSource](), Access.of(recipe.data)
 
     def opened() -> dict[str, list[RemoteShard]]:
         mine.append(open_data(recipe.data, access))

@@ -1,24 +1,23 @@
-"""What images are read from by number: shards, folders of images, or what a recipe's [data] makes of several."""
+"""What images are read from: shards, folders of images, or what a recipe's [data] makes of several, by number or forward alone."""
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from twinview.data.dataset.order import EpochSampler
-    from twinview.data.remote.shard import RemoteShard
+    from twinview.data.remote.anywhere import Shard
     from twinview.data.store.sample import Sample
 
 
-class Samples(Protocol):
-    """Samples 0 to n - 1.  Safe to fork, and to pickle."""
+class DataSource(Protocol):
+    """What a recipe's [data] names: n samples, which may or may not be read by number."""
 
     @property
-    def paths(self) -> Sequence[Path | RemoteShard]:
+    def paths(self) -> Sequence[Shard]:
         """The shards and folders."""
         ...
 
@@ -37,7 +36,24 @@ class Samples(Protocol):
         """What a run's manifest says of them besides."""
         ...
 
+    @property
+    def held_out(self) -> Samples | None:
+        """What is kept from training, for evaluations; None where nothing is."""
+        ...
+
     def __len__(self) -> int: ...
+
+    def numbered(self) -> Samples:
+        """Its samples by number.  Raises DataError where they can only be read forward."""
+        ...
+
+    def preview(self, count: int) -> Samples:
+        """Samples to show: all of them, or the first `count` where they can only be read forward."""
+        ...
+
+
+class Samples(DataSource, Protocol):
+    """Samples 0 to n - 1, read by number.  Safe to fork, and to pickle."""
 
     def key(self, i: int) -> str:
         """The key of sample `i`."""
@@ -47,7 +63,7 @@ class Samples(Protocol):
         """`draws.key_hash` of the key of sample `i`."""
         ...
 
-    def path(self, i: int) -> Path | RemoteShard:
+    def path(self, i: int) -> Shard:
         """The file that holds sample `i`."""
         ...
 
@@ -70,3 +86,30 @@ class Samples(Protocol):
     def order(self, seed: int, window: int) -> EpochSampler:
         """The order of every epoch."""
         ...
+
+
+class ForwardSamples(DataSource, Protocol):
+    """Samples that are read a shard at a time, from its start to its end."""
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """[shards + 1]: where the ids of each shard begin."""
+        ...
+
+    def read_shard(self, shard: int) -> Iterator[Sample]:
+        """The samples of a shard, in order.  Raises DataError."""
+        ...
+
+
+class ByNumber:
+    """The part of `DataSource` that is the same wherever samples can be read by number."""
+
+    held_out: Samples | None = None
+
+    def numbered(self) -> Samples:
+        """Itself."""
+        return cast(Samples, self)
+
+    def preview(self, count: int) -> Samples:
+        """Itself."""
+        return cast(Samples, self)

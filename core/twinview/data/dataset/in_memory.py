@@ -2,14 +2,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from twinview.data.dataset.base import ByNumber
 from twinview.data.dataset.order import EpochSampler, Shuffled
-from twinview.data.remote.shard import RemoteShard
+from twinview.data.remote.anywhere import Shard
 from twinview.data.rng import key_hash
 from twinview.data.store.sample import Sample
 
@@ -18,10 +18,10 @@ class BufferedSample(NamedTuple):
     """A sample in memory, and where it came from."""
 
     sample: Sample
-    path: Path | RemoteShard
+    path: Shard
 
 
-class InMemorySamples:
+class InMemorySamples(ByNumber):
     """Some samples in memory by number; what turns samples into views reads them as it reads shards."""
 
     classes, checksum = 0, ""
@@ -39,7 +39,7 @@ class InMemorySamples:
         return {}
 
     @property
-    def paths(self) -> Sequence[Path | RemoteShard]:
+    def paths(self) -> Sequence[Shard]:
         """Where they came from."""
         return tuple(dict.fromkeys(held.path for held in self.held.values()))
 
@@ -51,7 +51,7 @@ class InMemorySamples:
         """`draws.key_hash` of it."""
         return key_hash(self.key(i))
 
-    def path(self, i: int) -> Path | RemoteShard:
+    def path(self, i: int) -> Shard:
         """The shard that it came from."""
         return self.held[i].path
 

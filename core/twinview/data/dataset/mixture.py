@@ -8,16 +8,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from twinview.data.dataset.base import ByNumber
 from twinview.data.dataset.order import EpochSampler, Mixed, Shuffled
 from twinview.data.dataset.shards import Shards
-from twinview.data.remote.shard import RemoteShard
+from twinview.data.remote.anywhere import Shard
 from twinview.data.rng import key_hash
 from twinview.data.store.sample import Sample
 from twinview.errors import DataError
@@ -52,7 +52,7 @@ class Subset:
         return key_hash(self.key(i)) if self.name else self.shards.key_hash(int(self.rows[i]))
 
 
-class Mixture:
+class Mixture(ByNumber):
     """Parts of sources as one set of samples, in the order of the sources."""
 
     def __init__(self, parts: Sequence[Subset], held_out: Mixture | None = None) -> None:
@@ -81,7 +81,7 @@ class Mixture:
         part, local = self._place(i)
         return part.key_hash(local)
 
-    def path(self, i: int) -> Path | RemoteShard:
+    def path(self, i: int) -> Shard:
         """The file that holds sample `i`."""
         shards, row = self._row(i)
         return shards.path(row)
@@ -123,7 +123,7 @@ class Mixture:
         return Shuffled(starts=np.concatenate([*starts, self.starts[-1:]]), seed=seed, window=window)
 
     @property
-    def paths(self) -> tuple[Path | RemoteShard, ...]:
+    def paths(self) -> tuple[Shard, ...]:
         """The shards and folders of all sources."""
         return tuple(path for part in self.parts for path in part.shards.paths)
 

@@ -14,11 +14,12 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from twinview.data.dataset.base import Samples
+from twinview.data.dataset.base import DataSource
 from twinview.data.dataset.mixture import Mixture, Subset
 from twinview.data.dataset.shards import Shards, refuse_twins
 from twinview.data.dataset.stream import Stream
-from twinview.data.remote.shard import Access, RemoteShard, check_room, is_remote, remote_shards
+from twinview.data.remote.anywhere import Shard, count
+from twinview.data.remote.shard import Access, check_room, is_remote, remote_of, remote_shards
 from twinview.data.scenes.shards import scenes
 from twinview.data.store import image_folder as images
 from twinview.data.store import index, manifest
@@ -41,18 +42,18 @@ def open_shards(spec: str | Sequence[str], access: Access | None = None, *, rebu
     paths = [path for one in ([spec] if isinstance(spec, str) else spec) for path in shard_paths(one, access)]
     if not paths:
         raise DataError("[data] shards: names no shard. Write the paths of some .tar files.")
-    remote = [path for path in paths if isinstance(path, RemoteShard)]
+    remote = remote_of(paths)
+    opened: dict[Shard, tuple[Shard, index.Index | images.Folder]] = {}
+    opened |= zip(remote, in_threads(lambda shard: shard.opened(rebuild), remote, "index"))
     local = [path for path in paths if isinstance(path, Path)]
-    opened = dict(zip(remote, in_threads(lambda shard: shard.opened(rebuild), remote, "index")))
-    indexes = {path: None if rebuild else images.read(path) if path.is_dir() else index.read(path) for path in local}
-    todo = [path for path, found in indexes.items() if found is None]
-    for path in progress(todo, len(todo), "index", "shards"):
-        indexes[path] = images.build(path) if path.is_dir() else index.build(path)
-    for found in indexes.values():
+    read = {path: None if rebuild else images.read(path) if path.is_dir() else index.read(path) for path in local}
+    todo = [path for path, found in read.items() if found is None]
+    built = {path: images.build(path) if path.is_dir() else index.build(path) for path in progress(todo, len(todo), "index", "shards")}
+    opened |= {path: (path, built[path] if found is None else found) for path, found in read.items()}
+    for folder, found in opened.values():
         if isinstance(found, images.Folder) and found.others and os.environ.get("RANK", "0") == "0":
-            _say_once(f"images:{found.root}: {len(found)} images; {passed_over(found.others)}")
-    both = [opened[path] if isinstance(path, RemoteShard) else (path, indexes[path]) for path in paths]
-    return Shards([path for path, _ in both], [found for _, found in both if found is not None])
+            _say_once(f"images:{folder}: {len(found)} images; {passed_over(found.others)}")
+    return Shards(*zip(*(opened[path] for path in paths)))
 
 
 @lru_cache(maxsize=64)
@@ -60,7 +61,7 @@ def _say_once(text: str) -> None:
     say(text)
 
 
-def shard_paths(spec: str, access: Access | None = None) -> Iterator[Path | RemoteShard]:
+def shard_paths(spec: str, access: Access | None = None) -> Iterator[Shard]:
     """The shards that a path with braces or `*`, a folder, a URL or `scenes:SPLIT` names; of `images:DIR` the folder.  Raises DataError."""
     if spec.startswith("scenes:"):
         yield from _folder(scenes(spec.removeprefix("scenes:")))
@@ -102,7 +103,7 @@ def _folder(folder: Path) -> list[Path]:
     found = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
     if not found:
         raise DataError(f"{folder}: holds no .tar. Of a folder of images write images:{folder}, or pack it: `twinview shards pack images`.")
-    listed = [shard["name"] for shard in manifest.beside(folder).get("shards", ())]
+    listed = list(manifest.beside(folder).shards)
     missing = [name for name in listed if not (folder / name).is_file()]
     if missing:
         listing = f"{len(missing)} of {len(listed)} shards of manifest.json are"
@@ -129,10 +130,10 @@ def open_stream(data: Data, access: Access) -> Stream:
     """What a recipe with `streaming` trains with; says what that cannot promise.  Raises DataError."""
     specs = [data.shards] if isinstance(data.shards, str) else data.shards
     paths = tuple(path for spec in specs for path in shard_paths(spec, access))
-    counts = [_count(path) for path in paths]
-    known = [count for count in counts if count is not None]
+    counts = [count(path) for path in paths]
+    known = [samples for samples in counts if samples is not None]
     if len(known) < len(paths) and not data.samples:
-        unknown = next(path for path, count in zip(paths, counts) if count is None)
+        unknown = next(path for path, samples in zip(paths, counts) if samples is None)
         raise DataError(f"[data] streaming: how many samples {unknown} has is not known. Name a folder with its manifest.json, or write samples = N.")
     if len(known) == len(paths) and data.samples not in (0, sum(known)):
         raise DataError(f"[data] samples: {data.samples}, and the shards have {sum(known)} by their manifest or index. Leave samples out.")
@@ -141,18 +142,10 @@ def open_stream(data: Data, access: Access) -> Stream:
     return Stream(paths=paths, counts=tuple(known) if len(known) == len(paths) else None, samples=data.samples or sum(known))
 
 
-def _count(path: Path | RemoteShard) -> int | None:
-    if isinstance(path, RemoteShard):
-        return path.samples
-    if path.is_dir():
-        raise DataError(f"[data] streaming: images:{path} is a folder of images, and is read as it lies. Leave streaming out.")
-    found = index.read(path)
-    return None if found is None else len(found)
-
 SUBSET, HELD_OUT = "subset", "held-out"  # purposes, each with an order of its own
 
 
-def open_data(data: Data, access: Access | None = None) -> Samples:
+def open_data(data: Data, access: Access | None = None) -> DataSource:
     """What a recipe trains with.  Raises DataError: shards at fault, keys that stand twice, subsets or held-out parts that are empty or too large."""
     access = access or Access.of(data)
     if data.streaming:

@@ -10,18 +10,19 @@ import os
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from twinview.data.dataset.base import ByNumber
 from twinview.data.dataset.order import EpochSampler, Shuffled
-from twinview.data.remote.shard import RemoteShard
+from twinview.data.remote.anywhere import Shard, descriptor
+from twinview.data.remote.shard import remote_of
 from twinview.data.rng import twins
 from twinview.data.store import index
 from twinview.data.store.image_folder import Folder
-from twinview.data.store.regular import check_size, open_regular
+from twinview.data.store.regular import check_size
 from twinview.data.store.sample import Sample
 from twinview.errors import DataError
 
@@ -30,15 +31,15 @@ OPEN_FILES = 64  # shards held open by a process
 OPEN_CACHED = 1  # where a limited cache holds some of them: it evicts none that is open
 
 
-class Shards:
+class Shards(ByNumber):
     """All samples of a list of shards, in the order of the list.  Safe to fork (reads by `pread` share no position) and to pickle."""
 
-    def __init__(self, paths: Sequence[Path | RemoteShard], indexes: Sequence[index.Index | Folder]) -> None:
+    def __init__(self, paths: Sequence[Shard], indexes: Sequence[index.Index | Folder]) -> None:
         """Raises DataError where two samples have one key."""
         self.paths, self.indexes = tuple(paths), tuple(indexes)
         self.starts: NDArray[np.int64] = np.cumsum([0, *map(len, indexes)], dtype=np.int64)  # [shards + 1]
         self._files: OrderedDict[int, int] = OrderedDict()  # shard -> descriptor, the longest unused first
-        self._most = OPEN_CACHED if any(isinstance(path, RemoteShard) and path.cache.limit for path in paths) else OPEN_FILES
+        self._most = OPEN_CACHED if any(shard.cache.limit for shard in remote_of(paths)) else OPEN_FILES
         refuse_twins([self], "Keys name samples: pack anew, or list each shard once.")
 
     def __len__(self) -> int:
@@ -59,7 +60,7 @@ class Shards:
         shard, local = self.place(i)
         return int(self.indexes[shard].hashes[local])
 
-    def path(self, i: int) -> Path | RemoteShard:
+    def path(self, i: int) -> Shard:
         """The shard that holds sample `i`, or its own file in a folder of images."""
         shard, local = self.place(i)
         found = self.indexes[shard]
@@ -137,7 +138,7 @@ class Shards:
         if shard not in self._files:
             if len(self._files) >= self._most:
                 os.close(self._files.popitem(last=False)[1])
-            self._files[shard] = _open(self.paths[shard])
+            self._files[shard] = descriptor(self.paths[shard])
         self._files.move_to_end(shard)
         check_size(size)
         data = os.pread(self._files[shard], size, offset)
@@ -146,15 +147,6 @@ class Shards:
             was = f"{now.st_size} bytes, and {stamp.size} when it was indexed"
             raise DataError(f"{self.paths[shard]}: has changed since it was opened ({was}). Leave shards alone while they are read, and start again.")
         return data
-
-
-def _open(path: Path | RemoteShard) -> int:
-    if isinstance(path, RemoteShard):
-        return path.open()
-    try:
-        return open_regular(path)
-    except (OSError, ValueError) as e:
-        raise DataError(f"{path}: {getattr(e, 'strerror', None) or e}.") from None
 
 
 def refuse_twins(sources: Sequence[Shards], instead: str) -> None:

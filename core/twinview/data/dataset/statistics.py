@@ -1,31 +1,29 @@
 """What the manifests beside shards say of their images: whether they are such as a recipe trains, and [data] mean and std = "shards"."""
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import attrs
 import numpy as np
 
-from twinview.data.dataset.base import Samples
+from twinview.data.dataset.base import DataSource
 from twinview.data.formats.npy_tiff import FULL
-from twinview.data.remote.base import PIPE, base_name, on_path, shown
-from twinview.data.remote.shard import RemoteShard, is_remote
+from twinview.data.remote.anywhere import Shard, file_name, manifest_place
+from twinview.data.remote.base import PIPE, shown
+from twinview.data.remote.shard import is_remote
 from twinview.data.remote.transport import small
 from twinview.data.store import manifest
-from twinview.data.store.regular import SMALL_BYTES, read_regular
+from twinview.data.store.manifest import Kind, Manifest
 from twinview.errors import DataError
 from twinview.recipe import Recipe
 from twinview.recipe.tables import MEASURED, Data
 
 DIGITS = 7
-Manifest = Mapping[str, Any]
 
 
-def with_measured(recipe: Recipe, shards: Samples) -> Recipe:
+def with_measured(recipe: Recipe, shards: DataSource) -> Recipe:
     """The recipe with [data] mean and std in numbers, where it leaves them to the shards.
 
     Raises DataError where the manifests name more images that the recipe does not take than [data] bad_samples, or the numbers are asked for
@@ -33,7 +31,7 @@ def with_measured(recipe: Recipe, shards: Samples) -> Recipe:
     """
     data = recipe.data
     asked = MEASURED in (data.mean, data.std)
-    found = {place: _manifest(place, asked) for place in dict.fromkeys(map(_beside, shards.paths))}
+    found = {place: _manifest(place, asked) for place in dict.fromkeys(map(manifest_place, shards.paths))}
     _check_kinds(data, _kinds(shards.paths, found), found)
     if not asked:
         return recipe
@@ -42,12 +40,12 @@ def with_measured(recipe: Recipe, shards: Samples) -> Recipe:
     return attrs.evolve(recipe, data=data)
 
 
-def class_names(shards: Samples) -> tuple[str, ...]:
+def class_names(shards: DataSource) -> tuple[str, ...]:
     """The names of the classes, by number, as the manifests beside the shards say; empty where one says none.
 
     Raises DataError where they number other classes.
     """
-    found = {place: manifest.classes(_manifest(place, True)) for place in dict.fromkeys(map(_beside, shards.paths))}
+    found = {place: _manifest(place, True).classes for place in dict.fromkeys(map(manifest_place, shards.paths))}
     if not all(found.values()):
         return ()
     (first, names), *others = found.items()
@@ -62,43 +60,24 @@ def other_class(one: Sequence[str], other: Sequence[str]) -> str:
     return next((f"{n} is {b!r}, and {a!r}" for n, (a, b) in enumerate(zip(one, other)) if a != b), "")
 
 
-def _beside(path: Path | RemoteShard) -> str:
-    """Where the manifest of a shard, or of a folder of images, would lie: a path or a URL."""
-    if isinstance(path, RemoteShard):
-        return on_path(path.url, lambda place: f"{place.rpartition('/')[0]}/manifest.json")
-    return str((path if path.is_dir() else path.parent) / "manifest.json")
-
-
 def _manifest(place: str, asked: bool) -> Manifest:
-    """Empty where there is none that `pack` wrote; one that lies elsewhere is fetched where its numbers are `asked` for."""
-    try:
-        if is_remote(place):
-            data = small(place) if asked and not place.startswith(PIPE) else None
-        else:
-            data = read_regular(Path(place), SMALL_BYTES) if Path(place).is_file() else None
-        found = json.loads(data or b"")
-        by_name = {shard["name"]: {_kind(kind): int(count) for kind, count in shard.get("kinds", {}).items()} for shard in found["shards"]}
-        measured = {key: [float(x) for x in found.get(key) or ()] for key in ("mean", "std")}
-        return {"bits": 8, **found, **measured, "by_name": by_name}  # older ones say no bits
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {}
+    """That of a folder without one where there is none that `pack` wrote; one that lies elsewhere is fetched where its numbers are `asked` for."""
+    if not is_remote(place):
+        return manifest.beside(Path(place).parent)
+    data = small(place) if asked and not place.startswith(PIPE) else None
+    return manifest.parse(data or b"") or Manifest()
 
 
-def _kind(text: str) -> tuple[int, int]:
-    channels, bits = map(int, text.split("x"))
-    return channels, bits
-
-
-def _kinds(paths: Iterable[Path | RemoteShard], found: Mapping[str, Manifest]) -> Counter[tuple[int, int]]:
+def _kinds(paths: Iterable[Shard], found: Mapping[str, Manifest]) -> Counter[Kind]:
     """Images by (channels, bits), of the shards that a manifest tells of."""
-    kinds = Counter[tuple[int, int]]()
+    kinds = Counter[Kind]()
     for path in paths:
-        name = base_name(path.url) if isinstance(path, RemoteShard) else path.name
-        kinds.update(found[_beside(path)].get("by_name", {}).get(name, {}))
+        shard = found[manifest_place(path)].shards.get(file_name(path))
+        kinds.update(shard.kinds if shard else {})
     return kinds
 
 
-def _check_kinds(data: Data, kinds: Mapping[tuple[int, int], int], found: Mapping[str, Manifest]) -> None:
+def _check_kinds(data: Data, kinds: Mapping[Kind, int], found: Mapping[str, Manifest]) -> None:
     def taken(channels: int, bits: int) -> bool:
         return channels in ((1, 3) if data.channels == 3 else (data.channels,)) and (bits == 8 or data.white > 0)
 
@@ -109,7 +88,7 @@ def _check_kinds(data: Data, kinds: Mapping[tuple[int, int], int], found: Mappin
     counts = {channels for channels, _ in kinds}
     if len(counts) > 1 and counts != {1, 3}:
         raise DataError(f"{said}. A recipe trains images of one number of channels: pack each by itself.")
-    largest = max((max(one["largest"]) for one in found.values() if one.get("largest")), default=0)
+    largest = max((max(one.largest) for one in found.values() if one.largest), default=0)
     deep = any(bits == 16 for _, bits in kinds)
     scale = f", white = {data.white or FULL[16]}" if deep else ""
     if deep and largest:
@@ -120,12 +99,12 @@ def _check_kinds(data: Data, kinds: Mapping[tuple[int, int], int], found: Mappin
 def _numbers(data: Data, found: Mapping[str, Manifest]) -> tuple[list[float], list[float]]:
     """Mean and deviation on the scale of the recipe.  Raises DataError."""
     for place, one in found.items():
-        if len(one.get("mean", ())) not in (1, data.channels) or len(one["std"]) != len(one["mean"]):
-            mixes = one.get("kinds") and not one["mean"]
+        if len(one.mean) not in (1, data.channels) or len(one.std) != len(one.mean):
+            mixes = one.kinds and not one.mean
             why = "measured none: it mixes kinds of images" if mixes else "is not there, or not of `twinview shards pack`"
             measure = "`twinview shards stat` measures them"
             raise DataError(f'[data] mean, std = "{MEASURED}": {shown(place) if is_remote(place) else place} {why}. Write numbers; {measure}.')
-    each = [(_scaled(data, one, "mean"), _scaled(data, one, "std"), one["images"]) for one in found.values()]
+    each = [(_scaled(data, one, one.mean), _scaled(data, one, one.std), one.images) for one in found.values()]
     if any(one[:2] != each[0][:2] for one in each):
         mean, std = _pooled(each)
         said = f'[data] mean, std = "{MEASURED}": {len(each)} manifests do not agree'
@@ -136,10 +115,10 @@ def _numbers(data: Data, found: Mapping[str, Manifest]) -> tuple[list[float], li
     return each[0][:2]
 
 
-def _scaled(data: Data, one: Manifest, key: str) -> list[float]:
+def _scaled(data: Data, one: Manifest, measured: Sequence[float]) -> list[float]:
     """The numbers of a manifest as shares of the recipe's white."""
-    factor = FULL[16] / data.white if one["bits"] == 16 else 1
-    numbers = [float(x) if factor == 1 else round(x * factor, DIGITS) for x in one[key]]
+    factor = FULL[16] / data.white if one.bits == 16 else 1
+    numbers = [x if factor == 1 else round(x * factor, DIGITS) for x in measured]
     return numbers * (data.channels // len(numbers))
 
 

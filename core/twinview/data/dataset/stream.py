@@ -6,22 +6,20 @@ end as tars do, and to hold as many samples as its manifest or index says.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
 from twinview.data.dataset.in_memory import BufferedSample, InMemorySamples
+from twinview.data.remote.anywhere import Shard, forward
 from twinview.data.remote.base import BLOCK
-from twinview.data.remote.shard import RemoteShard
-from twinview.data.remote.transport import ResumableReader
 from twinview.data.store import index
-from twinview.data.store.regular import SAMPLE_BYTES, open_regular
+from twinview.data.store.regular import SAMPLE_BYTES
 from twinview.data.store.sample import Sample
 from twinview.data.store.tar import members
 from twinview.errors import DataError
@@ -32,13 +30,14 @@ NUMBERED = "[data] streaming: what the run trains with cannot be read by number.
 
 @attrs.frozen(kw_only=True, eq=False)
 class Stream:
-    """Shards to stream.  What reads samples by number is refused."""
+    """Shards to stream."""
 
-    paths: tuple[Path | RemoteShard, ...]
+    paths: tuple[Shard, ...]
     counts: tuple[int, ...] | None  # samples of each shard, where all are known
     samples: int
 
     classes = 0  # nobody has looked at all of them
+    held_out = None
 
     def __len__(self) -> int:
         return self.samples
@@ -68,55 +67,39 @@ class Stream:
         if self.counts is not None and count != self.counts[shard]:
             raise DataError(f"{path}: has {count} samples, and {self.counts[shard]} by its manifest or index. Write both anew, and start again.")
 
-    def first(self, count: int) -> InMemorySamples:
+    def numbered(self) -> NoReturn:
+        """Raises DataError."""
+        raise DataError(NUMBERED)
+
+    def preview(self, count: int) -> InMemorySamples:
         """The first `count` samples of the first shard, numbered from 0."""
         found = dict(enumerate(sample for sample, _ in zip(self.read_shard(0), range(count))))
         return InMemorySamples({i: BufferedSample(sample, self.paths[0]) for i, sample in found.items()}, len(found))
 
-    def _refuse(self, *_: Any) -> NoReturn:
-        raise DataError(NUMBERED)
-
-    key = key_hash = path = names = read = replacements = order = shards_of = _refuse
-
 
 # ---- a tar, forward
-class _Source(Protocol):
-    def read(self, n: int, /) -> bytes: ...
-
-    def close(self) -> None: ...
-
-
-def tar_samples(path: Path | RemoteShard) -> Iterator[Sample]:
+def tar_samples(path: Shard) -> Iterator[Sample]:
     """The samples of a tar, read once from its start to its end.  Raises DataError."""
     try:
-        source, size = _source(path)
+        source, size = forward(path)
     except OSError as e:
         raise DataError(f"{path}: {e.strerror}.") from None
     with closing(source):
-        forward = _Forward(source.read)
+        ahead = _Forward(source.read)
         last, fields = "", dict[str, bytes]()
-        for key, field, member in index.labeled(members(forward.read, size, str(path)), str(path)):
+        for key, field, member in index.labeled(members(ahead.read, size, str(path)), str(path)):
             if key != last and fields:
                 yield Sample(last, fields)
                 fields = {}
             if member.size > SAMPLE_BYTES:
                 raise DataError(f"{path}, offset {member.header}: {member.name!r} promises {member.size} bytes; at most {SAMPLE_BYTES} are read.")
-            last, fields[field] = key, forward.read(member.size, member.offset)
+            last, fields[field] = key, ahead.read(member.size, member.offset)
             if len(fields[field]) < member.size:
                 raise DataError(f"{path}, offset {member.header}: {member.name!r} has {member.size} bytes, the file ends after {len(fields[field])}. "
                                 "It is cut off: copy it anew.")
         if not fields:
             raise DataError(f"{path}: {index.EMPTY}")
         yield Sample(last, fields)
-
-
-def _source(path: Path | RemoteShard) -> tuple[_Source, int | None]:
-    if isinstance(path, RemoteShard):
-        return ResumableReader(path.url, path.known), path.known.size
-    try:
-        return os.fdopen(open_regular(path), "rb"), path.stat().st_size
-    except ValueError as e:
-        raise DataError(f"{path}: {e}.") from None
 
 
 class _Forward:

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from twinview.data.dataset.base import Samples
-from twinview.data.dataset.mixture import Mixture
+from twinview.data.dataset.base import DataSource, Samples
 from twinview.data.dataset.open import open_shards, shard_paths
 from twinview.data.dataset.order import steps_per_epoch
 from twinview.data.dataset.read import BadSample, bad_sample, read_class, read_image, read_map
 from twinview.data.dataset.statistics import class_names
-from twinview.data.dataset.stream import NUMBERED, Stream
 from twinview.data.formats import decode
 from twinview.data.formats.decode import PixelFormat
 from twinview.data.loading.loader import load, training_batches
@@ -36,7 +34,7 @@ class Factory:
     """A rank's share of the run's data; implements `values.DataFactory`."""
 
     def __init__(
-        self, recipe: Recipe, dims: Dims, shards: Samples, rank: int = 0, world: int = 1,
+        self, recipe: Recipe, dims: Dims, shards: DataSource, rank: int = 0, world: int = 1,
         features: Callable[..., Features] | None = None, alignment: Callable[..., Alignment] | None = None,
     ) -> None:
         """`features`, `alignment`: of the run's model (`Siamese.features`); None where there is none."""
@@ -107,12 +105,10 @@ class Factory:
         return batches()
 
     def _open(self, shards: str | Sequence[str] | None) -> Samples:
-        if shards is None and isinstance(self.shards, Stream):
-            raise DataError(NUMBERED)
         if shards is None:
-            return self.shards
+            return self.shards.numbered()
         if shards == HELD_OUT:
-            if not isinstance(self.shards, Mixture) or self.shards.held_out is None:
+            if self.shards.held_out is None:
                 raise DataError(NO_HELD_OUT)
             return self.shards.held_out
         names = (shards,) if isinstance(shards, str) else tuple(shards)

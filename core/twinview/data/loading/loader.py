@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from twinview.assembly import Assembly
-from twinview.data.dataset.base import Samples
+from twinview.data.dataset.base import DataSource
 from twinview.data.dataset.order import BatchSampler, Chosen, EpochSampler, Shuffled
 from twinview.data.dataset.read import BadSample
 from twinview.data.dataset.stream import Stream
@@ -25,7 +25,7 @@ from twinview.data.loading.prefetch import ShardPrefetcher, prefetch_batches
 from twinview.data.loading.stream_batches import StreamBatches
 from twinview.data.loading.transfer import SHARED, out_of_memory, pack, unpack
 from twinview.data.loading.views import BadSamples, ViewDataset
-from twinview.data.remote.shard import RemoteShard
+from twinview.data.remote.shard import remote_of
 from twinview.errors import DataError, RecipeError, TwinviewError
 from twinview.machine import TIMEOUT, timeout
 from twinview.recipe import Recipe
@@ -42,7 +42,7 @@ STATES = {"T": "stopped (SIGCONT lets it go on)", "D": "waiting for a disk or a 
 def training_batches(
     recipe: Recipe,
     dims: Dims,
-    shards: Samples,
+    shards: DataSource,
     *,
     rank: int,
     world: int,
@@ -63,17 +63,18 @@ def training_batches(
         a = recipe.run.accumulation
         which = count(start * a) if steps is None else range(start * a, (start + steps) * a)
         return _counted(load(StreamBatches(recipe, dims, shards, rank, world, assembly), which, recipe.data.workers, pin=pin), recipe, bad)
+    samples = shards.numbered()
     plan = BatchSampler(
-        order=chosen(shards.order(recipe.run.seed, recipe.data.window), numbers),
+        order=chosen(samples.order(recipe.run.seed, recipe.data.window), numbers),
         global_batch=recipe.run.batch_size,
         accumulation=recipe.run.accumulation,
         rank=rank,
         world=world,
     )
-    make, window = ViewDataset(recipe, dims, shards, assembly).collate, recipe.data.window * max(1, len(recipe.data.source))
-    if window and any(isinstance(path, RemoteShard) for path in shards.paths):
-        work = prefetch_batches(plan, shards, window, start, steps)
-        return _counted(load(ShardPrefetcher(make, shards.paths), work, recipe.data.workers, pin=pin), recipe, bad)
+    make, window = ViewDataset(recipe, dims, samples, assembly).collate, recipe.data.window * max(1, len(recipe.data.source))
+    if window and remote_of(samples.paths):
+        work = prefetch_batches(plan, samples, window, start, steps)
+        return _counted(load(ShardPrefetcher(make, samples.paths), work, recipe.data.workers, pin=pin), recipe, bad)
     return _counted(load(make, plan.batches(start, steps), recipe.data.workers, pin=pin), recipe, bad)
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from twinview.data.dataset.base import Samples
 from twinview.data.dataset.order import BatchSampler, SampleIndex
-from twinview.data.remote.shard import RemoteShard
+from twinview.data.remote.shard import RemoteShard, remote_of
 from twinview.errors import DataError
 
 T = TypeVar("T")
@@ -62,8 +62,7 @@ class ShardPrefetcher(Generic[T]):
 
     def __call__(self, wish: PrefetchBatch) -> T:
         """The batch; its wish replaces those before."""
-        shards = (self.shards[i] for i in wish.shards)
-        self._wanted = deque(shard for shard in shards if isinstance(shard, RemoteShard) and not shard.cache.touch(shard.name))
+        self._wanted = deque(shard for shard in remote_of(self.shards[i] for i in wish.shards) if not shard.cache.touch(shard.name))
         if self._wanted and (self._thread is None or not self._thread.is_alive()):
             self._thread = threading.Thread(target=self._fetch, daemon=True)  # ends with the process, in the middle of a shard too
             self._thread.start()

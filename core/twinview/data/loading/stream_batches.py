@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from twinview.assembly import Assembly
+from twinview.data.dataset.base import ForwardSamples
 from twinview.data.dataset.in_memory import BufferedSample, InMemorySamples
 from twinview.data.dataset.order import micro_batch, permutation, steps_per_epoch
 from twinview.data.dataset.read import BadSample
-from twinview.data.dataset.stream import Stream
 from twinview.data.loading.views import ViewDataset
 from twinview.data.threads import read_ahead
 from twinview.errors import DataError
@@ -40,7 +40,7 @@ class Numbered(NamedTuple):
 class StreamBatches:
     """Batches by number: the n-th micro-batch of this rank in the run.  A worker process keeps its place, and asked for another it reads up to it."""
 
-    def __init__(self, recipe: Recipe, dims: Dims, stream: Stream, rank: int, world: int, assembly: Assembly | None = None) -> None:
+    def __init__(self, recipe: Recipe, dims: Dims, stream: ForwardSamples, rank: int, world: int, assembly: Assembly | None = None) -> None:
         """`assembly`: the recipe's parts, where they are made already.
 
         Raises DataError where the batch size does not fit, or there are fewer shards than workers.

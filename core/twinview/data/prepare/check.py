@@ -2,10 +2,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import attrs
 
@@ -13,8 +13,9 @@ from twinview.data.dataset.open import shard_paths
 from twinview.data.dataset.read import BadSample, bad_sample, read_class, read_map, read_values
 from twinview.data.dataset.shards import Shards
 from twinview.data.formats.fields import map_field
-from twinview.data.remote.shard import RemoteShard
+from twinview.data.remote.anywhere import Shard, local_copy
 from twinview.data.store import image_folder, index, manifest
+from twinview.data.store.manifest import ShardEntry
 from twinview.data.threads import in_order
 from twinview.errors import DataError
 from twinview.progress import progress
@@ -50,8 +51,8 @@ def check_shards(spec: Sequence[str], *, workers: int = 1) -> Checked:
     if workers < 1:
         raise DataError(f"workers: wants a number above 0, not {workers}.")
     paths, faults = _listed(spec)
-    manifests = {path.parent: _manifest(path.parent) for path in paths if isinstance(path, Path)}
-    first: dict[int, tuple[str, Path | RemoteShard]] = {}  # hash of a key -> the key, and where it stands
+    manifests = {path.parent: manifest.beside(path.parent).shards for path in paths if isinstance(path, Path)}
+    first: dict[int, tuple[str, Shard]] = {}  # hash of a key -> the key, and where it stands
     images = labels = 0
     for path in progress(paths, len(paths), "check", "shards"):
         if isinstance(path, Path):
@@ -70,23 +71,20 @@ def check_shards(spec: Sequence[str], *, workers: int = 1) -> Checked:
     return Checked(shards=len(paths), images=images, labels=labels, faults=tuple(faults))
 
 
-def _scan(path: Path | RemoteShard) -> index.Index | image_folder.Folder:
-    if isinstance(path, RemoteShard):
-        path.check_kept()
-        path.fetch()  # which checks what its own manifest says
-        return index.scan(path.path, str(path))
-    return image_folder.scan(path) if path.is_dir() else index.scan(path)
+def _scan(shard: Shard) -> index.Index | image_folder.Folder:
+    path = local_copy(shard)  # fetched: against what its own manifest says
+    return image_folder.scan(path) if path.is_dir() else index.scan(path, str(shard))
 
 
-def _listed(spec: Iterable[str]) -> tuple[list[Path | RemoteShard], list[str]]:
+def _listed(spec: Iterable[str]) -> tuple[list[Shard], list[str]]:
     """The shards, and what a folder's manifest names that is not there, or the other way round."""
-    paths, faults = list[Path | RemoteShard](), list[str]()
+    paths, faults = list[Shard](), list[str]()
     for one in spec:
         folder = Path(one).expanduser()
         if not folder.is_dir():
             paths += shard_paths(one)
             continue
-        there, named = {path.name for path in folder.glob("*.tar") if not path.name.startswith(".")}, set(_manifest(folder))
+        there, named = {path.name for path in folder.glob("*.tar") if not path.name.startswith(".")}, set(manifest.beside(folder).shards)
         if not there | named:
             raise DataError(f"{folder}: holds no .tar.")
         faults += [f"{folder / name}: is missing; manifest.json names it" for name in sorted(named - there)]
@@ -95,28 +93,23 @@ def _listed(spec: Iterable[str]) -> tuple[list[Path | RemoteShard], list[str]]:
     return paths, faults
 
 
-def _manifest(folder: Path) -> Mapping[str, Mapping[str, Any]]:
-    """Shards by name, as a folder's manifest has them; none where it has none of ours."""
-    return {shard["name"]: shard for shard in manifest.beside(folder).get("shards", ())}
-
-
-def _against(said: Mapping[str, Any] | None, path: Path) -> Iterator[str]:
+def _against(said: ShardEntry | None, path: Path) -> Iterator[str]:
     """What a shard has otherwise than its manifest says."""
     if said is None:
         return
     try:
         size = path.stat().st_size
-        if size != said.get("bytes", size):
-            yield f"{path}: has {size} bytes, and {said['bytes']} in manifest.json"
-        elif "sha256" in said:
+        if said.bytes not in (None, size):
+            yield f"{path}: has {size} bytes, and {said.bytes} in manifest.json"
+        elif said.sha256:
             with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != said["sha256"]:
+                if hashlib.file_digest(file, "sha256").hexdigest() != said.sha256:
                     yield f"{path}: has another sha256 than in manifest.json"
     except OSError as e:
         yield f"{path}: {e.strerror}"
 
 
-def _twins(shards: Shards, first: dict[int, tuple[str, Path | RemoteShard]]) -> Iterator[str]:
+def _twins(shards: Shards, first: dict[int, tuple[str, Shard]]) -> Iterator[str]:
     """Keys that an earlier shard has too, or that would lead out of a folder if they were taken for paths."""
     for i in range(len(shards)):
         key, path = shards.key(i), shards.path(i)

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import attrs
@@ -19,7 +19,7 @@ from twinview.data.remote.base import BLOCK, LEFT_OUT, PIPE, Info, on_path, show
 from twinview.data.remote.cache import TIME, Cache, entry
 from twinview.data.remote.pipe import program
 from twinview.data.remote.transport import ResumableReader, info, listing, small
-from twinview.data.store import index
+from twinview.data.store import index, manifest
 from twinview.data.store.regular import SMALL_BYTES, read_regular
 from twinview.data.threads import in_threads
 from twinview.errors import DataError, closest
@@ -238,20 +238,16 @@ def _folder(url: str, access: Access) -> list[RemoteShard]:
     def within(name: str) -> str:
         return on_path(url, lambda path: f"{path.rstrip('/')}/{name}")
 
-    data = small(within("manifest.json"))
+    data = small(within(manifest.NAME))
     if data is None:
         raise DataError(f"{shown(url)}: is no .tar, and there is no manifest.json in it. Write the shards with {{000..063}}.")
-    try:
-        manifest: list[dict[str, Any]] = json.loads(data)["shards"]
-        return [
-            RemoteShard(
-                url=within(shard["name"]), known=Info(int(shard["bytes"]), ""), cache=access.cache,
-                samples=int(shard["images"]), sha256=str(shard["sha256"]),
-            )
-            for shard in manifest
-        ]
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f"{shown(url)}: its manifest.json is none of `twinview shards pack`. Write the shards with {{000..063}}.") from None
+    said = manifest.parse(data)
+    if said is None or any(shard.bytes is None or shard.images is None or not shard.sha256 for shard in said.shards.values()):
+        raise DataError(f"{shown(url)}: its manifest.json is none of `twinview shards pack`. Write the shards with {{000..063}}.")
+    return [
+        RemoteShard(url=within(shard.name), known=Info(shard.bytes, ""), cache=access.cache, samples=shard.images, sha256=shard.sha256)
+        for shard in said.shards.values()
+    ]
 
 
 def _check_program(url: str, programs: Sequence[str]) -> None:
@@ -275,15 +271,20 @@ def _asked(shard: RemoteShard) -> RemoteShard:
     return shard
 
 
+def remote_of(shards: Iterable[object]) -> list[RemoteShard]:
+    """Those of these shards that lie elsewhere."""
+    return [shard for shard in shards if isinstance(shard, RemoteShard)]
+
+
 def fetch_all(shards: Iterable[object]) -> None:
     """Have every remote shard among these in the cache.  Raises DataError."""
-    missing = [shard for shard in shards if isinstance(shard, RemoteShard) and not shard.path.exists()]
+    missing = [shard for shard in remote_of(shards) if not shard.path.exists()]
     in_threads(RemoteShard.fetch, missing, "fetch")
 
 
 def check_room(shards: Iterable[object], window: int) -> None:
     """Refuse a limited cache that cannot hold three windows: one that slower workers still read, one read, one fetched.  Raises DataError."""
-    remote = [shard for shard in shards if isinstance(shard, RemoteShard)]
+    remote = remote_of(shards)
     sizes = sorted((shard.known.size or 0 for shard in remote), reverse=True)
     wanted = sum(sizes[: WINDOWS * window or None])
     limit = max((shard.cache.limit for shard in remote), default=0)

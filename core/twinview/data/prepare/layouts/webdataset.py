@@ -4,12 +4,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from twinview.data.dataset.open import shard_paths
 from twinview.data.dataset.shards import Shards, refuse_twins
 from twinview.data.prepare.layouts import Found
-from twinview.data.remote.shard import RemoteShard
+from twinview.data.remote.anywhere import Shard, local_copy
 from twinview.data.store import index
 from twinview.data.writing.entry import Entry
 from twinview.errors import DataError, closest
@@ -61,13 +60,12 @@ def _chosen(text: str) -> Mapping[str, str]:
     return found
 
 
-def _opened(path: Path | RemoteShard, dots: str) -> Shards:
-    if isinstance(path, RemoteShard):
-        path.fetch()
-        return Shards([path], [index.scan(path.path, str(path), DOTS[dots])])
+def _opened(shard: Shard, dots: str) -> Shards:
+    path = local_copy(shard)
     if path.is_dir():
         raise DataError(f"images:{path} is a folder of images. Pack it with `images`.")
-    return Shards([path], [index.load(path) if dots == "first" else index.scan(path, rule=DOTS[dots])])
+    kept = path is shard and dots == "first"
+    return Shards([shard], [index.load(path) if kept else index.scan(path, str(shard), DOTS[dots])])
 
 
 def _names(opened: list[Shards]) -> list[str]:
