@@ -7,13 +7,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import entry_points
 from typing import Any
 
 import attrs
 import numpy as np
 import torch
 
-from twinview.assembly import SINGLE, answered, assemble, find_part, installed, option, pluggy_manager
+from twinview.assembly import GROUP, SINGLE, answered, assemble, find_part, installed, option, pluggy_manager
 from twinview.data.dataset.open import open_shards
 from twinview.data.loading.views import ViewDataset
 from twinview.engine.optimizer import make_optimizer
@@ -127,25 +128,26 @@ def names_that_meet(combinations: Iterable[Combination]) -> set[Pair]:
 
 def cover(combinations: Sequence[Combination], missing: set[Pair]) -> list[Combination]:
     """Few of the combinations in which all `missing` names meet: each time the one in which most do, the first of equals."""
-    meet = [names_that_meet([combination]) for combination in combinations]
-    chosen: list[Combination] = []
-    while missing:
-        best = max(range(len(meet)), key=lambda i: len(missing & meet[i]))
+    bits = {pair: 1 << n for n, pair in enumerate(sorted(missing))}
+    meet = [sum(bits.get(pair, 0) for pair in itertools.combinations(combination.items(), 2)) for combination in combinations]
+    left, chosen = (1 << len(bits)) - 1, list[Combination]()
+    while left:
+        best = max(range(len(meet)), key=lambda i: (left & meet[i]).bit_count())
         chosen.append(combinations[best])
-        missing = missing - meet[best]
+        left &= ~meet[best]
     return chosen
 
 
 def assembling(combinations: Iterable[Combination]) -> list[Combination]:
     """Those that assemble.  One is tried for all whose parts are alike in what an assembly looks at."""
-    found, tried = choices(), dict[tuple[Hashable, ...], bool]()
+    found, tried, offered = choices(), dict[tuple[Hashable, ...], bool](), entry_points(group=GROUP)
     looks = _looks(found)
 
     def assembles(combination: Combination) -> bool:
         key = tuple(looks.get(item, item) for item in combination.items())
         if key not in tried:
             try:
-                tried[key] = bool(assemble(from_table(_recipe(found, combination, "none"))))
+                tried[key] = bool(assemble(from_table(_recipe(found, combination, "none")), offered))
             except RecipeError:
                 tried[key] = False
         return tried[key]

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import difflib
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import attrs
@@ -32,9 +33,14 @@ def _timm() -> Any:
     return timm
 
 
+@cache
+def _names() -> list[str]:
+    """Every network of timm's: more than a thousand, sorted anew by each call of the library's."""
+    return list(_timm().list_models())
+
+
 def _known(_: Any, __: Any, name: str) -> None:
-    timm = _timm()
-    known = timm.list_models()
+    known = _names()
     if name not in known:
         bare, _, tag = name.partition(".")
         if tag and bare in known:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import copy
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoints, entry_points
 from typing import TYPE_CHECKING, Any, cast
 
 import attrs
@@ -59,14 +59,17 @@ class _Defaults:
 class Assembly:
     """A recipe's parts, made and checked.  Each process makes its own; nothing here is global."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        """Raises RecipeError or PluginError with one line that names the place and the nearest right word."""
+    def __init__(self, recipe: Recipe, offered: EntryPoints | None = None) -> None:
+        """`offered`: the installed methods, where they are known.
+
+        Raises RecipeError or PluginError with one line that names the place and the nearest right word.
+        """
         self.recipe = recipe
         self.parts: dict[str, Any] = {}  # by label
         self.traits: dict[str, Traits] = {}  # by label
         self.uses: dict[str, tuple[str, str, PartConfig]] = {}  # label -> slot, place, use
         self._callers: dict[tuple[str, str], Any] = {}
-        self._offered = entry_points(group=GROUP)  # once: it reads a file of every installed distribution
+        self._offered = entry_points(group=GROUP) if offered is None else offered  # once: it reads a file of every installed distribution
         self.manager = pluggy_manager()
         self.manager.register(_Defaults(), name=CORE)
         Contract(self.manager, self.place, lambda: self.traits[recipe.encoder.label].gives)
@@ -261,6 +264,9 @@ class Assembly:
         return traits
 
 
-def assemble(recipe: Recipe) -> Assembly:
-    """The recipe's parts on a manager of their own, checked.  Raises RecipeError, PluginError."""
-    return Assembly(recipe)
+def assemble(recipe: Recipe, offered: EntryPoints | None = None) -> Assembly:
+    """The recipe's parts on a manager of their own, checked; `offered`: the installed methods, where they are known.
+
+    Raises RecipeError, PluginError.
+    """
+    return Assembly(recipe, offered)
