@@ -32,30 +32,9 @@ SLOW = (  # files whose tests train, start programs, or draw thousands of sample
 )
 
 
-# Faults that are known and open; CHANGELOG.md lists them.  A test leaves this table with the change that mends it.
-OPEN = {
-    "test_the_coordinate_test_would_catch_half_a_pixel": "patches a name that is now imported where it is used",
-    "test_a_width_that_was_not_declared_is_named": "the line names the head that is missing, not aligned_widths()",
-    "test_masks_that_the_views_have_no_room_for_are_refused": "nothing is refused where it asks; whether check(dims) does was not looked into",
-    "test_a_short_run_learns_and_does_not_collapse": "its rows hold no spread/online; why was not looked into",
-    "test_what_each_kind_gives": "encoders promise hides_any besides",
-    "test_the_error_of_one_rank_stands_on_top": "a sample that is damaged on one rank ends the run later than promised",
-    "test_a_run_leaves_what_a_reader_needs": "a row lacks what it asks for; which was not looked into",
-    "test_a_run_goes_on_with_1_2_4_and_1_ranks_under_other_stages": "a run that is told to end at step 4 has saved step 3; not looked into",
-    "test_a_batch_that_the_ranks_cannot_share_is_refused_before_anything_is_written": "the lock makes the folder before the refusal",
-    "test_a_folder_in_place_says_what_it_passes_over": "hidden files are counted by their suffix",
-    "test_a_signal_in_an_evaluation_saves_the_step_and_the_run_goes_on_with_the_evaluation": "failed on a busy machine; timing is supposed, not shown",
-    "test_ctrl_c_between_steps_saves_and_says_how_to_go_on": "failed on a busy machine; timing is supposed, not shown",
-    "test_a_process_that_waits_in_c_is_ended": "failed on a busy machine; timing is supposed, not shown",
-    "test_a_signal_is_noted_and_eager_code_is_left": "failed on a busy machine; timing is supposed, not shown",
-}
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark every test that has no mark of its own."""
     for item in items:
-        if item.name.partition("[")[0] in OPEN:
-            item.add_marker(pytest.mark.xfail(reason=OPEN[item.name.partition("[")[0]], strict=False))
         if any(item.get_closest_marker(name) for name in ("unit", "ranks", "slow", "gpu")):
             continue
         name = item.path.stem.removeprefix("test_")

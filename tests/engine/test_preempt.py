@@ -47,22 +47,19 @@ def test_a_signal_is_noted_and_eager_code_is_left() -> None:
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
     with noticing() as notice:
         notice.may_take(60)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.01)
+        signal.raise_signal(signal.SIGTERM)  # to this thread: os.kill may choose another, whose turn comes later
         assert notice.told and notice.number == signal.SIGTERM and not notice.late
         with pytest.raises(Told), notice.eager():
             pass
         with notice.eager(False):
             pass
-        os.kill(os.getpid(), signal.SIGINT)  # a launcher's, at once: no second Ctrl-C
+        signal.raise_signal(signal.SIGINT)  # a launcher's, at once: no second Ctrl-C
         notice.when -= 2 * preempt.AGAIN
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
+            signal.raise_signal(signal.SIGINT)
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
     with noticing() as notice, pytest.raises(Told), notice.eager():
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(1)
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_what_may_take_its_time() -> None:
@@ -119,7 +116,7 @@ class Tells:
     def evaluate(self, branches):
         if not os.path.exists(self.once):
             open(self.once, "w").close()
-            os.kill(os.getpid(), self.number)
+            signal.raise_signal(self.number)
         return {"told": 1.0}
 
 
@@ -151,7 +148,7 @@ def test_a_signal_in_an_evaluation_saves_the_step_and_the_run_goes_on_with_the_e
 def test_ctrl_c_between_steps_saves_and_says_how_to_go_on(tiny: dict[str, Any], tmp_path: Path) -> None:
     def press(row: dict[str, Any]) -> None:
         if row["step"] == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(Preempted, match=r"saved at step 2\. Go on with resume=True\.$"):
         train(from_table(tiny), tmp_path / "run", on_progress=press)
@@ -163,8 +160,7 @@ def test_ctrl_c_between_steps_saves_and_says_how_to_go_on(tiny: dict[str, Any], 
 def _train_told(tiny: dict[str, Any], folder: Path) -> None:
     """A signal while the data is opened."""
     def told(recipe: Any) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(1)
+        signal.raise_signal(signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(setup, "_open_data", told)
