@@ -124,7 +124,7 @@ def mixed(tables: dict[str, Any], shards: list[str]) -> dict[str, Any]:
 
 
 def opened(recipe: Recipe) -> tuple[Dims, Samples]:
-    assembly, found = assemble(recipe), open_data(recipe.data)
+    assembly, found = assemble(recipe), open_data(recipe.data).numbered()
     return assembly.dims(assembly.encoder(), len(found), found.classes), found
 
 
@@ -169,7 +169,7 @@ def test_the_first_time_is_drawn_as_ever(tables: dict[str, Any], shards: list[st
     recipe = read(tables)
     dims, plain = opened(recipe)
     one = read({**tables, "data": {"source": [{"shards": shards, "weight": 1}], "workers": 0}})
-    views = ViewDataset(one, dims, open_data(one.data))
+    views = ViewDataset(one, dims, open_data(one.data).numbered())
     for i in (0, 60):
         once, same, again = ViewDataset(recipe, dims, plain)[0, i], views[0, i], views[0, i + 61]
         assert torch.equal(once.geometry.boxes, same.geometry.boxes) and torch.equal(once.images[0], same.images[0]) and once.seed == same.seed
@@ -191,7 +191,7 @@ def test_sources_without_weights_are_as_one_list(tables: dict[str, Any], shards:
 
 
 def test_names_stand_before_keys(mixed: dict[str, Any], shards: list[str]) -> None:
-    found = open_data(read(mixed).data)
+    found = open_data(read(mixed).data).numbered()
     assert (found.key(0), found.key(7), found.key(60)) == ("a/000", "b/007", "c/060") and found.key_hash(7) == key_hash("b/007")
     assert found.read(7).key == "b/007" and found.read(7, ("cls",)).fields == {"cls": b"2"} and found.names(7) == ["png", "cls", "seg.png"]
     assert str(found.path(7)) == shards[1] and found.classes == 5 and len(found.paths) == 3
@@ -206,7 +206,7 @@ def test_one_key_in_two_sources(tables: dict[str, Any], shards: list[str], write
     with pytest.raises(DataError, match=re.escape(said)):
         open_data(read({**tables, "data": {"source": apart}}).data)
     named = [{**one, "name": name} for one, name in zip(apart, ("x", "y"))]
-    assert open_data(read({**tables, "data": {"source": named}}).data).key(61) == "y/013"
+    assert open_data(read({**tables, "data": {"source": named}}).data).numbered().key(61) == "y/013"
 
 
 # ---- subsets, and what is held out
@@ -268,7 +268,7 @@ def test_training_never_sees_what_is_held_out(mixed: dict[str, Any]) -> None:
     for rank in range(2):
         kept |= {key for batch in Factory(recipe, dims, found, rank, 2).plain("held-out", size=(4, 4), labels=("class",)) for key in batch.keys}
     assert kept == keys(found.held_out) and kept.isdisjoint(trained) and len(kept | trained) == 61 and 4 < len(kept) < 22
-    assert keys(found.held_out) == keys(opened(read(mixed, ["run.seed=77"]))[1].held_out)  # type: ignore[attr-defined]
+    assert keys(found.held_out) == keys(opened(read(mixed, ["run.seed=77"]))[1].held_out)
     assert {k for b in Factory(recipe, dims, found).plain(size=(4, 4)) for k in b.keys} == trained
     mixed["data"]["held_out"] = 0
     recipe = read(mixed)
@@ -287,7 +287,7 @@ def test_held_out_of_plain_shards(tables: dict[str, Any]) -> None:
 # ---- the rest
 def test_another_sample_of_the_same_source_stands_in(mixed: dict[str, Any], write: Write, shards: list[str]) -> None:
     broken = write("broken.tar", {f"x{n}.{field}": b"broken" if field == "png" else b"1" for n in range(3) for field in ("png", "cls")})
-    good = open_data(read(mixed).data).read(0).fields
+    good = open_data(read(mixed).data).numbered().read(0).fields
     fine = write("fine.tar", {f"y{n}.{field}": good[field] for n in range(4) for field in ("png", "cls")})
     mixed["data"]["source"][1]["shards"] = [str(broken), str(fine)]
     recipe = read(mixed, ["data.bad_samples=6"])

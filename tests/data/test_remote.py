@@ -371,7 +371,7 @@ def test_what_a_batch_wishes_for(tables: dict[str, Any], shards: list[str]) -> N
     from twinview.recipe.tables import Data, Source
 
     for data in (Data(shards=shards), Data(source=[Source(shards=shards[:2], subset=0.5), Source(shards=shards[2])])):
-        found = open_data(data)
+        found = open_data(data).numbered()
         plan = BatchSampler(order=found.order(3, 1), global_batch=2, accumulation=1, rank=0, world=1)
         seen = list(prefetch_batches(plan, found, 1, 0, len(found) // 2))
         assert [wish.places for wish in seen] == list(plan.batches(0, len(found) // 2))

@@ -224,4 +224,4 @@ def test_what_does_not_go_with_a_stream(streamed: dict[str, Any], shards: list[s
     assert sum(len(batch.keys) for batch in data.plain(shards[0], size=(8, 8))) == 7
     assert sum(len(batch.keys) for batch in data.views(2)) == 60
     with pytest.raises(DataError, match="cannot be read by number"):
-        found.read(0)
+        found.numbered()
