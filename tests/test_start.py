@@ -46,11 +46,13 @@ def test_a_run_imports_no_library_that_none_of_its_parts_uses(toy: dict[str, Any
     assert not {"timm", "sklearn", "numba"} & set(imported(code))
 
 
-def test_torchvision_comes_without_torchs_compiler_which_is_there_when_asked_for() -> None:
+def test_torchvision_and_timm_come_without_torchs_compiler_which_is_there_when_asked_for() -> None:
     code = """
         import sys, torch
-        from twinview.ops.vision import import_torchvision
-        assert import_torchvision() is sys.modules["torchvision"] and not any(name.startswith("torch._dynamo") for name in sys.modules)
+        from twinview.ops.vision import import_timm
+        before = torch.compiler.disable
+        assert import_timm() is sys.modules["timm"] and not any(name.startswith("torch._dynamo") for name in sys.modules)
+        assert torch.compiler.disable is before
         from torchvision.ops import roi_align
         assert roi_align(torch.ones(1, 1, 4, 4), torch.tensor([[0.0, 0, 0, 4, 4]]), 2).shape == (1, 1, 2, 2)
         asked = roi_align.__globals__["is_compile_supported"]

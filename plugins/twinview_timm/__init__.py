@@ -12,6 +12,7 @@ from attrs.validators import ge, lt, optional
 from twinview.errors import RecipeError, closest
 from twinview.hooks import hookimpl, part
 from twinview.ops.checks import of_weights
+from twinview.ops.vision import import_timm
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,20 +24,10 @@ OF_ANY = ("name", "weights", "weights_key", "img_size", "drop_path")  # options 
 OF_MAPS = ("cells",)  # of networks that are no plain vision transformer; all others are of these
 
 
-def _timm() -> Any:
-    """The library, which imports torchvision: quickly."""
-    from twinview.ops.vision import import_torchvision
-
-    import_torchvision()
-    import timm
-
-    return timm
-
-
 @cache
 def _names() -> list[str]:
     """Every network of timm's: more than a thousand, sorted anew by each call of the library's."""
-    return list(_timm().list_models())
+    return list(import_timm().list_models())
 
 
 def _known(_: Any, __: Any, name: str) -> None:
@@ -92,7 +83,7 @@ class Encoder:
     @property
     def plain(self) -> bool:
         """Whether the network is a plain vision transformer, by timm's register."""
-        return bool(_timm().models.is_model_in_modules(self.name, PLAIN))
+        return bool(import_timm().models.is_model_in_modules(self.name, PLAIN))
 
     @hookimpl
     def traits(self) -> Traits:

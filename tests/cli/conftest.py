@@ -1,4 +1,4 @@
-"""torchvision is imported before any test file asks for it: without torch's compiler."""
-from twinview.ops.vision import import_torchvision
+"""timm and torchvision are imported before any test file asks for them: without torch's compiler."""
+from twinview.ops.vision import import_timm
 
-import_torchvision()
+import_timm()

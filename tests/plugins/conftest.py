@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from twinview.ops.vision import import_torchvision
+from twinview.ops.vision import import_timm
 from twinview.values import Features, Geometry, Progress
 
-import_torchvision()  # before any test file asks for it: without torch's compiler
+import_timm()  # before any test file asks for it: without torch's compiler
 START = Progress(0, 10, 0, 0.0)
 
 

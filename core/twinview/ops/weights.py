@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from twinview.errors import CheckpointError, RecipeError, closest
-from twinview.ops.vision import import_torchvision
+from twinview.ops.vision import import_timm
 from twinview.paths import expand
 from twinview.saved import check_finite, read_meta, why_unread
 
@@ -127,8 +127,7 @@ def _flat(tree: Mapping[Any, Any], prefix: str = "", depth: int = DEPTH) -> Iter
 
 
 def _timm(name: str, place: str) -> State:
-    import_torchvision()
-    import timm
+    timm = import_timm()
 
     known = timm.list_models(pretrained=True)
     if name not in known and name not in timm.list_models():
