@@ -28,7 +28,7 @@ SLOW = (  # files whose tests train, start programs, or draw thousands of sample
     *("cli", "cli_evaluate", "cli_export", "cli_plan", "cli_shards", "bad_data", "embedded", "fuzz", "guarded", "measured", "mixture", "odd_layouts"),
     *("pack_resume", "remote", "scenes", "sources", "waiting", "stream", "loader", "mixing", "hooks", "docs", "contracts", "conformance", "start"),
     *("byol_deep", "densesiam_step", "multisiam_clusters", "probes_classes", "probes_cluster", "probes_segment", "siameseim_mix", "simsiam_image"),
-    *("timm_maps", "timm_vit", "torchvision_resnet", "torchvision_weights", "encoder_channels", "iic", "mae", "pixpro", "proof", "rows"),
+    *("planted", "conformance_parts", "scaffold", "examples", "release", "site", "timm_maps", "timm_vit", "torchvision_resnet", "torchvision_weights", "encoder_channels", "iic", "mae", "pixpro", "proof", "rows"),
 )
 
 

@@ -68,9 +68,9 @@ def test_strings_are_no_lists(toy: dict[str, Any]) -> None:
 
 BROKEN: list[tuple[str, str, str]] = [
     ("cannot be imported", "import no_such_module", "method 'odd' (twinview_odd, twinview_odd 1.0) cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'"),
-    ("answers nothing", "x = 1", "method 'odd' (twinview_odd) answers nothing. A method answers parts() alone"),
+    ("answers nothing", "x = 1", "method 'odd' (twinview_odd, twinview_odd 1.0) answers nothing. A method answers parts() alone"),
     ("answers more than parts", "{head}@hookimpl\ndef evaluate(): ...\n{tail}", "answers evaluate, parts. A method answers parts() alone; other hooks belong in a part."),
-    ("a misspelt hook", "{head}    @hookimpl\n    def aline(self, step): ...\n{tail}", "[[extra]] odd.odd: answers an unknown hook 'aline'. Did you mean 'align'?"),
+    ("a misspelt hook", "{head}    @hookimpl\n    def aline(self, step): ...\n{tail}", "[[extra]] odd.odd: answers an unknown hook 'aline' (twinview_odd 1.0). Did you mean 'align'?"),
     ("a misspelt argument", "{head}    @hookimpl\n    def loss(self, stop): ...\n{tail}", "[[extra]] odd.odd: "),
     ("no hook at all", "{head}    x: int = 0\n{tail}", "[[extra]] odd.odd: answers no hook. There is: parts, traits, sample_views"),
     ("no attrs class", "from twinview import hookimpl\n@hookimpl\ndef parts(): return {{'odd': int}}", "odd offers something for 'odd' that is no part. Make it a class with @twinview.part."),

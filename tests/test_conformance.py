@@ -11,7 +11,7 @@ import pytest
 
 from twinview.api import check, checked
 from twinview.assembly import assemble, installed
-from twinview.cli.recipes import option_comments
+from twinview.assembly.comments import option_comments
 from twinview.recipe import PartConfig, find, names, read
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -27,6 +27,7 @@ ROOMS = [  # a room imports from rooms further up in this list; rooms that share
     {"engine"},
     {"planning", "analysis"},
     {"api", "testing"},
+    {"scaffold", "pytest_plugin"},
     {"cli"},
 ]
 DATA = [{"rng", "threads", "formats"}, {"store"}, {"remote", "writing"}, {"scenes"}, {"dataset"}, {"loading", "prepare"}]

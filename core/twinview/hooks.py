@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from twinview.branch import Branch, Branches, Head, ParamRule
     from twinview.values import Alignment, DataFactory, Dims, Features, Geometry, Progress, Role, Size, Step, Traits
 
+VERSION = 1  # of the hooks; a module may say `TWINVIEW_HOOKS = 1`: built for these.  It rises when a hook that was promised goes (docs/hooks.md)
+
 hookspec = pluggy.HookspecMarker("twinview")
 hookimpl = pluggy.HookimplMarker("twinview")
 

@@ -35,8 +35,8 @@ class Photometry:
     coins: Literal["together", "each"] = "together"  # one coin for the four, or one for each (PiCIE, DenseSiam)
     order: Literal["random", "fixed"] = "random"  # in which the four are applied; fixed: as they stand here
     brightness: float = field(default=0.4, validator=ge(0))  # factor uniform in 1 - x .. 1 + x, at least 0
-    contrast: float = field(default=0.4, validator=ge(0))
-    saturation: float = field(default=0.2, validator=ge(0))
+    contrast: float = field(default=0.4, validator=ge(0))  # likewise
+    saturation: float = field(default=0.2, validator=ge(0))  # likewise
     hue: float = field(default=0.1, validator=[ge(0), le(0.5)])  # turn uniform in -x .. x of the full circle
     grey: float = field(default=0.2, validator=share)  # chance
     grey_first: bool = False  # before the four (MoCo's first paper) instead of behind them

@@ -25,7 +25,7 @@ class Image:
     channels: int = field(default=128, validator=gt(0))  # width of the projection
     hidden: int = field(default=0, validator=ge(0))  # width of the projector's hidden layers; 0: that of the features
     layers: int = field(default=3, validator=ge(1))  # of the projector: 3 as released (SimCLR v2), 2 in the first paper
-    temperature: float = field(default=0.1, validator=gt(0))
+    temperature: float = field(default=0.1, validator=gt(0))  # of the softmax over cosines
 
     @hookimpl
     def traits(self) -> Traits:

@@ -252,7 +252,8 @@ class Assembly:
             self.manager.check_pending()
         except pluggy.PluginValidationError as e:
             word = str(e).partition("unknown hook '")[2].partition("'")[0]
-            raise PluginError(f"{self.uses[label][1]}: answers an unknown hook {word!r}.{closest(word, HOOKS)}") from None
+            who = self.distributions().get(self.uses[label][2].use.partition(".")[0], "")
+            raise PluginError(f"{self.uses[label][1]}: answers an unknown hook {word!r} ({who}).{closest(word, HOOKS)}") from None
 
     def _traits(self, label: str) -> Traits:
         found: list[Traits] = self.only("traits", label)() if label in self.answers("traits") else []

@@ -9,7 +9,8 @@ import attrs
 import pluggy
 
 from twinview.errors import PluginError, RecipeError, TwinviewError, closest
-from twinview.hooks import Hooks
+from twinview.hooks import VERSION, Hooks
+from twinview.version import __version__
 
 GROUP = "twinview"  # of entry points
 
@@ -60,6 +61,7 @@ def load(manager: pluggy.PluginManager, method: str, place: str, offered: EntryP
         raise RecipeError(f"{place}: method {method!r} is offered by {offered_by}. Uninstall all but one.")
     name = f"method:{method}"
     if not manager.has_plugin(name):
+        _check_requirement(found[0], method, place)
         try:
             module = found[0].load()
         except (TwinviewError, KeyboardInterrupt):
@@ -67,19 +69,45 @@ def load(manager: pluggy.PluginManager, method: str, place: str, offered: EntryP
         except BaseException as e:  # a package may end the process where it is imported: SystemExit is no Exception
             why = f"{type(e).__name__}: {e}".rstrip(": ")
             raise PluginError(f"{place}: method {method!r} ({found[0].value}, {offered_by}) cannot be loaded: {why}") from e
+        _check_version(module, found[0], method, place)
         manager.register(module, name=name)
         hooks = [h.name for h in manager.get_hookcallers(module) or []]
         if hooks != ["parts"]:
-            said = f"answers {', '.join(hooks) or 'nothing'}"
-            raise PluginError(f"{place}: method {method!r} ({found[0].value}) {said}. A method answers parts() alone; other hooks belong in a part.")
+            said = f"method {method!r} ({found[0].value}, {offered_by}) answers {', '.join(hooks) or 'nothing'}"
+            raise PluginError(f"{place}: {said}. A method answers parts() alone; other hooks belong in a part.")
     plugin = manager.get_plugin(name)
     others = [p for n, p in manager.list_name_plugin() if p is not None and p is not plugin]
     answers: list[Any] = manager.subset_hook_caller("parts", others)()
     if not answers or not isinstance(answers[0], Mapping) or not all(isinstance(key, str) for key in answers[0]):
         said = f"gives a {type(answers[0]).__name__}" if answers else "gives None"
-        raise PluginError(f"{place}: parts() of {method!r} ({found[0].value}, {offers}) {said}. Give {{name: class made with @twinview.part}}.")
+        raise PluginError(f"{place}: parts() of {method!r} ({found[0].value}, {offered_by}) {said}. Give {{name: class made with @twinview.part}}.")
     found_parts: Mapping[str, type] = answers[0]
     return found_parts
+
+
+def _check_requirement(entry: EntryPoint, method: str, place: str) -> None:
+    """Raises PluginError for a package that asks for another twinview than this one; pip warns of that, and installs it all the same."""
+    wanted = [word for word in (entry.dist.requires or [] if entry.dist else []) if word.replace("_", "-").startswith("twinview")]
+    if not wanted:
+        return
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    for word in wanted:
+        try:
+            requirement = Requirement(word)
+        except InvalidRequirement:
+            continue
+        if requirement.name == GROUP and not requirement.marker and not requirement.specifier.contains(__version__, prereleases=True):
+            said = f"method {method!r} ({distribution(entry)}) is for twinview{requirement.specifier}, and this is {__version__}"
+            raise PluginError(f"{place}: {said}. Install a version of {entry.dist.name if entry.dist else 'it'} that fits.")
+
+
+def _check_version(module: Any, entry: EntryPoint, method: str, place: str) -> None:
+    """Raises PluginError for a module that says that it was built for other hooks."""
+    built = getattr(module, "TWINVIEW_HOOKS", VERSION)
+    if built != VERSION:
+        said = f"method {method!r} ({distribution(entry)}) was built for version {built} of the hooks, and this is version {VERSION}"
+        raise PluginError(f"{place}: {said} (twinview {__version__}). Install a version of it that fits; docs/hooks.md says what changed.")
 
 
 def find_part(manager: pluggy.PluginManager, method: str, name: str, place: str, offered: EntryPoints | None = None) -> type:

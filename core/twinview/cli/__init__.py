@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from twinview.cli import evaluate, export, methods, plan, recipes, shards, show, train
+from twinview.cli import evaluate, export, methods, new, plan, recipes, shards, show, train
 from twinview.cli.words import Parser, in_options, tidied, unknown
 from twinview.errors import HookError, Preempted
 from twinview.faults import explained
@@ -25,7 +25,7 @@ def parser() -> Parser:
     top = Parser(prog="twinview", description="Pre-train vision backbones on unlabelled images.", epilog=EPILOG)
     top.add_argument("--version", action="version", version=f"twinview {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
-    for module in (train, plan, recipes, methods, evaluate, export, shards, show):
+    for module in (train, plan, recipes, methods, evaluate, export, shards, show, new):
         module.add(commands)
     return top
 

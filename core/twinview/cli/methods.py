@@ -25,14 +25,14 @@ class Method(NamedTuple):
     distribution: str  # that offers it, with its version
     about: str  # first sentence of the module's docstring, or why it cannot be loaded
     parts: tuple[str, ...]
-    recipes: tuple[str, ...]  # that come with twinview and have a loss of the method
+    recipes: tuple[str, ...]  # installed ones that have a loss of the method
 
 
 def add(commands: Commands) -> None:
     """Add `methods` and `recipes` to the command line."""
     made = command(commands, "methods", methods, "list the installed methods: what each is, its parts, and recipes with its losses")
     made.add_argument("--write", metavar="FILE", help="write them as a table between the marks of a page of documentation, for example README.md")
-    made = command(commands, "recipes", recipes, "list the recipes that come with twinview")
+    made = command(commands, "recipes", recipes, "list the recipes that come with twinview and with installed methods")
     made.add_argument("method", metavar="METHOD", nargs="?", help="only those that name a part of this method")
 
 
@@ -54,16 +54,16 @@ def methods(args: argparse.Namespace) -> None:
 
 
 def recipes(args: argparse.Namespace) -> None:
-    """List the recipes, each with the first line of its head comment."""
+    """List the recipes, each with the first line of its head comment; of another package than twinview, with its name and version."""
     installed_names = {entry.name for entry in entry_points(group="twinview")}  # without the assembly, which imports torch
     if args.method and args.method not in installed_names:
         raise RecipeError(f"recipes: no method {args.method!r} is installed.{closest(args.method, installed_names)}")
-    found = {name: text.splitlines()[0].lstrip("# ") for name, text, used, _ in _recipes() if not args.method or args.method in used}
+    found = {name: title for name, title, used, _ in _recipes() if not args.method or args.method in used}
     width = max(map(len, found), default=0)
     for name, title in found.items():
         answer(f"{name:<{width}}  {title}")
     if not found:
-        answer(f"no recipe that comes with twinview names a part of {args.method}")
+        answer(f"no installed recipe names a part of {args.method}")
 
 
 def installed_methods(distribution: str = "") -> list[Method]:
@@ -114,13 +114,20 @@ def _codes(names: tuple[str, ...]) -> str:
 
 
 def _recipes() -> Iterator[tuple[str, str, set[str], set[str]]]:
-    """Each recipe: its name, its text, the methods that it names, and those that its losses are of."""
-    from twinview.recipe.library import find, names
+    """Each recipe: its name, its title, the methods that it names, and those that its losses are of.  A foreign one that is no TOML has none."""
+    from twinview.recipe.library import shipped
 
-    for name in names():
-        text = find(name).read_text(encoding="utf-8")
-        tables = tomllib.loads(text)
-        yield name, text, set(_methods_in(tables)), set(_methods_in(tables.get("loss", [])))
+    for name, (first, *_) in shipped().items():
+        try:
+            text = first.path.read_text(encoding="utf-8")
+            tables = tomllib.loads(text)
+            title = next(iter(text.splitlines()), "").lstrip("# ")
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+            if not first.distribution:
+                raise
+            title, tables = f"is no TOML: {e}", {}
+        title += f" ({first.distribution})" if first.distribution else ""
+        yield name, title, set(_methods_in(tables)), set(_methods_in(tables.get("loss", [])))
 
 
 def _methods_in(value: object) -> Iterator[str]:

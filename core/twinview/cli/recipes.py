@@ -20,7 +20,7 @@ def add(commands: Commands) -> None:
     recipe_arguments(command(commands, "check", check, "print a recipe as resolved, and who answers each hook"))
     made = command(commands, "parts", parts, "list the parts of the installed methods, with their options")
     made.add_argument("method", metavar="METHOD", nargs="?", help="one method, with options, defaults and docstrings")
-    made.add_argument("--installed", action="store_true", help="only the methods and the distributions that offer them")
+    made.add_argument("--installed", action="store_true", help="a table: method, distribution, version, parts and the hooks that they answer")
 
 
 def check(args: argparse.Namespace) -> None:
@@ -69,14 +69,12 @@ def answers(assembly: Any) -> Iterator[str]:
 
 def parts(args: argparse.Namespace) -> None:
     """List the installed methods and their parts; of one method, options, defaults and docstrings."""
-    from twinview.assembly import installed, methods, offers
+    from twinview.assembly import installed, methods
 
     if args.method and args.method not in methods():
         raise RecipeError(f"parts: no method {args.method!r} is installed.{closest(args.method, methods())}")
     if args.installed:
-        for method, distribution in offers():
-            if args.method in (None, method):
-                answer(f"{method} ({distribution})")
+        installed_table(args.method)
         return
     broken = None
     for method, distribution, found in installed(args.method):
@@ -91,8 +89,22 @@ def parts(args: argparse.Namespace) -> None:
         raise broken
 
 
+def installed_table(only: str | None) -> None:
+    """Every installed method, with the package that it comes from; each is imported in another process, which it may end."""
+    from twinview.assembly.survey import survey
+
+    answer(f"{'method':<14} {'distribution':<22} {'version':<10} parts and the hooks that they answer")
+    for row in survey([only] if only else None):
+        parts = [f"{row.method}.{name}: {', '.join(hooks)}" for name, hooks in row.parts.items()] or [row.fault or "offers no part"]
+        for number, said in enumerate(parts):
+            first = (row.method, row.distribution, row.version) if not number else ("", "", "")
+            answer(f"{first[0]:<14} {first[1]:<22} {first[2]:<10} {said}")
+
+
 def _part(label: str, cls: type, full: bool) -> Iterator[str]:
     import attrs
+
+    from twinview.assembly.comments import option_comments
 
     doc = inspect.cleandoc(cls.__doc__ or "").splitlines() or [""]
     hooks = ", ".join(name for name, value in vars(cls).items() if hasattr(value, "twinview_impl"))
@@ -119,19 +131,3 @@ def _default(f: Any) -> str:
     if value is None:
         return "(none)"
     return json.dumps(value)  # of these values, what JSON says TOML says too
-
-
-def option_comments(cls: type) -> dict[str, str]:
-    """What the source says behind each option: `size: int = 224  # pixels` -> {size: pixels}."""
-    found = {}
-    for base in reversed(cls.__mro__[:-1]):
-        try:
-            lines = inspect.getsource(base).splitlines()
-        except (OSError, TypeError):
-            continue
-        for line in lines:
-            name, colon, rest = line.strip().partition(":")
-            if colon and name.isidentifier() and "#" in rest:
-                found[name] = rest.rpartition("#")[2].strip()
-    return found
-

@@ -21,6 +21,7 @@ MAY_CHANGE: Mapping[str, str] = {  # key, or table -> what it does to a run that
     "run.keep": "how many checkpoints stay",
     "run.keep_best": "which checkpoint stays besides",
     "run.bad_steps": "how many steps may be left out",
+    "run.any_versions": "whether the packages of its methods may have other versions than the run began with",
     "run.activation_checkpointing": "memory and time",
     "evaluate": "what is scored, and when",
     "deepspeed.zero_optimization": "memory; checkpoints are whole, whatever stage wrote them",

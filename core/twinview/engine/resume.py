@@ -25,11 +25,14 @@ def start_run(setup: TrainSetup, folder: Path, resume: Resume, command: str) -> 
     Every rank calls it.  Raises CheckpointError where `resume` does not fit what `folder` holds.
     """
     table, data = without_queries(setup.assembly.table()), str(setup.shards.checksum)
-    return on_first(lambda: _open(setup, folder, table, data, resume, command)), {"data": data, "recipe": table}
+    meta = {"data": data, "recipe": table, "methods": setup.assembly.distributions()}
+    return on_first(lambda: _open(setup, folder, table, data, resume, command)), meta
 
 
 def _open(setup: TrainSetup, folder: Path, table: dict[str, Any], data: str, resume: Resume, command: str) -> Checkpoint | None:
     start = find_start(folder, table, data, resume)
+    if start and not setup.recipe.run.any_versions:
+        _check_versions(start, setup.assembly.distributions())
     if start and setup.recipe.data.streaming:
         _check_readers(start, setup)
     images = setup.recipe.data
@@ -52,6 +55,14 @@ def _open(setup: TrainSetup, folder: Path, table: dict[str, Any], data: str, res
         if before != now:
             say(f"{start.path}: was written by {before} and goes on with {now}: not to the last bit.")
     return start
+
+
+def _check_versions(start: Checkpoint, now: Mapping[str, str]) -> None:
+    """A method may learn something else in another version of its package; twinview's own keep what a run learns.  Raises CheckpointError."""
+    for method, before in start.meta.get("methods", {}).items():
+        if method in now and now[method] != before and not (before.split()[0] == now[method].split()[0] == "twinview"):
+            said = f"method {method!r} came from {before} when the run began, and now comes from {now[method]}"
+            raise CheckpointError(f"{start.path}: {said}. Install {before} again, or write run.any_versions=true to go on all the same.")
 
 
 def _split(ranks: int, table: Mapping[str, Any]) -> str:

@@ -1,10 +1,13 @@
-"""The recipes that come with twinview, and reading one by name or file."""
+"""The recipes that come with twinview and with installed methods, and reading one by name or file."""
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from twinview.errors import RecipeError, closest
 from twinview.paths import expand
@@ -20,9 +23,44 @@ def folder() -> Path:
     return inside if inside.is_dir() else package.parents[1] / "recipes"
 
 
+class Shipped(NamedTuple):
+    """A recipe that is installed."""
+
+    path: Path
+    distribution: str  # that it comes with, and its version; "": twinview itself
+
+
+def shipped() -> dict[str, list[Shipped]]:
+    """Every installed recipe by name, `method/name`: twinview's own, and those of packages that offer methods.  No package is imported.
+
+    A package's lie in its folder `recipes`; those of one that offers several methods in a folder for each, `recipes/METHOD`.
+    """
+    found: dict[str, list[Shipped]] = {}
+    for path in sorted(folder().rglob("*.toml")):
+        found.setdefault(path.relative_to(folder()).with_suffix("").as_posix(), []).append(Shipped(path, ""))
+    for name, recipe in _of_packages():
+        found.setdefault(name, []).append(recipe)
+    return dict(sorted(found.items()))
+
+
+def _of_packages() -> Iterator[tuple[str, Shipped]]:
+    offered = [e for e in entry_points(group="twinview") if e.dist is not None and e.dist.name != "twinview"]
+    for entry in offered:
+        package = entry.module.partition(".")[0]
+        spec = None
+        with contextlib.suppress(ImportError, ValueError):
+            spec = importlib.util.find_spec(package)  # where it lies, and nothing of it run
+        for root in (spec.submodule_search_locations or []) if spec else []:
+            alone = sum(other.module.partition(".")[0] == package for other in offered) == 1
+            places = [Path(root, "recipes", entry.name), *([Path(root, "recipes")] if alone else [])]
+            for path in sorted(path for place in places if place.is_dir() for path in place.glob("*.toml")):
+                assert entry.dist is not None
+                yield f"{entry.name}/{path.stem}", Shipped(path, f"{entry.dist.name} {entry.dist.version}")
+
+
 def names() -> list[str]:
-    """The recipes that come with twinview, as `method/name`."""
-    return sorted(str(p.relative_to(folder()).with_suffix("")) for p in folder().rglob("*.toml"))
+    """The installed recipes, as `method/name`."""
+    return list(shipped())
 
 
 def find(source: str | Path) -> Path:
@@ -32,9 +70,13 @@ def find(source: str | Path) -> Path:
         if not path.is_file():
             raise RecipeError(f"{source}: there is no such file. `twinview recipes` lists the recipes by name.")
         return path
-    if str(source) not in names():
-        raise RecipeError(f"{source}: no recipe has this name.{closest(str(source), names())} A file of your own ends in .toml.")
-    return folder() / f"{source}.toml"
+    there = shipped()
+    if str(source) not in there:
+        raise RecipeError(f"{source}: no recipe has this name.{closest(str(source), there)} A file of your own ends in .toml.")
+    if len(there[str(source)]) > 1:
+        who = " and by ".join(one.distribution or "twinview" for one in there[str(source)])
+        raise RecipeError(f"{source}: is offered by {who}. Uninstall all but one, or name the file itself: {there[str(source)][0].path}.")
+    return there[str(source)][0].path
 
 
 def read(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:

@@ -193,4 +193,5 @@ class Run:
     checkpoint_every: int = _positive(500)  # steps
     keep: int = _positive(2)  # checkpoints
     bad_steps: int = field(default=0, validator=ge(0))  # steps whose loss or gradient is not finite that are left out before the run stops
+    any_versions: bool = False  # a resumed run may have other versions of the packages that its methods come from
     keep_best: str = ""  # a score of [[evaluate]] as metrics.jsonl names it, without score/: its best checkpoint is kept too

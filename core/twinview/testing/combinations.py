@@ -25,8 +25,8 @@ from twinview.values import Batch, PlainBatch, Progress, Traits
 
 SLOTS = {"views": "sample_views", "masks": "make_masks", "align": "align", "loss": "loss", "encoder": "make_encoder"}  # slot -> its hook
 OPTIONAL = ("masks", "align")
-LEFT_OUT = (  # parts that want labelled shards, are not meant to train, cluster more images than an attempt has, or want 224 pixels
-    *("supervised.classes", "supervised.nothing", "deepcluster.images", "deepcluster.alexnet"),
+LEFT_OUT = (  # parts that want labelled shards, are not meant to train or to be kept, cluster more images than an attempt has, or want 224 pixels
+    *("supervised.classes", "supervised.nothing", "deepcluster.images", "deepcluster.alexnet", "tiny.encoder"),
 )
 NONE = "none"
 IMAGES, STEPS, SIDE = 4, 20, 64  # of a batch; of an attempt, at most; pixels of a view
@@ -64,6 +64,8 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {  # parts that are several thi
 
 Combination = Mapping[str, str]  # slot -> a name of `choices`
 Choices = dict[str, dict[str, dict[str, Any] | None]]  # slot -> name -> table
+Options = Mapping[str, Mapping[str, Any]]  # method.part -> options
+NO_OPTIONS: Options = {}
 Pair = tuple[tuple[str, str], ...]  # two names that meet, each with its slot
 
 
@@ -82,16 +84,21 @@ class Attempt:
         return bool(self.losses) and finite and self.losses[-1] < self.losses[0] and not self.untouched
 
 
-def choices() -> Choices:
-    """Slot -> name -> the part's small table; `none` where a slot may be left out.  Every installed part that can be loaded."""
+def choices(options: Options = NO_OPTIONS) -> Choices:
+    """Slot -> name -> the part's small table; `none` where a slot may be left out.  Every installed part that can be loaded.
+
+    `options`: of parts by `method.part`, where their defaults are too large to be tried: {"acme.contrast": {"queue": 8}}.
+    """
     found: Choices = {slot: {NONE: None} if slot in OPTIONAL else {} for slot in SLOTS}
     for method, _, parts in installed():
         for name, cls in parts.items() if isinstance(parts, Mapping) else ():
+            if not isinstance(cls, type) or not attrs.has(cls):
+                continue  # no part: a recipe that names it is refused, and the others are tried all the same
             for slot, hook in SLOTS.items():
                 label = f"{method}.{name}"
                 if hook in answered(cls) and label not in LEFT_OUT:
-                    for suffix, options in VARIANTS.get(label, {"": {}}).items():
-                        found[slot][label + suffix] = {"use": label, **_small(cls, slot), **options}
+                    for suffix, variant in VARIANTS.get(label, {"": {}}).items():
+                        found[slot][label + suffix] = {"use": label, **_small(cls, slot), **variant, **options.get(label, {})}
     return found
 
 
@@ -103,20 +110,20 @@ def _small(cls: type, slot: str) -> dict[str, Any]:
     return small
 
 
-def product() -> Iterator[Combination]:
+def product(options: Options = NO_OPTIONS) -> Iterator[Combination]:
     """Every combination."""
-    found = choices()
+    found = choices(options)
     for names in itertools.product(*found.values()):
         yield dict(zip(found, names))
 
 
-def pairs_cover() -> list[Combination]:
+def pairs_cover(options: Options = NO_OPTIONS) -> list[Combination]:
     """Few combinations in which every two names of two slots meet (all-pairs testing), the same ones each time.
 
     Two names that meet in any combination that assembles meet in such a one.
     """
-    every = list(product())
-    whole = assembling(every)
+    every = list(product(options))
+    whole = assembling(every, options)
     found = cover(whole, names_that_meet(whole))
     return found + cover(every, names_that_meet(every) - names_that_meet(whole))
 
@@ -138,9 +145,9 @@ def cover(combinations: Sequence[Combination], missing: set[Pair]) -> list[Combi
     return chosen
 
 
-def assembling(combinations: Iterable[Combination]) -> list[Combination]:
+def assembling(combinations: Iterable[Combination], options: Options = NO_OPTIONS) -> list[Combination]:
     """Those that assemble.  One is tried for all whose parts are alike in what an assembly looks at."""
-    found, tried, offered = choices(), dict[tuple[Hashable, ...], bool](), entry_points(group=GROUP)
+    found, tried, offered = choices(options), dict[tuple[Hashable, ...], bool](), entry_points(group=GROUP)
     looks = _looks(found)
 
     def assembles(combination: Combination) -> bool:
@@ -176,9 +183,9 @@ def _looks(found: Choices) -> dict[tuple[str, str], Hashable]:
     }
 
 
-def recipe_of(combination: Combination, shards: str) -> dict[str, Any]:
+def recipe_of(combination: Combination, shards: str, options: Options = NO_OPTIONS) -> dict[str, Any]:
     """The recipe's tables."""
-    return _recipe(choices(), combination, shards)
+    return _recipe(choices(options), combination, shards)
 
 
 def _recipe(found: Choices, combination: Combination, shards: str) -> dict[str, Any]:
@@ -193,13 +200,13 @@ def _recipe(found: Choices, combination: Combination, shards: str) -> dict[str, 
     }
 
 
-def attempt(combination: Combination, shards: str) -> Attempt:
+def attempt(combination: Combination, shards: str, options: Options = NO_OPTIONS) -> Attempt:
     """Assemble a combination and train it on one batch of `IMAGES` images of `shards`; or say why it is refused.
 
     It takes `STEPS` steps, or as many as it takes until the loss has been below the first for `FELL` steps and gradients have reached everything.
     """
     try:
-        recipe = from_table(recipe_of(combination, shards))
+        recipe = from_table(recipe_of(combination, shards, options))
         assembly, source = assemble(recipe), open_shards(shards)
         model = make_model(assembly, len(source), source.classes).train()
     except RecipeError as e:
@@ -211,7 +218,8 @@ def attempt(combination: Combination, shards: str) -> Attempt:
         for label in assembly.answers("before_epoch"):
             assembly.only("before_epoch", label)(branches=branches, data=data, progress=progress, rng=np.random.default_rng(0))
     optimizer, trainable = make_optimizer(assembly, model.online)
-    losses, untouched = [], set(trainable)
+    waiting = {id(p) for group in optimizer.param_groups if group["frozen_until"] for p in group["params"]}  # rest in the only epoch
+    losses, untouched = [], {name for name, p in trainable.items() if id(p) not in waiting}
     for step in range(STEPS):
         outcome = model(batch, Progress(step, STEPS, 0, step / STEPS))
         optimizer.zero_grad()

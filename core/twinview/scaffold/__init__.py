@@ -1,0 +1,1 @@
+"""A package for a new method, written from templates."""

@@ -1,0 +1,19 @@
+"""For whoever publishes a method: does a part keep what it promises (`conformance`), and what does it mix with (`pairs_cover`, `attempt`)?"""
+from twinview.testing.combinations import NONE as NONE
+from twinview.testing.combinations import Attempt as Attempt
+from twinview.testing.combinations import Combination as Combination
+from twinview.testing.combinations import assembling as assembling
+from twinview.testing.combinations import attempt as attempt
+from twinview.testing.combinations import choices as choices
+from twinview.testing.combinations import cover as cover
+from twinview.testing.combinations import names_that_meet as names_that_meet
+from twinview.testing.combinations import pairs_cover as pairs_cover
+from twinview.testing.combinations import product as product
+from twinview.testing.combinations import recipe_of as recipe_of
+from twinview.testing.conform import CHECKS as CHECKS
+from twinview.testing.conform import conformance as conformance
+from twinview.testing.failure import ConformanceError as ConformanceError
+from twinview.testing.failure import Failure as Failure
+from twinview.testing.images import small_shards as small_shards
+from twinview.testing.subject import Setting as Setting
+from twinview.testing.subject import parts_of as parts_of

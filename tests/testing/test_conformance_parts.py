@@ -1,0 +1,78 @@
+"""Every part that comes with twinview passes the checks that everyone's part has to pass.
+
+The quick ones, but for the run that is broken off, which each method's own tests have; `--conformance whole` makes all of them, for an hour.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from twinview.testing import Setting, parts_of
+from twinview.testing.conform import checks_of, failures_of
+from twinview.testing.trial import Trial
+
+METHODS = (
+    *("byol", "deepcluster", "densecl", "densesiam", "detco", "iic", "instdist", "mae", "masks", "moco", "moco_v3", "multisiam", "picie", "pixpro", "probes"),
+    *("resim", "siameseim", "simclr", "simsiam", "supervised", "swav", "timm", "tiny", "torchvision"),
+)
+CROPS = {"views": {"use": "byol.crops", "size": 64}}
+NARROW = {"hidden": 16, "channels": 8}
+GRID = {"use": "densesiam.grid_sample"}
+SCORED = {"train": "{shards}", "val": "{shards}", "size": [32, 32]}
+OPTIONS: dict[str, dict[str, Any]] = {  # small, where defaults are those of ImageNet
+    "byol.crops": {"size": 32}, "byol.image": NARROW,
+    "deepcluster.alexnet": {"width": 0.1}, "deepcluster.images": {"clusters": 3, "size": [32, 32]},
+    "deepcluster.cells": {"clusters": 3, "initial": 8, "iterations": 2}, "densecl.dense": {"queue": 16, "channels": 8},
+    "densesiam.crop_and_whole": {"size": [32, 32]}, "densesiam.pixel": {"channels": 16, "predictor_hidden": 8}, "densesiam.projector": {"clusters": 8},
+    "densesiam.region": {"regions": 3}, "densesiam.segment": {"clusters": 3},
+    "detco.global_and_patches": {"size": 32, "patch_size": 16}, "detco.levels": {"queue": 16, "channels": 8},
+    "iic.pair": {"size": 32}, "iic.segmentation_net": {"stem": [8], "body": [16], "dilated": [16]},
+    "iic.clusters": {"clusters": 3}, "iic.mutual_information": {"clusters": 3, "displacement": 1, "grid": "cells"},
+    "instdist.image": {"channels": 8, "negatives": 8}, "mae.pixels": {"width": 16, "depth": 1, "attention_heads": 2},
+    "moco.image": {"queue": 16, "channels": 8}, "moco_v3.image": NARROW,
+    "multisiam.iou_crops": {"size": 32}, "multisiam.clusters": {**NARROW, "clusters": 2, "iterations": 2},
+    "picie.clusters": {"clusters": 3, "initial": 8, "iterations": 2}, "picie.centroids": {"clusters": 3},
+    "pixpro.pixels": NARROW, "pixpro.instance": NARROW, "resim.crops": {"size": 64}, "resim.windows": {"channels": 8},
+    "siameseim.crops": {"size": 32}, "siameseim.dense": {"channels": 16, "attention_heads": 2, "projector_depth": 1},
+    "siameseim.relative": {"depth": 1, "attention_heads": 2}, "siameseim.blocks": {"smallest": 2},
+    "simclr.image": {"channels": 8}, "simsiam.image": {"channels": 16, "predictor_hidden": 8},
+    "swav.multi_crop": {"size": 32, "local": 2}, "swav.prototypes": {"hidden": 16, "channels": 8, "prototypes": 8},
+    "timm.encoder": {"name": "vit_tiny_patch16_224", "patch": 8, "width": 32, "depth": 2, "heads": 2, "img_size": 32},
+    "torchvision.resnet": {"name": "resnet18", "stride": 16},
+    "probes.knn": SCORED, "probes.linear": {**SCORED, "steps": 20}, "probes.cluster": {**SCORED, "clusters": 3, "classes": 3},
+    "probes.segment": {**SCORED, "levels": ["c3"], "classes": 3, "steps": 20},
+}
+RECIPES: dict[str, dict[str, Any]] = {  # what a part was made for
+    "densesiam.projector": {"loss": [{"use": "densesiam.segment", "head": "densesiam.projector", "clusters": 8}]},
+    "picie.centroids": {"loss": [{"use": "picie.clusters", "head": "picie.centroids", "clusters": 3, "initial": 8, "iterations": 2}], "align": GRID},
+    "iic.clusters": {
+        "loss": [{"use": "iic.mutual_information", "head": "iic.clusters", "clusters": 3, "displacement": 1, "grid": "cells"}], "align": GRID,
+    },
+    "resim.windows": CROPS, "deepcluster.alexnet": CROPS,
+}
+SKIP: dict[str, dict[str, str]] = {  # what does not hold, on purpose
+    "multisiam.none": {"places": "it aligns nothing: the floor of an ablation"},
+    "supervised.nothing": {"gradients": "it trains nothing: the floor of a table"},
+}
+PARTS = [part for method in METHODS for part in parts_of(method)]
+
+
+def trial_of(part: str, extent: Any = "quick") -> Trial:
+    return Trial(part, OPTIONS.get(part, {}), Setting(extent=extent, recipe=RECIPES.get(part, {}), skip=SKIP.get(part, {})))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_keeps_what_it_promises(part: str, request: pytest.FixtureRequest) -> None:
+    extent = request.config.getoption("--conformance")
+    trial = trial_of(part, extent)
+    found = [failure for check in checks_of(trial.subject) if extent == "whole" or check.name != "resumes" for failure in failures_of(trial, check)]
+    assert not found, "\n".join(map(str, found))
+
+
+@pytest.mark.parametrize("part", ["tiny.encoder", "moco.image"])
+def test_all_checks_of_two_parts(part: str) -> None:
+    """Two ranks, ZeRO stages, a new process, torch.compile: of one encoder and one loss with a queue."""
+    trial = trial_of(part, "whole")
+    found = [failure for check in checks_of(trial.subject) if check.extent == "whole" for failure in failures_of(trial, check)]
+    assert not found, "\n".join(map(str, found))
