@@ -101,16 +101,12 @@ def with_table(text: str, page: Path) -> str:
 
 def table(folder: Path) -> str:
     """Twinview's own methods as a table for a page in `folder`; a method that has a page in docs/ there is linked."""
-    lines = ["| method | what it is | parts | recipes with its losses |", "|---|---|---|---|"]
+    lines = ["| method | what it is |", "|---|---|"]
     for method in installed_methods("twinview"):
         pages = [p for p in (f"docs/methods/{method.name}.md", f"docs/{method.name}.md", f"{method.name}.md") if (folder / p).is_file()]
         name = f"[{method.name}]({pages[0]})" if pages else method.name
-        lines.append(f"| {name} | {method.about} | {_codes(method.parts)} | {_codes(method.recipes)} |")
+        lines.append(f"| {name} | {method.about} |")
     return "\n".join(lines)
-
-
-def _codes(names: tuple[str, ...]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
 
 
 def _recipes() -> Iterator[tuple[str, str, set[str], set[str]]]:
