@@ -63,7 +63,7 @@ def test_the_method_of_thirty_lines_is_right(install: Callable[..., None]) -> No
 def test_what_the_page_of_the_kit_shows_runs(install: Callable[..., None]) -> None:
     planted: dict[str, Any] = runpy.run_path(str(ROOT / "tests" / "testing" / "planted.py"))
     right = planted["RIGHT"].replace("class Loss:", "class Contrast:").replace('"loss": Loss, "views": Views', '"contrast": Contrast, "crops": Views, "nothing": Nothing')
-    nothing = "@part\nclass Nothing:\n    \"\"\"Aligns nothing.\"\"\"\n\n    @hookimpl\n    def align(self, step, online, target):\n        return Alignment(lambda m: m, lambda m: m, torch.ones(len(step.batch.keys), *step.grids[online]))\n\n\nPARTS"
+    nothing = "@part\nclass Nothing:\n    \"\"\"Aligns nothing, as an ablation.\"\"\"\n\n    @hookimpl\n    def align(self, step, online, target):\n        return Alignment(lambda m: m, lambda m: m, torch.ones(len(step.batch.keys), *step.grids[online]))\n\n\nPARTS"
     install("acme", right.replace("PARTS", nothing, 1))
     for code in blocks(DOCS / "conformance.md", "python"):
         names: dict[str, Any] = {}
