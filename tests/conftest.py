@@ -18,17 +18,23 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: sums 
 
 Install = Callable[..., None]
 
-# Every test has one of the marks unit, ranks, slow and gpu: its own, or the one that its file has here.  What is on no list is a unit test.
-RANKS = (  # files whose tests start several processes
-    *("agreement", "dying", "elastic", "hook_state", "kill", "launch", "launchers", "left_out", "preempt", "process", "ranks", "recompute_ranks"),
-    *("run_lock", "srun", "zero", "interrupt"),
+# Every test has one of the marks unit, ranks, slow and gpu: its own, or the one that the beginning of its file's place has here.  What is on no list
+# is a unit test.
+RANKS = (  # files whose tests start several processes, or are killed
+    *("engine/distributed/", "engine/test_agreement", "engine/test_hook_state", "engine/test_recompute_ranks", "engine/test_run_lock", "engine/test_zero"),
+    "data/loading/test_interrupt",
 )
 SLOW = (  # files whose tests train, start programs, or draw thousands of samples
-    *("channels", "checkpoint", "compiled", "mixed_run", "once", "pictures", "plan", "real", "run", "train", "watching"),
-    *("cli", "cli_evaluate", "cli_export", "cli_plan", "cli_shards", "bad_data", "embedded", "fuzz", "guarded", "measured", "mixture", "odd_layouts"),
-    *("pack_resume", "remote", "scenes", "sources", "waiting", "stream", "loader", "mixing", "hooks", "docs", "contracts", "conformance", "start"),
-    *("byol_deep", "densesiam_step", "multisiam_clusters", "probes_classes", "probes_cluster", "probes_segment", "siameseim_mix", "simsiam_image"),
-    *("planted", "conformance_parts", "scaffold", "examples", "release", "site", "timm_maps", "timm_vit", "torchvision_resnet", "torchvision_weights", "encoder_channels", "iic", "mae", "pixpro", "proof", "rows"),
+    *(f"engine/test_{name}" for name in ("channels", "checkpoint", "compiled", "faults_of_runs", "mixed_run", "once", "real", "run_folder", "run_places")),
+    *(f"engine/test_{name}" for name in ("skipped_steps", "train", "watching")),
+    *("analysis/", "cli/", "benchmarks/", "engine/test_plan", "data/test_bad_data", "data/test_fuzz", "data/test_equivalence"),
+    *("data/dataset/test_mixture", "data/dataset/test_statistics", "data/dataset/test_stream", "data/loading/test_loader", "data/loading/test_waiting"),
+    *("data/prepare/", "data/remote/", "data/scenes/", "data/store/test_image_folder", "data/store/test_regular", "data/writing/"),
+    *("assembly/test_contract", "test_conformance", "test_docs", "test_hook_examples", "test_hook_promises", "test_hooks", "test_mixing", "test_start"),
+    *("testing/", "test_examples", "test_scaffold", "test_site"),
+    *(f"plugins/test_{name}" for name in ("byol_deep", "contrastive_runs", "deepcluster", "dense_methods", "densesiam_step", "encoder_channels", "iic")),
+    *(f"plugins/test_{name}" for name in ("mae", "multisiam_clusters", "picie", "pixpro", "probes_classes", "probes_cluster", "probes_segment")),
+    *(f"plugins/test_{name}" for name in ("siameseim_mix", "siameseim_parity", "simsiam_image", "timm_", "torchvision_")),
 )
 
 
@@ -37,9 +43,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(item.get_closest_marker(name) for name in ("unit", "ranks", "slow", "gpu")):
             continue
-        name = item.path.stem.removeprefix("test_")
-        ranks = name in RANKS or "two_ranks" in getattr(item, "fixturenames", ())
-        item.add_marker("ranks" if ranks else "slow" if name in SLOW or name.endswith("_reference") else "unit")
+        place = str(item.path.relative_to(Path(__file__).parent).with_suffix(""))
+        ranks = place.startswith(RANKS) or {"processes", "two_ranks"} & set(getattr(item, "fixturenames", ()))
+        item.add_marker("ranks" if ranks else "slow" if place.startswith(SLOW) or place.endswith("_reference") else "unit")
 
 
 def write_method(folder: Path, method: str, code: str, dist: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""A branch: an encoder and the heads that the recipe's parts asked for.  It takes both ready-made."""
+"""A branch: an encoder and the heads that the recipe's parts declare."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -66,7 +66,7 @@ class Branch(nn.Module):
         return next((key for key in self.heads if parameter.startswith(f"heads.{key}.")), "")
 
     def rule(self, parameter: str) -> ParamRule | None:
-        """What the head that owns a parameter (by its name in this branch) says of its treatment."""
+        """What the head that owns a parameter (by its name in this branch) says of how the optimizer treats it."""
         rules: dict[str, ParamRule] = self._rules  # type: ignore[assignment]
         return next((rule for key, rule in rules.items() if parameter.startswith(f"heads.{key}.")), None)
 

@@ -1,4 +1,4 @@
-"""What errors of the system and of libraries mean to a user: one line instead of a traceback.  Imports nothing heavy."""
+"""Explains errors of the system and of libraries in one line, in place of a traceback.  Imports nothing heavy."""
 from __future__ import annotations
 
 import errno

@@ -1,4 +1,4 @@
-"""What a model is made of besides its encoders: the heads that parts ask for, a target or none, and the views that share a pass."""
+"""Makes the heads that parts declare, and decides whether there is a target branch and which views share a forward pass."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Set

@@ -97,7 +97,7 @@ class Siamese(nn.Module):
         return Outcome(total, terms, step.notes if watch else {}, step, step.sums)
 
     def check_heads(self) -> None:
-        """After the first step.  Raises PluginError where no hook has asked for a head that a part declares."""
+        """Called after the first step.  Raises PluginError where no hook has asked for a head that a part declares."""
         if not self.heads_asked:
             self.heads_asked = True
             check_asked(self.assembly, (*self.online.heads, *self.state), self.online.asked | self.branches.target.asked)

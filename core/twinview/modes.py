@@ -1,4 +1,4 @@
-"""How a module computes for a while: in train or eval mode, with which kernels."""
+"""Context managers for train or eval mode, and for the attention kernel."""
 from __future__ import annotations
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Bytes by sample, too many for every checkpoint: pseudo labels of an epoch, in files of the run's folder, one for each epoch."""
+"""Arrays of bytes by sample id, too large for every checkpoint (pseudo labels): a file for each epoch, in the run's folder."""
 from __future__ import annotations
 
 import os

@@ -1,4 +1,4 @@
-"""What is printed: names of files, keys, and words of servers and libraries are foreign, and a terminal obeys control codes.
+"""Printing, safely: names of files, keys, and words of servers and libraries are foreign, and a terminal obeys control codes.
 
 Everything that twinview prints goes through `say` or `answer`; messages of TwinviewError are made printable where they are asked for.
 """

@@ -1,4 +1,4 @@
-"""Pictures: what a recipe's sampler makes of images, and what a run's parts make of them."""
+"""Pictures of the views that a recipe draws, and those that the parts of a run offer."""
 from __future__ import annotations
 
 import colorsys

@@ -1,1 +1,1 @@
-"""Data: shards by offset, an order that is a pure function of (seed, epoch), draws that are one of the sample."""
+"""Data: shards by offset, an order that is a pure function of (seed, epoch), draws that depend on the sample alone."""

@@ -1,4 +1,4 @@
-"""Do all ranks train the same thing?  A stale file on one of the machines would train without a word, or wait for the others for ever."""
+"""Checks that all ranks train the same thing: a stale file on one machine would otherwise change the run silently, or make ranks wait for ever."""
 from __future__ import annotations
 
 import hashlib

@@ -1,4 +1,4 @@
-"""The hooks around a step, as the engine asks them: what they write to parameters stays, what they note is logged."""
+"""Calls the hooks around a step: what they write to parameters stays, what they note is logged."""
 from __future__ import annotations
 
 from collections.abc import Iterator

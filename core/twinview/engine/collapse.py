@@ -1,4 +1,4 @@
-"""Has a run collapsed?  What a row of its numbers says of it."""
+"""Whether a run has collapsed, by a row of its metrics."""
 from __future__ import annotations
 
 from collections.abc import Mapping

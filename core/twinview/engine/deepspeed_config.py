@@ -81,7 +81,7 @@ def check_deepspeed(recipe: Recipe) -> None:
 
 
 def stage(recipe: Recipe) -> int:
-    """ZeRO's: 0 averages gradients; 1, 2 and 3 also shard the optimizer's memory, the gradients, the parameters."""
+    """The ZeRO stage: 0 averages gradients; 1, 2 and 3 also shard the optimizer state, the gradients, the parameters."""
     return int(recipe.deepspeed.get("zero_optimization", {}).get("stage", 0))
 
 

@@ -46,7 +46,7 @@ class Evaluator:
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
-        """The model in eval mode, whole on every rank, without gradient; afterwards it trains on as if nothing had been, random states too."""
+        """The model in eval mode, whole on every rank, without gradient; afterwards train mode and all random states are restored."""
         states = random_states(self.setup.ranks.device)
         self.setup.model.eval()
         try:

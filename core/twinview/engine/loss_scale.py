@@ -1,4 +1,4 @@
-"""Whether a step is taken: not where the gradient is not finite, and what a loss is multiplied by so that fp16 can hold its gradient."""
+"""Skips steps whose gradient is not finite, and scales the loss so that fp16 can hold its gradient."""
 from __future__ import annotations
 
 import math
@@ -72,7 +72,7 @@ class LossScale:
             self.cur_scale, self.good = self.cur_scale * 2, 0
 
     def lower(self) -> bool:
-        """After one that was not, although its loss was finite; False where lowering cannot help."""
+        """Lower the scale after a skipped step whose loss was finite; False where lowering cannot help."""
         self.good = 0
         if self.cur_scale == 1.0:
             return False

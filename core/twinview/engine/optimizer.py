@@ -1,4 +1,4 @@
-"""Optimizers by parameter, and schedules as pure functions of how far a run is."""
+"""Parameter groups, the optimizer over them, and its state by parameter name."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator

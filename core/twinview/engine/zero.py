@@ -1,4 +1,4 @@
-"""What ZeRO makes of weights and of an optimizer's memory, and back: whole, and by name.
+"""Weights and optimizer state between ZeRO's pieces and whole tensors by name.
 
 Stages 1 and 2 lay the parameters of a group end to end and give each rank a piece of that row; stage 3 gives each rank a piece of every parameter.
 """

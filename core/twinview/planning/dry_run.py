@@ -1,4 +1,4 @@
-"""What a recipe will cost on this machine: a few real steps, nothing written."""
+"""A dry run: a few real steps on this machine, to measure time and memory; nothing is written."""
 from __future__ import annotations
 
 import time

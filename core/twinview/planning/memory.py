@@ -1,4 +1,4 @@
-"""What a recipe's model is made of, in bytes, and how much memory a step of it needs: counted on the CPU, from a few images of noise."""
+"""The bytes of a recipe's model, and of the activations of one step: measured on the CPU with a few images of noise."""
 from __future__ import annotations
 
 import inspect

@@ -60,7 +60,7 @@ class Samples(DataSource, Protocol):
         ...
 
     def key_hash(self, i: int) -> int:
-        """`draws.key_hash` of the key of sample `i`."""
+        """`rng.key_hash` of the key of sample `i`."""
         ...
 
     def path(self, i: int) -> Shard:

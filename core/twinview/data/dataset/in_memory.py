@@ -48,7 +48,7 @@ class InMemorySamples(ByNumber):
         return self.held[i].sample.key
 
     def key_hash(self, i: int) -> int:
-        """`draws.key_hash` of it."""
+        """`rng.key_hash` of it."""
         return key_hash(self.key(i))
 
     def path(self, i: int) -> Shard:

@@ -176,7 +176,7 @@ def open_data(data: Data, access: Access | None = None) -> DataSource:
 
 
 def _chosen(hashes: NDArray[np.int64], amount: Amount, purpose: str, place: str) -> NDArray[np.bool_]:
-    """Which samples: of a share those whose mixed hash lies in that share of all numbers, of a count those with the least."""
+    """Choose samples by their hashes: for a share, those whose mixed hash lies in that share of all numbers; for a count, those with the smallest."""
     mixed = splitmix(hashes.view(np.uint64) ^ np.uint64(seed_of(purpose)))
     if isinstance(amount, int) and amount > len(hashes):
         raise DataError(f"{place}: {amount} is more than the {len(hashes)} samples that there are. Write {len(hashes)} or less.")

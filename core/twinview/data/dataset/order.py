@@ -61,7 +61,7 @@ class EpochSampler(Protocol):
 
     @property
     def samples(self) -> int:
-        """Different ones, of which each epoch makes whole global batches."""
+        """The number of different samples; each epoch is cut into whole global batches of them."""
         ...
 
     def epoch(self, epoch: int, count: int) -> NDArray[np.int64]:
@@ -220,7 +220,7 @@ class BatchSampler:
             yield [(epoch, int(i)) for i in order[at : at + self.micro_batch]]
 
     def epochs(self, start: int, steps: int | None) -> Iterator[tuple[int, range, NDArray[np.int64]]]:
-        """Each epoch that is read of, from optimizer step `start` on: which, those of its steps that are read, and its order."""
+        """For each epoch from optimizer step `start` on: its number, the steps of it that are read, and its order of samples."""
         length = steps_per_epoch(self.order.samples, self.global_batch)
         epoch, first = divmod(start, length)
         left = steps

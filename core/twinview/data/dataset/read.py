@@ -42,7 +42,7 @@ def read_values(shards: Samples, i: int) -> Tensor:
 
 
 def read(shards: Samples, i: int, use: Callable[[bytes], T]) -> T:
-    """What `use` makes of the file that is sample `i`'s image.  Raises BadSample for its ValueError."""
+    """The result of `use`, given the bytes of sample `i`'s image.  A ValueError of it becomes a BadSample."""
     field = image_field(shards.names(i))
     if field is None:
         raise bad_sample(shards, i, f"has no image ({', '.join(IMAGE_FIELDS)}); it has {', '.join(shards.names(i))}")
@@ -50,7 +50,7 @@ def read(shards: Samples, i: int, use: Callable[[bytes], T]) -> T:
 
 
 def tried(shards: Samples, i: int, work: Callable[[], T]) -> T:
-    """What is made of sample `i`.  Raises BadSample for its ValueError."""
+    """The result of `work`, done on sample `i`.  A ValueError of it becomes a BadSample."""
     try:
         return work()
     except ValueError as e:
@@ -58,7 +58,7 @@ def tried(shards: Samples, i: int, work: Callable[[], T]) -> T:
 
 
 def read_class(shards: Samples, i: int) -> int:
-    """The class of sample `i`, field `cls`: its number, or of a word, or a number beyond 63 bits, a number of its own.
+    """The class of sample `i`, field `cls`: its number; a word, or a number beyond 63 bits, is hashed to one.
 
     Raises DataError: where labels are asked for, none may be missing.
     """

@@ -56,7 +56,7 @@ class Shards(ByNumber):
         return self.indexes[shard].key(local)
 
     def key_hash(self, i: int) -> int:
-        """`draws.key_hash` of the key of sample `i`."""
+        """`rng.key_hash` of the key of sample `i`."""
         shard, local = self.place(i)
         return int(self.indexes[shard].hashes[local])
 

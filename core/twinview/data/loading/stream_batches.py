@@ -31,7 +31,7 @@ SPARE = 16  # samples before a batch that may stand in for one of it
 
 
 class Numbered(NamedTuple):
-    """A sample of a stream; its number counts how often the epoch had it before, as `order.Place` says."""
+    """A sample of a stream; its number counts how often the epoch had it before, as `order.SampleIndex` says."""
 
     number: int
     held: BufferedSample

@@ -32,7 +32,7 @@ class PackedBatch(NamedTuple):
 
 
 def pack(value: Any) -> PackedBatch:
-    """Make a parcel.  Raises DataError where shared memory does not hold it."""
+    """Pack a batch for sending.  Raises DataError where shared memory does not hold it."""
     file = io.BytesIO()
     packer = _Packer(file)
     packer.dump(value)

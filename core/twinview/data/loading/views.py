@@ -1,4 +1,4 @@
-"""Training samples: an image is decoded once, its views are cut from it, and every draw is one of the sample itself."""
+"""Training samples: an image is decoded once, its views are cut from it, and every random draw depends on the sample itself."""
 from __future__ import annotations
 
 import logging
@@ -60,7 +60,7 @@ class ViewDataset:
         return len(self.shards)
 
     def __getitem__(self, place: SampleIndex) -> Item:
-        """A sample's views; should it not decode, those of another, drawn from (seed, epoch, key) alone.  Raises DataError, PluginError.
+        """The views of a sample, or of a replacement where it does not decode, drawn from (seed, epoch, key) alone.  Raises DataError, PluginError.
 
         A sample that an epoch has again is drawn anew: how often it had it before is part of every draw's name, and so is the key of the
         sample that it stands in for.

@@ -1,4 +1,4 @@
-"""A folder of shards that came from elsewhere: each is fetched once, whole, whoever asks for it, and the longest unused make room.
+"""A folder of shards that came from elsewhere: each is fetched once, whole, whoever asks for it, and the least recently used are evicted.
 
     HASH-NAME.tar             a shard, under a hash of its URL and version; its time of access is its last use
     HASH-NAME.tar.index.npz   its index, which stays when the shard goes

@@ -27,7 +27,7 @@ GRACE = 2.0  # seconds in which other ranks may still say why they failed
 
 
 class _Word(NamedTuple):
-    """What a rank says when it ends.  `weight`: how likely it is to be the cause, lowest first."""
+    """A rank's last message.  `weight`: how likely it is to be the cause, lowest first."""
 
     weight: int
     rank: int
@@ -114,7 +114,7 @@ def _end_with_parent(alive: int) -> None:
 
 
 def _listen(children: list[Any], ears: list[Connection]) -> list[_Word]:
-    """Each rank's last word, in the order heard; ends early, a little after the first failure."""
+    """Each rank's last message, in the order of arrival; ends early, a little after the first failure."""
     words: list[_Word] = []
     silent = dict(enumerate(ears))
     until = float("inf")

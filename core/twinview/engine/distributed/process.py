@@ -156,7 +156,7 @@ def leave() -> None:
 # ---- between ranks
 @contextmanager
 def telling_faults() -> Iterator[None]:
-    """What the system, gloo or NCCL raise comes out as one line where it is no fault of the code.  Raises RankLost where another rank is gone."""
+    """Turn errors of the system, of gloo and of NCCL into one line each; faults of the code pass.  Raises RankLost where another rank is gone."""
     try:
         yield
     except TwinviewError:

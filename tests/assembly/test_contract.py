@@ -97,7 +97,7 @@ def test_a_mistake_gets_one_line(name: str, toy: dict[str, Any], install: Any, p
 
 
 def test_the_page_of_mistakes_has_them_all() -> None:
-    page = (Path(__file__).resolve().parents[1] / "docs" / "mistakes.md").read_text()
+    page = (Path(__file__).resolve().parents[2] / "docs" / "mistakes.md").read_text()
     said = dict(line.strip("| ").split(" | ", 1) for line in page.splitlines() if line.startswith("| ") and " | " in line)
     for name, mistake in MISTAKES.items():
         line = said[name].replace("\\|", "|").replace("acme", "wrong").replace("(twinview_", "(/site/twinview_")

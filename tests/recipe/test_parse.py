@@ -147,6 +147,6 @@ def test_override_does_not_touch_what_it_was_given() -> None:
 def test_the_readmes_table_of_methods_is_current() -> None:
     from twinview.cli.methods import with_table
 
-    readme = Path(__file__).resolve().parents[1] / "README.md"
+    readme = Path(__file__).resolve().parents[2] / "README.md"
     text = readme.read_text()
     assert with_table(text, readme) == text, "write it anew: twinview methods --write README.md"
