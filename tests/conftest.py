@@ -142,7 +142,7 @@ _PROCESSES: Processes | None = None  # started while the first tests run, which 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Start the server of processes early, where a test will need it."""
     global _PROCESSES
-    if not session.config.option.collectonly and any({"processes", "two_ranks"} & set(getattr(item, "fixturenames", ())) for item in session.items):
+    if not session.config.option.collectonly and any({"processes", "two_ranks"} & set(getattr(item, "fixturenames", ())) for item in getattr(session, "items", ())):
         _PROCESSES = Processes()
 
 

@@ -66,6 +66,6 @@ def test_a_part_is_a_small_value(label: str) -> None:
 
 def test_the_readme_has_the_commands() -> None:
     text = (ROOT / "README.md").read_text()
-    assert "twinview train multisiam/quickstart" in text and re.search(r"<!-- tests -->\n```bash\n.*pytest\n```", text)
+    assert "twinview train multisiam/quickstart" in text and re.search(r"<!-- tests -->\n```bash\n.*pytest -n 2 --dist loadfile\n```", text)
     for link in re.findall(r"\]\((docs/[^)#]+)", text):
         assert (ROOT / link).is_file(), link
