@@ -17,7 +17,7 @@ median of the rounds.  `twinview_stages_us` comes from a run of its own.  An ima
   lightly         lightly.transforms.BYOLTransform as it comes, on PIL images that PIL decodes; float views
   lightly_train   LightlyTrain's transform for SimCLR as it comes (albumentations, OpenCV), on arrays that torchvision decodes; float views
 
-lightly's and LightlyTrain's are what they ship: normalised float views; LightlyTrain's blurs half of the views, and jitters more.
+lightly's and LightlyTrain's are what they ship: normalized float views; LightlyTrain's blurs half of the views, and jitters more.
 What is not installed is left out with a line.  The result goes to benchmarks/results/loader_speed.json, or to --out.
 """
 from __future__ import annotations

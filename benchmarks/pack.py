@@ -2,7 +2,7 @@
 
     python benchmarks/pack.py --images camvid/images/train --labels camvid/labels/train
 
-The folder is packed `--repeat` times over (as links: the measuring of about 1000 images' colours, which every packing does, comes nearer to its share
+The folder is packed `--repeat` times over (as links: the measuring of about 1000 images' colors, which every packing does, comes nearer to its share
 in a large set), `--rounds` times each; the fastest round counts, as wall time and as process CPU time.  The shards of any number of workers
 are compared, byte for byte.  The result goes to benchmarks/results/pack.json.
 """

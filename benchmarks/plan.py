@@ -5,7 +5,7 @@
 
 On a CPU the peak of all tensors' bytes is read from torch's profiler, from before the model is built to the end of the third step.  Beside it
 stands the growth of the process (its peak resident memory over what the imports took, in another process without the profiler), which also has
-the kernels' workspace and what the allocator keeps.  BatchNorm is not synchronised: what stands in for torch's on a CPU keeps one map more.
+the kernels' workspace and what the allocator keeps.  BatchNorm is not synchronized: what stands in for torch's on a CPU keeps one map more.
 Writes benchmarks/results/plan.json.
 """
 from __future__ import annotations

@@ -4,7 +4,7 @@
     python benchmarks/prove_lightly.py --methods byol --seeds 20 21 22 --shards shards
 
 Views, heads, losses, target update and its schedule are lightly's classes with the recipe's numbers; the loop is the one of its documentation.
-Images lie decoded in memory, which is a favour.  Rows go to benchmarks/results/proof.jsonl as `byol (lightly)`.
+Images lie decoded in memory, which is a favor.  Rows go to benchmarks/results/proof.jsonl as `byol (lightly)`.
 """
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
     python benchmarks/zero.py                                                 # the recipes of CASES, 1, 2 and 4 ranks, stages 0 to 3
     python benchmarks/zero.py --recipe byol/camvid --set data.shards=DIR      # any recipe
 
-BatchNorm is synchronised, the precision fp32.  For each run the table has the largest difference of a step's loss from that of one process at
+BatchNorm is synchronized, the precision fp32.  For each run the table has the largest difference of a step's loss from that of one process at
 stage 0, relative and absolute (a loss of cosines is near 0 in an untrained network, where relative differences look large), and of the weights
 of both branches at the end (as a part of the largest weight of their tensor, or of 1e-3 where that is smaller: some tensors, such as the running
 means behind two BatchNorms, hold rounding alone).  Reported beside it: the difference from a plain loop of torch's at the same number of ranks:
@@ -192,13 +192,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         root, rng = Path(name), np.random.default_rng(0)
         (root / "images").mkdir()
-        for i in range(2 * args.batch_size):  # of colours of their own: BatchNorm over images alike would multiply every last bit
+        for i in range(2 * args.batch_size):  # of colors of their own: BatchNorm over images alike would multiply every last bit
             small = rng.uniform(0, 1, (1, 1, 3)) * rng.uniform(0, 255, (6, 8, 1 + 2 * (i % 2)))
             Image.fromarray(small.astype(np.uint8)).resize((128, 96), Image.Resampling.BICUBIC).save(root / f"images/{i:03d}.jpg")
         pack_images(root / "images", root / "shards")
         rows = [row for case in args.recipe or CASES for row in compare(case, args, root / "shards")]
     result = {
-        "what": f"largest relative differences after {args.steps} steps of global batches of {args.batch_size}; fp32, synchronised BatchNorm, gloo",
+        "what": f"largest relative differences after {args.steps} steps of global batches of {args.batch_size}; fp32, synchronized BatchNorm, gloo",
         "command": f"python {' '.join(['benchmarks/zero.py', *sys.argv[1:]])}",
         "machine": {"system": platform.platform(), "cores": os.cpu_count()},
         "versions": {p: version(p) for p in ("torch", "deepspeed", "twinview")},

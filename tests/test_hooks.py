@@ -57,7 +57,7 @@ class Views(toy.Views):
 
 
 @part
-class Colours:
+class Colors:
     @hookimpl
     def draw_augment(self, view, size, rng):
         saw("draw_augment")
@@ -185,7 +185,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory, install_module: Callable[...
     os.environ["TWINVIEW_TEST_LOG"] = str(folder / "log")
     try:
         api.train({
-            "views": {"use": "every.views"}, "augment": {"use": "every.colours"}, "masks": {"use": "every.masks"}, "encoder": {"use": "every.encoder"},
+            "views": {"use": "every.views"}, "augment": {"use": "every.colors"}, "masks": {"use": "every.masks"}, "encoder": {"use": "every.encoder"},
             "align": {"use": "every.align"}, "loss": [{"use": "every.loss"}], "optimizer": {"use": "sgd", "lr": 0.1},
             "data": {"shards": photo_shards, "workers": 0}, "run": {"steps": 2, "batch_size": 3, "log_every": 1, "device": "cpu"},
         }, run=folder / "run")

@@ -44,7 +44,7 @@ def test_corners_and_flips(g: Geometry, view: int) -> None:
 
 
 @given(geometries(), st.integers(1, 5), st.integers(1, 5))
-def test_centres_lie_inside_and_average_to_the_middle(g: Geometry, height: int, width: int) -> None:
+def test_centers_lie_inside_and_average_to_the_middle(g: Geometry, height: int, width: int) -> None:
     for view in range(g.boxes.shape[-2]):
         centers, box = g.centers(view, (height, width)), g.boxes[..., view, :]
         assert centers.shape == (*g.boxes.shape[:-2], height * width, 2)

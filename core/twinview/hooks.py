@@ -187,7 +187,7 @@ class Hooks(Protocol):
     def after_micro_batch(self, branches: Branches, step: Step, progress: Progress) -> None:
         """After the forward and backward pass of each micro-batch, before the optimizer moves anything, on all ranks.  Collected.
 
-        The step is detached.  `progress.micro` counts the micro-batches of a step from 0.  Gather here what a queue or a centre is to learn and
+        The step is detached.  `progress.micro` counts the micro-batches of a step from 0.  Gather here what a queue or a center is to learn and
         commit it in `after_step`: then `run.accumulation` changes nothing, for every micro-batch of a step has met the same state.
         """
 

@@ -1,4 +1,4 @@
-"""Colour operations on batches of images [B, C, h, w]: float32 on the scale 0..255.  They may overwrite the images that they are given.
+"""Color operations on batches of images [B, C, h, w]: float32 on the scale 0..255.  They may overwrite the images that they are given.
 
 Images of 8 bits hold whole numbers, and `whole` gives such again: each then does what torchvision's functional operation of that name does to uint8
 images, its cutting off of fractions included, but with a factor [B, 1, 1, 1] for each image.  Images of more bits keep their fractions.
@@ -25,13 +25,13 @@ def brightness(x: Tensor, factor: Tensor, whole: bool = True) -> Tensor:
 
 
 def contrast(x: Tensor, factor: Tensor, whole: bool = True) -> Tensor:
-    """Towards the image's mean grey value (0), away from it (above 1); unless there are three channels, each towards its own mean."""
+    """Towards the image's mean grey value (0), away from it (above 1); unless there are three channels, each toward its own mean."""
     mean = luma(x, whole).mean((1, 2, 3), keepdim=True) if x.shape[1] == 3 else x.mean((2, 3), keepdim=True)
     return _blend(x, mean, factor, whole)
 
 
 def saturation(x: Tensor, factor: Tensor, whole: bool = True) -> Tensor:
-    """Three channels towards each pixel's own grey value (0), away from it (above 1)."""
+    """Three channels toward each pixel's own grey value (0), away from it (above 1)."""
     return _blend(x, luma(x, whole), factor, whole)
 
 
@@ -45,7 +45,7 @@ def _within(x: Tensor, whole: bool) -> Tensor:
 
 
 def hue(x: Tensor, turn: Tensor, whole: bool = True) -> Tensor:
-    """Turn, in three channels, the hue of the hexagonal colour model (HSV) by a share of the full circle; value and saturation stay.
+    """Turn, in three channels, the hue of the hexagonal color model (HSV) by a share of the full circle; value and saturation stay.
 
     With V and C the largest of a pixel's three values and its distance from the smallest, and H the hue in sixths of a turn from red:
         |H| = 2 + (green + blue - red - V) / C    and H is positive where green >= blue,

@@ -24,7 +24,7 @@ LEAST = (0.0, 0.0, 0.0, -0.5)
 
 @part
 class Photometry:
-    """Colour jitter, grey, Gaussian blur, solarisation (BYOL, appendix B).
+    """Color jitter, grey, Gaussian blur, solarisation (BYOL, appendix B).
 
     Lists give one chance for each view; further views start over.  Where chances differ, as published, the views are asymmetric.
     The blur is published in pixels of 224 px views: `blur_reference = 224` scales it with the view, for smaller ones.
@@ -87,7 +87,7 @@ class Photometry:
     def apply_augment(self, pixels: Tensor, params: dict[str, Tensor]) -> Tensor:
         """The same images alone and in a batch, on a CPU and on an accelerator; float32 ones keep their fractions.
 
-        Which image takes which operation is settled on the CPU: leave `params` there, so that nothing waits for the device.  Colour images of
+        Which image takes which operation is settled on the CPU: leave `params` there, so that nothing waits for the device.  Color images of
         8 bits on a CPU go through `compiled`, whose blur sums in another order: of a hundred thousand values one is rounded the other way.
         """
         draws, whole = {name: value.cpu() for name, value in params.items()}, pixels.dtype == torch.uint8

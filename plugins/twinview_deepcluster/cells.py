@@ -56,7 +56,7 @@ class UnitClassifier(nn.Module):
 class Cells:
     """Cross-entropy of a learned classifier against the clusters of cells; a class weighs as often as it occurs, as released.
 
-    Before every epoch the cells of the first view, as that epoch draws it, are clustered and labelled as `picie.clusters` has it; the classifier and
+    Before every epoch the cells of the first view, as that epoch draws it, are clustered and labeled as `picie.clusters` has it; the classifier and
     what the optimizer remembers of it are drawn anew.
     """
 

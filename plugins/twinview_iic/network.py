@@ -1,4 +1,4 @@
-"""The network of the published segmentation, and its input of colours and edges."""
+"""The network of the published segmentation, and its input of colors and edges."""
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -115,7 +115,7 @@ class Image:
 
     @hookimpl
     def after_step(self, step: Step) -> None:
-        """The images' vectors move towards it."""
+        """The images' vectors move toward it."""
         step.branches.online.of(self, "bank").commit(self.momentum)
 
     def _views(self, step: Step) -> list[int]:

@@ -16,7 +16,7 @@ class IoUCrops:
     """Two random resized crops, both drawn anew until they overlap by `min_iou` (MultiSiam, figure 2a).
 
     Redrawing both samples exactly the pairs of an ordinary sampler given that IoU >= `min_iou`.  After `tries` pairs the best one is kept
-    and counted.  The gate favours large crops: compare the logged crop area before comparing thresholds.
+    and counted.  The gate favors large crops: compare the logged crop area before comparing thresholds.
     """
 
     min_iou: float = field(default=0.5, validator=share)  # intersection over union of the two boxes in the source

@@ -43,7 +43,7 @@ class Centroids:
 class Clusters:
     """PiCIE's loss: cross-entropy of cells against the clusters of their own view (within) and of the other view (across), half and half.
 
-    Before every epoch the cells of each view, as that epoch draws it, are clustered (k-means in one pass, the network in train mode) and labelled
+    Before every epoch the cells of each view, as that epoch draws it, are clustered (k-means in one pass, the network in train mode) and labeled
     (in eval mode).  Logits are <f, c> of unit features and fixed centroids; a class weighs as often as it occurs, as released.  Both views come from
     the online branch: photometry must not change a label (invariance), the alignment undoes crop and mirroring (equivariance).
     """

@@ -15,7 +15,7 @@ from twinview_probes.features import Dense, sample_cells
 
 
 class Clusterer(Protocol):
-    """Images [B, C, H, W], normalised -> scores [B, k, h, w]; a place's cluster is the largest."""
+    """Images [B, C, H, W], normalized -> scores [B, k, h, w]; a place's cluster is the largest."""
 
     k: int
 
@@ -59,7 +59,7 @@ class FeatureClusters:
         from_first(self.centers)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Minus the squared distance from each centre, up to the place's own part."""
+        """Minus the squared distance from each center, up to the place's own part."""
         maps = self.dense(images)
         unit = F.normalize((maps - self.mean[:, None, None]) * self.scale[:, None, None], dim=1)
         return F.conv2d(unit, 2 * self.centers[:, :, None, None], -self.centers.square().sum(1))

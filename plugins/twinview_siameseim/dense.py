@@ -20,7 +20,7 @@ from twinview_siameseim.network import Norm, Projector
 
 @part
 class Dense:
-    """L = (mean |q - t|^2 + lambda mean q^T C q) / D over the cells of a pair of views; t layer-normalised, C = mean t t^T over all ranks.
+    """L = (mean |q - t|^2 + lambda mean q^T C q) / D over the cells of a pair of views; t layer-normalized, C = mean t t^T over all ranks.
 
     q are the aligned online projections, t the aligned target ones.  lambda's strength goes with lambda D: published 0.02 at D = 768, which is
     0.04 at 384.  A loss that rests at lambda D / (1 + lambda D) is collapse, one at 1 is q = 0.
@@ -33,7 +33,7 @@ class Dense:
     mlp_ratio: float = field(default=4.0, validator=gt(0))  # width of a block's hidden layer : D
     norm: Norm = "batch"  # of the projector; batch: over batch x tokens; or layer
     negative_weight: float = field(default=0.02, validator=ge(0))  # lambda
-    online_ln: bool = False  # predictions are layer-normalised too, with gain and bias that stay at 1 and 0 (the released switch of this name)
+    online_ln: bool = False  # predictions are layer-normalized too, with gain and bias that stay at 1 and 0 (the released switch of this name)
 
     def __attrs_post_init__(self) -> None:
         if self.channels % self.attention_heads:
@@ -120,7 +120,7 @@ def dense_loss(q: Tensor, t: Tensor, weight: Tensor, negative_weight: float) -> 
 
 @torch.no_grad()
 def correlation(goals: Tensor, weight: Tensor) -> Tensor:
-    """C [D, D]: mean of t t^T over rows [n, D] of all ranks, counted by `weight` [n]; not centred, without gradient."""
+    """C [D, D]: mean of t t^T over rows [n, D] of all ranks, counted by `weight` [n]; not centered, without gradient."""
     weight = weight.to(goals.dtype)
     total = summed(weight.sum())
     return summed((goals * weight[:, None]).mT @ goals) / total.clamp(min=torch.finfo(goals.dtype).tiny)

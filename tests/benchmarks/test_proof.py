@@ -68,9 +68,9 @@ def test_miou_leaves_out_what_never_occurs() -> None:
 
 def test_the_probes_find_what_is_there() -> None:
     torch.manual_seed(0)
-    centres = torch.randn(4, 16)
+    centers = torch.randn(4, 16)
     y, dev_y = torch.arange(400) % 4, torch.arange(200) % 4
-    x, dev = (3 + 50 * (centres[labels] + 0.3 * torch.randn(len(labels), 16)) for labels in (y, dev_y))
+    x, dev = (3 + 50 * (centers[labels] + 0.3 * torch.randn(len(labels), 16)) for labels in (y, dev_y))
     fitted = linear(x, y, dev, dev_y)
     assert (fitted(dev) == dev_y).double().mean() > 0.97
     assert torch.equal(fitted.weight, linear(x, y, dev, dev_y).weight)  # the same every time

@@ -169,11 +169,11 @@ class Sizes:
 class Brightness:
     @hookimpl
     def draw_augment(self, view, size, rng):
-        return {"add": torch.tensor(rng.integers(0, 100), dtype=torch.int16), "colour": torch.from_numpy(rng.random(3)).float()}
+        return {"add": torch.tensor(rng.integers(0, 100), dtype=torch.int16), "color": torch.from_numpy(rng.random(3)).float()}
 
     @hookimpl
     def apply_augment(self, pixels, params):
-        shifted = pixels + params["add"].view(-1, 1, 1, 1) * params["colour"].view(-1, 3, 1, 1)
+        shifted = pixels + params["add"].view(-1, 1, 1, 1) * params["color"].view(-1, 3, 1, 1)
         return shifted.clamp(0, 255).to(torch.uint8)
 
 

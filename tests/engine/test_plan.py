@@ -27,7 +27,7 @@ from twinview.values import EncoderSpec, Features, Level, Traits
 
 
 class Net(nn.Module):
-    """Two linear layers on the mean colours of 4 x 4 cells, with a sigmoid between them."""
+    """Two linear layers on the mean colors of 4 x 4 cells, with a sigmoid between them."""
 
     def __init__(self):
         super().__init__()

@@ -14,7 +14,7 @@ from twinview_byol.blur import gaussian_blur, gaussian_kernels
 
 
 def images(n: int = 48, side: int = 32) -> Tensor:
-    """Noise, greys, pure colours, and a slow gradient: [n, 3, side, side] uint8."""
+    """Noise, greys, pure colors, and a slow gradient: [n, 3, side, side] uint8."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (n, 3, side, side), generator=generator, dtype=torch.uint8)
     x[:6] = x[:6, :1]
@@ -47,7 +47,7 @@ def test_factors(ours: Callable[[Tensor, Tensor], Tensor], theirs: Callable[[Ten
     assert most <= 1 and often <= share
 
 
-def test_hue_of_pure_colours() -> None:
+def test_hue_of_pure_colors() -> None:
     """A third of a turn takes red to green to blue to red; half a turn gives the complement; greys stay."""
     red = torch.tensor([200.0, 20, 20]).view(1, 3, 1, 1)
     turned = [color.hue(red.clone(), torch.full((1, 1, 1, 1), t)).flatten().tolist() for t in (1 / 3, -1 / 3, 0.5, 0.0)]

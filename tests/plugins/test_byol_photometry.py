@@ -26,7 +26,7 @@ def draw(n: int, view: int, side: int = SIDE, seed: int = 0, **options: Any) -> 
 
 
 def pictures(n: int, seed: int = 0) -> Tensor:
-    """Coloured gradients under noise and blocks of colour: [n, 3, 24, 24] uint8."""
+    """Colored gradients under noise and blocks of color: [n, 3, 24, 24] uint8."""
     g = torch.Generator().manual_seed(seed)
     ramp = torch.linspace(-1, 1, SIDE)
     slope = torch.randn(n, 3, 2, 1, 1, generator=g) * 40

@@ -43,7 +43,7 @@ def driven(net: Any, stored: dict[str, Any], step: dict[str, Any]) -> Any:
 
 
 def features(view: Tensor) -> Tensor:
-    """[n, H, W, C] -> [n, H*W*C, 1, 1], normalised."""
+    """[n, H, W, C] -> [n, H*W*C, 1, 1], normalized."""
     return ((view - MEAN) / STD).flatten(1)[..., None, None]
 
 

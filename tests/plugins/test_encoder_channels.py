@@ -32,8 +32,8 @@ def make(kind: str, channels: int, **options: Any) -> Any:
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_of_three_channels_start_it_as_timm_would(kind: str, channels: int, tmp_path: Path) -> None:
     color = make(kind, 3)
-    torch.save(color.state_dict(), tmp_path / "colour.pt")
-    encoder, first = make(kind, channels, weights=str(tmp_path / "colour.pt")), KINDS[kind][2]
+    torch.save(color.state_dict(), tmp_path / "color.pt")
+    encoder, first = make(kind, channels, weights=str(tmp_path / "color.pt")), KINDS[kind][2]
     state, source = encoder.state_dict(), color.state_dict()
     assert torch.allclose(state[first], adapt_input_conv(channels, source[first]), atol=1e-7)
     assert all(torch.equal(state[name], source[name]) for name in source if name != first)

@@ -72,7 +72,7 @@ def test_the_best_of_a_collapsed_target_is_where_it_is_said_to_be(channels: int,
 
 def test_directions_of_independent_targets_are_as_many_as_channels() -> None:
     t = maps(1, batch=400, channels=16)
-    assert float(dense_loss(t, t, ones(t), LAMBDA).directions) == pytest.approx(15, rel=0.02)  # layer normalisation takes one away
+    assert float(dense_loss(t, t, ones(t), LAMBDA).directions) == pytest.approx(15, rel=0.02)  # layer normalization takes one away
 
 
 def test_cells_without_weight_count_for_nothing() -> None:
@@ -107,7 +107,7 @@ def test_its_cost_goes_with_the_cells_and_not_with_their_square() -> None:
     assert time.process_time() - began < 5
 
 
-def test_the_correlation_is_not_centred_and_has_the_width_as_its_trace() -> None:
+def test_the_correlation_is_not_centered_and_has_the_width_as_its_trace() -> None:
     goals = F.layer_norm(rows(maps(1) + 3), (24,))
     shared = correlation(goals, torch.ones(len(goals)))
     torch.testing.assert_close(shared, goals.mT @ goals / len(goals))
@@ -139,7 +139,7 @@ def test_layer_norms_have_the_eps_of_the_released_code(photo_shards: str) -> Non
     assert found == inner | {"siameseim/dense/norm": 1e-5}
 
 
-def test_online_ln_normalises_predictions_and_never_moves(photo_shards: str) -> None:
+def test_online_ln_normalizes_predictions_and_never_moves(photo_shards: str) -> None:
     made = small(photo_shards, online_ln=True)
     model = made.model
     assert [name for name, _ in model.named_parameters() if "dense/norm" in name] == [f"online.heads.siameseim/dense/norm.{w}" for w in ("weight", "bias")]

@@ -45,7 +45,7 @@ def built(case: Case, photo_shards: str) -> TrainSetup:
         "align": {"use": "siameseim.relative", "attention_heads": 4},
         "loss": [{"use": "siameseim.dense", "channels": 32, "attention_heads": 4, "negative_weight": 0.02}],
         "target": {"momentum": 0.995, "update": "before_forward"},
-        "data": {"shards": photo_shards, "workers": 0, "mean": [0.0] * 3, "std": [1 / 255] * 3},  # the case's views are normalised already
+        "data": {"shards": photo_shards, "workers": 0, "mean": [0.0] * 3, "std": [1 / 255] * 3},  # the case's views are normalized already
         "optimizer": {"use": "adamw", "lr": 1e-3, "betas": [0.9, 0.95], "weight_decay": 0.05},
         "schedule": {"warmup_epochs": 1},
         "run": {"epochs": EPOCHS, "batch_size": 4, "clip_gradients": 1.0, "device": "cpu"},

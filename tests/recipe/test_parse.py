@@ -60,7 +60,7 @@ FAULTS: list[tuple[list[str], str]] = [
     (["data.channels=1"], "[data] mean: wants one number, as there is one channel ([data] channels = 1), not [0.485, 0.456, 0.406]."),
     (["data.std=[1, 1, nan]"], "[data] std: wants numbers above 0, not [1.0, 1.0, nan]."),
     (["data.mean=[0.5, 0.5, inf]"], "[data] mean: wants finite numbers, not [0.5, 0.5, inf]."),
-    (["data.decode=scaled", "data.white=4095"], "[data]: decode = \"scaled\" is of 8-bit colour images: it goes with neither channels nor white."),
+    (["data.decode=scaled", "data.white=4095"], "[data]: decode = \"scaled\" is of 8-bit color images: it goes with neither channels nor white."),
     (["data.cache_gb=inf"], "cache_gb must be < 1000000000.0"),
     (["data.channels=0"], "channels must be > 0"),
     (["data.white=70000"], "white must be < 65536"),

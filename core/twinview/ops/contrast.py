@@ -1,6 +1,6 @@
 """InfoNCE: telling the positive among negatives, in fp32 whatever the autocast.
 
-All take vectors of any length and L2-normalise them here; all give nats.
+All take vectors of any length and L2-normalize them here; all give nats.
 """
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ def spherical_kmeans(points: Tensor, k: int, first: Tensor, *, iterations: int =
     """Group directions by cosine: points [B, P, C] -> unit centroids [B, k, C] float32 and assignment [B, P] int64.
 
     Each of the B sets is clustered by itself.  Seeding is greedy farthest-point; `first` [B] in [0, 1) picks where it starts.  A centroid
-    is the normalised weighted mean of its points, an empty cluster keeps its own.  Points of `weight` [B, P] 0 form no centroid, but are
+    is the normalized weighted mean of its points, an empty cluster keeps its own.  Points of `weight` [B, P] 0 form no centroid, but are
     assigned.  The same inputs give the same clusters.  Float32 whatever the autocast; no gradient.
     """
     with torch.autocast(points.device.type, enabled=False):

@@ -23,7 +23,7 @@ def resize_map(maps: Tensor, grid: Size) -> Tensor:
 
 
 def hide_pixels(images: Tensor, hidden: Tensor, stride: int) -> Tensor:
-    """Images [B, C, H, W] with the pixels of hidden cells at 0, the mean colour where images are normalised.
+    """Images [B, C, H, W] with the pixels of hidden cells at 0, the mean color where images are normalized.
 
     `hidden` [B, h*w] bool, cells of `stride` pixels, ceil(H / stride) x ceil(W / stride).
     """

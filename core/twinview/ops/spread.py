@@ -10,7 +10,7 @@ ENOUGH = 8  # images: of fewer, an effective rank says more of their number than
 
 @torch.no_grad()
 def feature_spread(x: Tensor) -> Tensor:
-    """Mean standard deviation of L2-normalised features [B, C], times sqrt(C); a scalar.
+    """Mean standard deviation of L2-normalized features [B, C], times sqrt(C); a scalar.
 
     About 1 where directions are spread over the whole sphere, 0 where every image has the same feature (SimSiam, section 4.1).
     """
@@ -36,7 +36,7 @@ def spread_of(sums: Tensor) -> Tensor:
 def effective_rank(x: Tensor) -> Tensor:
     """How many directions a batch of features [B, C] really uses; a scalar from 1 to min(B - 1, C).
 
-    The exponential of the entropy of the centred features' singular values, normalised to sum 1 (Roy and Vetterli 2007).
+    The exponential of the entropy of the centered features' singular values, normalized to sum 1 (Roy and Vetterli 2007).
     1 where all features are equal, NaN where one is not finite.
     """
     x = x.detach().float()

@@ -86,7 +86,7 @@ class Data:
         if self.streaming and (self.source or self.held_out or self.window):
             raise ValueError("streaming goes with none of source, held_out and window. Leave one of them out")
         if self.decode == "scaled" and (self.channels != 3 or self.white):
-            raise ValueError('decode = "scaled" is of 8-bit colour images: it goes with neither channels nor white. Leave it out')
+            raise ValueError('decode = "scaled" is of 8-bit color images: it goes with neither channels nor white. Leave it out')
         if not self.streaming and (self.samples or self.buffer != BUFFER):
             raise ValueError("samples and buffer are of streaming. Write streaming = true, or leave them out")
 

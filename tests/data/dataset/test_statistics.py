@@ -160,7 +160,7 @@ def test_a_manifest_that_somebody_else_wrote(packed: Make, toy: dict[str, Any], 
     (folder / "manifest.json").write_text(json.dumps(manifest(folder) | {key: value}))
     with pytest.raises(DataError, match=r"manifest\.json is not there, or not of `twinview shards pack`"):
         with_measured(read({**toy, "data": {"shards": str(folder), "mean": "shards", "std": "shards"}}), opened)
-    for kinds in ({"colour": 1}, {"3x8": "many"}, {"3x8x1": 1}, None, [1]):
+    for kinds in ({"color": 1}, {"3x8": "many"}, {"3x8x1": 1}, None, [1]):
         shards = [{**shard, "kinds": kinds} for shard in manifest(folder)["shards"]] if key != "shards" else value
         (folder / "manifest.json").write_text(json.dumps(manifest(folder) | {"shards": shards}))
         recipe = read({**toy, "data": {"shards": str(folder)}})

@@ -112,7 +112,7 @@ def test_grey_of_any_kind() -> None:
     assert torch.equal(decode.image(encoded(DEEP[0], "PNG"), PixelFormat(3, 65535))[2], decode.image(encoded(DEEP[0], "PNG"), PixelFormat(1, 65535))[0])
 
 
-def png_16_colour() -> bytes:
+def png_16_color() -> bytes:
     """A 16-bit RGB PNG, which Pillow would cut to 8 bits without a word."""
     import struct
     import zlib
@@ -130,8 +130,8 @@ REFUSED: dict[str, tuple[bytes, PixelFormat, str]] = {
     "deep, by default": (tiff(DEEP[0]), PixelFormat(), "has 16 bits a channel; [data] white = 65535, or the value that is full scale, has such images read"),
     "deep, one channel": (encoded(DEEP[0], "PNG"), PixelFormat(1), "has 16 bits a channel; [data] white = 65535"),
     "too many channels": (npy(LAST), PixelFormat(3, 65535), "has 5 channels, and [data] channels is 3"),
-    "colour for grey": (encoded(LAST[..., :3].astype(np.uint8), "JPEG"), PixelFormat(1), "has 3 channels, and [data] channels is 1; channels = 3 takes grey images too"),
-    "deep colour PNG": (png_16_colour(), PixelFormat(3, 65535), "has more than 8 bits a channel (a PNG in color or with transparency); these are read of grey PNGs, TIFFs and .npy"),
+    "color for grey": (encoded(LAST[..., :3].astype(np.uint8), "JPEG"), PixelFormat(1), "has 3 channels, and [data] channels is 1; channels = 3 takes grey images too"),
+    "deep color PNG": (png_16_color(), PixelFormat(3, 65535), "has more than 8 bits a channel (a PNG in color or with transparency); these are read of grey PNGs, TIFFs and .npy"),
     "pages of several sizes": (pages([DEEP[0], DEEP[1, :10]]), PixelFormat(2, 9), "is a TIFF of 2 images of several sizes or types; one file holds one image"),
     "two axes": (tiff(DEEP[None].repeat(2, 0), imagej=True), PixelFormat(5, 9), "is a TIFF of axes ZCYX (2, 5, 20, 30); one axis beside height and width is its channels"),
     "white is 0": (tiff(FLAT[0], photometric="miniswhite"), PixelFormat(1), "is a TIFF that has the photometric interpretation 0"),

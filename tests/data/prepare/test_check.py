@@ -110,6 +110,6 @@ def test_a_picture_of_samples(packed: Path, tmp_path: Path, capsys: pytest.Captu
     pixels = np.array(Image.open(out))
     assert pixels.shape[1] == 6 * 208 + 8 and pixels.shape[0] == 3 * 174 + 8, "16 samples in rows of six"
     tile = pixels[24 : 24 + 20, 8 + 85 : 8 + 115]
-    assert tile[:10].max() < 60 and tile[12:18].max() > 120, "a dark image above, its coloured label map below"
+    assert tile[:10].max() < 60 and tile[12:18].max() > 120, "a dark image above, its colored label map below"
     assert main(["shards", "stat", str(packed), "--out", str(tmp_path / "no" / "sheet.png")]) == 2
     assert "sheet.png: cannot be written: No such file or directory." in capsys.readouterr().err

@@ -205,7 +205,7 @@ def test_larger_images_are_shrunk_and_their_label_maps_with_them(tmp_path: Path)
 
 
 def test_a_quality_encodes_every_image(tmp_path: Path) -> None:
-    save(tmp_path / "images" / "colour.png", 0, (40, 60))
+    save(tmp_path / "images" / "color.png", 0, (40, 60))
     save(tmp_path / "images" / "grey.png", 1, (40, 60), grey=True)
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -35,7 +35,7 @@ def test_ellipse_ring_and_line_cover_their_areas() -> None:
     assert page.pixels[0].sum() == pytest.approx(6 * np.hypot(60, 20) + np.pi * 9, rel=1e-2)
 
 
-def test_paint_is_labelled_where_it_covers_half() -> None:
+def test_paint_is_labeled_where_it_covers_half() -> None:
     page = canvas()
     page.polygon([(10.5, 10), (20.25, 10), (20.25, 20), (10.5, 20)], WHITE, 1)
     row = page.pixels[0, 15]
@@ -98,7 +98,7 @@ def test_dice_draw_what_philox_draws() -> None:
     assert {dice.count(2, 4) for _ in range(100)} == {2, 3, 4}
 
 
-def test_colours_lie_in_their_ranges() -> None:
+def test_colors_lie_in_their_ranges() -> None:
     dice = Dice(9, 0)
     drawn = np.stack([dice.color((0.2, 0.5), (0.4, 0.8)).ravel() for _ in range(500)])
     value, low = drawn.max(1), drawn.min(1)

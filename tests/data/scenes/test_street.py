@@ -1,4 +1,4 @@
-"""The embedded scenes: the same everywhere, every class in most of them, well labelled, and not to be solved by colour."""
+"""The embedded scenes: the same everywhere, every class in most of them, well labeled, and not to be solved by color."""
 from __future__ import annotations
 
 import hashlib
@@ -136,7 +136,7 @@ def probe(features: NDArray[np.float64], classes: NDArray[np.int64]) -> float:
     return float(np.mean(both))
 
 
-def test_colour_does_not_solve_them_but_structure_helps(scenes: tuple[NDArray[np.uint8], NDArray[np.uint8]]) -> None:
+def test_color_does_not_solve_them_but_structure_helps(scenes: tuple[NDArray[np.uint8], NDArray[np.uint8]]) -> None:
     images, labels = scenes
     n, h, w, _ = images.shape
     pixels = images.astype(np.float64) / 255
@@ -147,11 +147,11 @@ def test_colour_does_not_solve_them_but_structure_helps(scenes: tuple[NDArray[np
     texture = np.stack([np.log(0.01 + np.abs(np.diff(grey, step, axis)).mean((1, 2))) for axis in (1, 2) for step in (1, 2)]
                        + [np.log(0.01 + grey.std((1, 2))), np.log(0.01 + np.ptp(grey, (1, 2)))], 1)
     both = probe(np.concatenate([patches.reshape(-1, 64, 3).mean(1), texture], 1), classes)
-    assert mean < 0.12 and raw < 0.15, f"colour alone: {mean:.3f}, raw pixels: {raw:.3f}"
+    assert mean < 0.12 and raw < 0.15, f"color alone: {mean:.3f}, raw pixels: {raw:.3f}"
     assert both > 1.6 * mean, f"texture adds little: {both:.3f} against {mean:.3f}"
 
 
-def test_no_class_owns_a_colour(scenes: tuple[NDArray[np.uint8], NDArray[np.uint8]]) -> None:
+def test_no_class_owns_a_color(scenes: tuple[NDArray[np.uint8], NDArray[np.uint8]]) -> None:
     """Any two classes overlap in every channel: their means lie within 2 of their pooled standard deviations."""
     images, labels = scenes
     pixels = [images[labels == index] / 255.0 for index in range(len(CLASSES))]

@@ -111,7 +111,7 @@ def _numbers(data: Data, found: Mapping[str, Manifest]) -> tuple[list[float], li
         raise DataError(f"{said}. Write mean = {mean}, std = {std} (of all their images).")
     if not all(x > 0 for x in each[0][1]):
         said = f'[data] std = "{MEASURED}": is {each[0][1]}'
-        raise DataError(f"{said}; a channel of 0 is the same everywhere, and cannot be normalised. Write numbers.")
+        raise DataError(f"{said}; a channel of 0 is the same everywhere, and cannot be normalized. Write numbers.")
     return each[0][:2]
 
 

@@ -1,4 +1,4 @@
-"""What the street scenes are drawn with: dice, colours, noise, a camera, and a canvas of antialiased shapes with labels.
+"""What the street scenes are drawn with: dice, colors, noise, a camera, and a canvas of antialiased shapes with labels.
 
 Only IEEE-exact element-wise arithmetic (+ - * / sqrt floor) on Philox's uniform numbers, so that every machine draws the same bytes.
 """
@@ -17,9 +17,9 @@ T = TypeVar("T")
 Plane = NDArray[np.floating]  # [h, w], float32
 Color = NDArray[np.floating]  # float32: [3, 1, 1] or, pixel by pixel, [3, h, w]; 0..1
 Point = tuple[float, float]  # pixels: right, down
-Place = tuple[float, float, float]  # metres: right of the camera, above the ground, ahead
+Place = tuple[float, float, float]  # meters: right of the camera, above the ground, ahead
 Box = tuple[slice, slice]  # rows and columns of the canvas
-Shader = Callable[[Plane, Plane], tuple[Color, Plane | float]]  # pixels without the roll -> colour and opacity
+Shader = Callable[[Plane, Plane], tuple[Color, Plane | float]]  # pixels without the roll -> color and opacity
 
 NOISE = 256  # side of a noise tile, a power of two
 SPECK = 1.0  # square pixels: what is smaller is left out
@@ -58,14 +58,14 @@ class Dice:
         return choices[self.count(0, len(choices) - 1)]
 
     def color(self, saturation: tuple[float, float], value: tuple[float, float], hue: tuple[float, float] = (0.0, 1.0)) -> Color:
-        """A colour [3, 1, 1] whose hue (of the circle, 0 = red), saturation and value are uniform in these ranges."""
+        """A color [3, 1, 1] whose hue (of the circle, 0 = red), saturation and value are uniform in these ranges."""
         h, s, v = self.between(*hue), self.between(*saturation), self.between(*value)
         parts = ((n + 6 * h) % 6 for n in (5, 3, 1))
         return rgb(*(v - v * s * max(0.0, min(k, 4 - k, 1.0)) for k in parts))
 
 
 def rgb(red: float, green: float, blue: float) -> Color:
-    """A colour [3, 1, 1]."""
+    """A color [3, 1, 1]."""
     return np.array([red, green, blue], np.float32).reshape(3, 1, 1)
 
 
@@ -110,7 +110,7 @@ class Camera:
     focal: float
     x: float  # where the street's lines meet
     y: float
-    above: float  # metres above the ground
+    above: float  # meters above the ground
     roll: float
 
     def see(self, place: Place) -> Point:
@@ -120,12 +120,12 @@ class Camera:
         return self.x + x - self.roll * y, self.y + y + self.roll * x
 
     def upright(self, x: Plane, y: Plane) -> tuple[Plane, Plane]:
-        """Rays through pixels, columns x [1, w] and rows y [h, 1]: metres right and down per metre ahead [h, w], the roll undone."""
+        """Rays through pixels, columns x [1, w] and rows y [h, 1]: meters right and down per meter ahead [h, w], the roll undone."""
         x, y, norm = x - self.x, y - self.y, self.focal * (1 + self.roll * self.roll)
         return (x + self.roll * y) / norm, (y - self.roll * x) / norm
 
     def scale(self, ahead: float) -> float:
-        """Pixels per metre at this distance."""
+        """Pixels per meter at this distance."""
         return self.focal / ahead
 
 
@@ -194,7 +194,7 @@ class Canvas:
         self.paint(box, np.minimum(away, width - away), fill, label)
 
     def radius(self, box: Box, center: Point, rx: float, ry: float) -> Plane:
-        """How far each pixel lies from the centre: 1 on the ellipse."""
+        """How far each pixel lies from the center: 1 on the ellipse."""
         x = (self.column[:, box[1]] - center[0]) / rx
         y = (self.row[box[0]] - center[1]) / ry
         away: Plane = np.sqrt(x * x + y * y)

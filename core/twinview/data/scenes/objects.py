@@ -29,7 +29,7 @@ class Scene:
     shadow: float  # how dark shadows are, 0..1
 
     def far(self, color: Color, ahead: Plane | float) -> Color:
-        """The colour through the haze at this distance."""
+        """The color through the haze at this distance."""
         share = self.murk * (ahead / (ahead + 40))
         return color + share * (self.haze - color)
 
@@ -87,7 +87,7 @@ def block(scene: Scene, x: tuple[float, float], y: tuple[float, float], z: tuple
 
 @attrs.frozen
 class Body:
-    """A car's shape, in metres; the cabin starts and ends at these shares of the length."""
+    """A car's shape, in meters; the cabin starts and ends at these shares of the length."""
 
     height: float
     cabin: float
@@ -160,7 +160,7 @@ def wheels(scene: Scene, face: Quad | None, along: bool, x: tuple[float, float],
 
 @attrs.frozen
 class Stand:
-    """A flat figure that faces the camera: its own metres, right and up, to pixels; `way` mirrors it."""
+    """A flat figure that faces the camera: its own meters, right and up, to pixels; `way` mirrors it."""
 
     scene: Scene
     right: float
@@ -197,7 +197,7 @@ class Stand:
 
 
 def clothes(dice: Dice) -> Color:
-    """Any colour at all."""
+    """Any color at all."""
     return dice.color((0, 0.85), (0.12, 0.95))
 
 
@@ -337,7 +337,7 @@ def tree(scene: Scene, right: float, ahead: float, height: float, trunk: float =
                      center[0] + 1.4 * spread * scale, center[1] + 0.75 * (height - low) * scale)
     if box is None:
         return
-    away: Plane = np.full(canvas.labels[box].shape, np.inf, np.float32)  # from the nearest blob's centre, squared, 1 on its border
+    away: Plane = np.full(canvas.labels[box].shape, np.inf, np.float32)  # from the nearest blob's center, squared, 1 on its border
     for u, v, wide, tall in blobs:
         seen = camera.see((right + u, v, ahead))
         x, y = (canvas.column[:, box[1]] - seen[0]) / (wide * scale), (canvas.row[box[0]] - seen[1]) / (tall * scale)

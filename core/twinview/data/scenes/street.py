@@ -1,6 +1,6 @@
 """The embedded default data: street scenes seen from a vehicle, drawn by the program itself, with a label for every pixel.
 
-Nearly every colour is drawn from palettes that the classes share: structure, texture and context tell the classes apart, colour hardly does.
+Nearly every color is drawn from palettes that the classes share: structure, texture and context tell the classes apart, color hardly does.
 """
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["CLASSES", "VERSION", "draw_scene"]
 
 VERSION = 5  # bump when the drawing changes: caches and digests hang on it
 SMALLEST = 16  # pixels
-FARTHEST = 300.0  # metres: where the ground ends
+FARTHEST = 300.0  # meters: where the ground ends
 
-Facade = Callable[[Plane, Plane, Plane, Plane], Color]  # metres along and up it, a pixel's size in both -> colour
+Facade = Callable[[Plane, Plane, Plane, Plane], Color]  # meters along and up it, a pixel's size in both -> color
 
 
 @attrs.frozen
 class Ground:
-    """Where the street's strips meet, in metres right of the camera."""
+    """Where the street's strips meet, in meters right of the camera."""
 
     line_left: float  # of the buildings
     kerb_left: float
@@ -84,7 +84,7 @@ def draw_sky(scene: Scene) -> None:
 
 @attrs.frozen
 class Floor:
-    """The ground under each pixel [h, w]: metres to the right and ahead, and how many of them a pixel spans."""
+    """The ground under each pixel [h, w]: meters to the right and ahead, and how many of them a pixel spans."""
 
     x: Plane
     z: Plane
@@ -279,7 +279,7 @@ def draw_sides(scene: Scene, ground: Ground) -> None:
 
 @attrs.frozen
 class Thing:
-    """Something in the street: the ground that it takes, in metres, and what draws it."""
+    """Something in the street: the ground that it takes, in meters, and what draws it."""
 
     right: float
     half: float  # of its width
@@ -321,7 +321,7 @@ def populate(scene: Scene, ground: Ground) -> list[Thing]:
         return dice.between(ground.kerb_left + (2.6 if ground.parked[0] else 0.6), ground.kerb_right - (2.6 if ground.parked[1] else 0.6))
 
     def pavement(ahead: float, margin: float = 10.0) -> float:
-        """A place on a pavement, at most `margin` metres from its kerb, where the camera sees it; else one on the road."""
+        """A place on a pavement, at most `margin` meters from its kerb, where the camera sees it; else one on the road."""
         left, right = scene.seen(ahead)
         strips = ((max(ground.line_left + 0.5, ground.kerb_left - margin, left), ground.kerb_left - 0.4),
                   (ground.kerb_right + 0.4, min(ground.line_right - 0.5, ground.kerb_right + margin, right)))
@@ -356,7 +356,7 @@ def populate(scene: Scene, ground: Ground) -> list[Thing]:
 
 
 def develop(scene: Scene, dice: Dice) -> NDArray[np.uint8]:
-    """The camera's part: brightness, a colour cast, contrast, vignette, softness, noise; [h, w, 3]."""
+    """The camera's part: brightness, a color cast, contrast, vignette, softness, noise; [h, w, 3]."""
     pixels: Color = scene.canvas.pixels
     _, height, width = pixels.shape
     light = dice.color((0, 0.2), (0.95, 1.0)) * dice.between(0.65, 1.4)

@@ -20,7 +20,7 @@ KINDS = {
     "cocostuff": "COCO images with the pixel maps of COCO-Stuff",
     "cityscapes": "leftImg8bit with gtFine",
     "bdd100k": "BDD100K's 100k or 10k images",
-    "soda10m": "SODA10M's labelled or unlabelled images",
+    "soda10m": "SODA10M's labeled or unlabeled images",
     "waymo": "the camera images of Waymo's perception data set, v2",
     "voc": "PASCAL VOC",
     "ade20k": "ADE20K's scene parsing benchmark",
