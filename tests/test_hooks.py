@@ -172,7 +172,7 @@ class Loss(toy.Pooled):
 @hookimpl
 def parts():
     saw("parts")
-    return {"views": Views, "colours": Colours, "masks": Masks, "encoder": Encoder, "align": Align, "loss": Loss}
+    return {"views": Views, "colors": Colors, "masks": Masks, "encoder": Encoder, "align": Align, "loss": Loss}
 '''
 
 
