@@ -128,11 +128,11 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny(toy: dict[str, Any], install: Callable[..., None], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A recipe of the tiny network: 5 steps an epoch, 12 steps.  Subprocesses find its methods too."""
-    install("tiny", TINY)
+    install("smallnet", TINY)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
     return {
         **toy,
-        "encoder": {"use": "tiny.encoder"},
+        "encoder": {"use": "smallnet.encoder"},
         "data": {"shards": str(images), "workers": 0},
         "optimizer": {"use": "adamw", "lr": 0.01, "weight_decay": 0.1},
         "schedule": {"warmup_steps": 2},

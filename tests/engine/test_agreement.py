@@ -62,6 +62,6 @@ def test_ranks_that_differ_are_refused_with_what_differs(tiny: dict[str, Any], p
 def test_code_is_told_apart_by_its_source(tiny: dict[str, Any], tmp_path: Path) -> None:
     """Checkouts of two commits have one version."""
     first = code(assemble(from_table(tiny)))
-    assert first == code(assemble(from_table(tiny))) and {"python", "torch", "twinview", "method tiny"} <= first.keys()
-    (tmp_path / "site" / "twinview_tiny.py").open("a").write("# a change\n")
-    assert {k for k, v in code(assemble(from_table(tiny))).items() if v != first[k]} == {"method tiny"}
+    assert first == code(assemble(from_table(tiny))) and {"python", "torch", "twinview", "method smallnet"} <= first.keys()
+    (tmp_path / "site" / "twinview_smallnet.py").open("a").write("# a change\n")
+    assert {k for k, v in code(assemble(from_table(tiny))).items() if v != first[k]} == {"method smallnet"}

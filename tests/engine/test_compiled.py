@@ -28,7 +28,7 @@ def test_compiled_steps_are_the_same_steps(tiny: Table, tmp_path: Path, monkeypa
         graphs.append([tuple(x.shape) for x in inputs if x.ndim == 4 and x.shape[-1] > 8])  # the images, not the kernels
         return graph.forward
 
-    watch = {"use": "tiny.watch", "path": str(tmp_path / "log"), "every": 4}
+    watch = {"use": "smallnet.watch", "path": str(tmp_path / "log"), "every": 4}
     tiny = {**tiny, "target": {"momentum": 0.9}, "evaluate": [watch]}
     train(from_table(tiny), tmp_path / "plain")
     monkeypatch.setattr(compiled, "BACKEND", backend)

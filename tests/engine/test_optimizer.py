@@ -107,7 +107,7 @@ def test_biases_and_norms_are_not_decayed_unless_asked(tiny: Table) -> None:
 
 
 def test_a_part_says_how_a_parameter_is_treated(tiny: Table) -> None:
-    assembly = assemble(from_table({**tiny, "extra": [{"use": "tiny.rules"}]}))
+    assembly = assemble(from_table({**tiny, "extra": [{"use": "smallnet.rules"}]}))
     model = Small()
     model.add_module("body", nn.Sequential(nn.Linear(2, 2)))
     optimizer, moved = make_optimizer(assembly, model)
@@ -187,7 +187,7 @@ def test_what_the_engine_refuses_of_rates(tiny: Table) -> None:
 
 def test_the_decay_goes_from_its_start_to_its_end_where_the_recipe_says_it(tiny: Table) -> None:
     """DINO: 0.04 to 0.4, and 0 on biases and norms; a part's own decay stays."""
-    assembly = assemble(from_table({**tiny, "optimizer": {"use": "adamw", "lr": 0.01, "weight_decay": 0.04, "weight_decay_end": 0.4}, "extra": [{"use": "tiny.rules"}]}))
+    assembly = assemble(from_table({**tiny, "optimizer": {"use": "adamw", "lr": 0.01, "weight_decay": 0.04, "weight_decay_end": 0.4}, "extra": [{"use": "smallnet.rules"}]}))
     optimizer, trainable = make_optimizer(assembly, Small())
     spec = assembly.recipe.optimizer
     assert [decay_at(spec, share) for share in (0.0, 0.5, 1.0)] == pytest.approx([0.04, 0.22, 0.4])

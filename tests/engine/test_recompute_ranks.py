@@ -47,7 +47,7 @@ def test_two_ranks_learn_the_same_under_stages_0_to_3(tiny: Table, processes: Pr
 
 
 def test_an_encoder_without_blocks_is_refused_before_the_data(tiny: Table) -> None:
-    with pytest.raises(RecipeError, match=r"^\[run\] activation_checkpointing: \[encoder\] tiny.encoder names no blocks\. Leave it out, or choose another"):
+    with pytest.raises(RecipeError, match=r"^\[run\] activation_checkpointing: \[encoder\] smallnet.encoder names no blocks\. Leave it out, or choose another"):
         assemble(from_table({**tiny, "run": {**tiny["run"], "activation_checkpointing": True}}))
 
 

@@ -21,7 +21,7 @@ def test_the_recipe_of_a_run_is_written_as_resolved_and_reads_back(tiny: dict[st
     train(from_table(table), tmp_path / "run")
     written = tomllib.loads((tmp_path / "run/recipe.toml").read_text())
     assert written["run"]["precision"] in ("fp32", "bf16")
-    assert written["encoder"] == {"use": "tiny.encoder", "width": 8, "dropout": 0.1}
+    assert written["encoder"] == {"use": "smallnet.encoder", "width": 8, "dropout": 0.1}
     again = read(tmp_path / "run/recipe.toml")
     assert again.run.batch_size == 4 and again.optimizer == from_table(table).optimizer
 
@@ -55,7 +55,7 @@ def test_a_run_of_an_earlier_version_goes_on(tiny: dict[str, Any], tmp_path: Pat
     path.write_text(json.dumps(meta))
     assert train(from_table(tiny), tmp_path / "run", resume=True).step == 2
     with pytest.raises(CheckpointError, match=r"began with another recipe: encoder\.dropout 0\.1 -> 0\.2, data\.held_out 0 -> 5, run\.clip_gradients"):
-        changed = {**tiny, "encoder": {"use": "tiny.encoder", "dropout": 0.2}, "data": {**tiny["data"], "held_out": 5}}
+        changed = {**tiny, "encoder": {"use": "smallnet.encoder", "dropout": 0.2}, "data": {**tiny["data"], "held_out": 5}}
         train(from_table({**changed, "run": {**tiny["run"], "clip_gradients": 1.0}}), tmp_path / "run", resume=True)
 
 

@@ -42,7 +42,7 @@ def test_a_run_leaves_what_a_reader_needs(tiny: Table, tmp_path: Path) -> None:
     assert rows[-1]["loss"] < rows[0]["loss"] and 0 <= rows[3]["data_wait"] < 1
     assert sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir()) == ["latest", "step-000008", "step-000012"]
     manifest = json.loads((tmp_path / "run/manifest.json").read_text())
-    assert manifest["data"]["images"] == 20 and manifest["methods"]["tiny"] == "twinview_tiny 1.0"
+    assert manifest["data"]["images"] == 20 and manifest["methods"]["smallnet"] == "twinview_smallnet 1.0"
     assert manifest["sittings"][0]["command"] == "twinview train tiny" and "deepspeed" in manifest["sittings"][0]["versions"]
 
 
@@ -124,7 +124,7 @@ def test_clipping_bounds_the_step_and_nothing_clips_by_itself(tiny: Table, tmp_p
 def test_hooks_run_in_their_places_and_an_evaluation_moves_nothing(tiny: Table, tmp_path: Path) -> None:
     train(from_table(with_run(tiny, steps=6)), tmp_path / "plain")
     said = tmp_path / "said"
-    watched = {**tiny, "evaluate": [{"use": "tiny.watch", "path": str(said), "every": 2}]}
+    watched = {**tiny, "evaluate": [{"use": "smallnet.watch", "path": str(said), "every": 2}]}
     result = train(from_table(with_run(watched, steps=6)), tmp_path / "run")
     assert losses(tmp_path / "run") == losses(tmp_path / "plain")
     expected = []
@@ -176,7 +176,7 @@ def test_before_forward_moves_the_target_first(tiny: Table, tmp_path: Path) -> N
 
 def test_the_best_checkpoint_is_kept_beside_the_newest(tiny: Table, tmp_path: Path) -> None:
     """The best score falls on a step without a checkpoint of its own; a resume knows it still."""
-    table = {**tiny, "data": {**tiny["data"], "workers": 1}, "evaluate": [{"use": "tiny.peak", "every": 3}]}
+    table = {**tiny, "data": {**tiny["data"], "workers": 1}, "evaluate": [{"use": "smallnet.peak", "every": 3}]}
     kept = with_run(table, steps=12, checkpoint_every=5, keep=1, keep_best="peak")
 
     def end(row: dict[str, Any]) -> None:

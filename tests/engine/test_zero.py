@@ -69,7 +69,7 @@ def test_evaluations_run_between_steps_of_stage_3_and_move_nothing(tiny: Table, 
     """The hooks before an epoch and after N steps, on one rank, where a whole parameter is its own shard."""
     table = {**tiny, "run": {**tiny["run"], "steps": 7}}
     train(from_table(table), tmp_path / "plain")
-    watched = {**table, "evaluate": [{"use": "tiny.watch", "path": str(tmp_path / "said"), "every": 2}]}
+    watched = {**table, "evaluate": [{"use": "smallnet.watch", "path": str(tmp_path / "said"), "every": 2}]}
     linear = torch.nn.functional.linear
     train(from_table({**watched, "deepspeed": {"zero_optimization": {"stage": 3}}}), tmp_path / "run")
     assert torch.nn.functional.linear is linear, "DeepSpeed's own is left behind"

@@ -25,7 +25,7 @@ from twinview.values import Batch, Progress
 
 STEPS = 4
 SGD = {"use": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
-RULES = [{"use": "tiny.rules"}]  # several groups, a frozen parameter
+RULES = [{"use": "smallnet.rules"}]  # several groups, a frozen parameter
 CASES: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": SGD, "extra": RULES},
     "adamw": {},

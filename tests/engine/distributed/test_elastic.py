@@ -28,7 +28,7 @@ def sit(table: dict[str, Any], folder: Path, ranks: int) -> None:
 def test_a_run_goes_on_with_1_2_4_and_1_ranks_under_other_stages(tiny: dict[str, Any], tmp_path: Path, processes: Processes) -> None:
     """No step is lost or made twice, and the losses are those of one process that was never stopped."""
     run = {**tiny["run"], "steps": 24, "batch_size": 8, "checkpoint_every": 1000}
-    table = {**tiny, "encoder": {"use": "tiny.encoder", "dropout": 0.0}, "run": run}
+    table = {**tiny, "encoder": {"use": "smallnet.encoder", "dropout": 0.0}, "run": run}
     rows = tmp_path / "run/metrics.jsonl"
     for ranks, stage, enough in SITTINGS:
         sitting = processes.begin(sit, {**table, "deepspeed": {"zero_optimization": {"stage": stage}}}, tmp_path / "run", ranks)

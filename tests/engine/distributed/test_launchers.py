@@ -60,7 +60,7 @@ def commands(launcher: str, folder: Path) -> list[list[str]]:
 
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed", "hostfile"])
 def test_a_launcher_trains_what_one_process_trains(tiny: dict[str, Any], tmp_path: Path, launcher: str) -> None:
-    table = {**tiny, "encoder": {"use": "tiny.encoder", "dropout": 0.0}, "run": {**tiny["run"], "steps": 3}}
+    table = {**tiny, "encoder": {"use": "smallnet.encoder", "dropout": 0.0}, "run": {**tiny["run"], "steps": 3}}
     (tmp_path / "tiny.toml").write_text(tomli_w.dumps(table))
     plain = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE")}
     train_it = ["train", str(tmp_path / "tiny.toml"), "--run", str(tmp_path / "two")]

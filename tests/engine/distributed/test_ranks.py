@@ -31,7 +31,7 @@ def two(tiny: Table, folder: Path, processes: Processes) -> Path:
 
 def still(tiny: Table) -> Table:
     """Without dropout, which each rank draws for itself."""
-    return {**tiny, "encoder": {"use": "tiny.encoder", "dropout": 0.0}, "run": {**tiny["run"], "log_every": 1}}
+    return {**tiny, "encoder": {"use": "smallnet.encoder", "dropout": 0.0}, "run": {**tiny["run"], "log_every": 1}}
 
 
 def test_batchnorm_over_two_ranks_is_batchnorm_over_the_whole_batch(processes: Processes) -> None:

@@ -25,7 +25,7 @@ def srun(processes: Processes, folder: Path, job: int) -> list[Process]:
 
 
 def test_a_killed_task_ends_the_other_and_the_next_start_goes_on(tiny: dict[str, Any], tmp_path: Path, processes: Processes) -> None:
-    table = {**tiny, "encoder": {"use": "tiny.encoder", "dropout": 0.0}, "run": {**tiny["run"], "steps": 60, "checkpoint_every": 3}}
+    table = {**tiny, "encoder": {"use": "smallnet.encoder", "dropout": 0.0}, "run": {**tiny["run"], "steps": 60, "checkpoint_every": 3}}
     (tmp_path / "tiny.toml").write_text(tomli_w.dumps(table))
     rows, job = tmp_path / "run/metrics.jsonl", os.getpid()
     first, second = srun(processes, tmp_path, job)
