@@ -27,7 +27,7 @@ RANKS = (  # files whose tests start several processes, or are killed
 SLOW = (  # files whose tests train, start programs, or draw thousands of samples
     *(f"engine/test_{name}" for name in ("channels", "checkpoint", "compiled", "faults_of_runs", "mixed_run", "once", "real", "run_folder", "run_places")),
     *(f"engine/test_{name}" for name in ("skipped_steps", "train", "watching")),
-    *("analysis/", "cli/", "benchmarks/", "engine/test_plan", "data/test_bad_data", "data/test_fuzz", "data/test_equivalence"),
+    *("analysis/", "cli/", "benchmarks/", "engine/test_plan", "engine/test_moments", "data/test_bad_data", "data/test_fuzz", "data/test_equivalence"),
     *("data/dataset/test_mixture", "data/dataset/test_statistics", "data/dataset/test_stream", "data/loading/test_loader", "data/loading/test_waiting"),
     *("data/prepare/", "data/remote/", "data/scenes/", "data/store/test_image_folder", "data/store/test_regular", "data/writing/"),
     *("assembly/test_contract", "test_conformance", "test_docs", "test_hook_examples", "test_hook_promises", "test_hooks", "test_mixing", "test_start"),

@@ -1,46 +1,16 @@
 """What a table may claim: means and deviations over seeds, differences paired by seed, intervals, and how many seeds a difference needs."""
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import nct, t
 
-Scores = Mapping[int, float]  # by seed
-
-
-class Difference(NamedTuple):
-    """One row above another, over the seeds that both have."""
-
-    mean: float
-    deviation: float  # of the paired differences; nan for one seed
-    low: float  # 95 % interval of the mean, Student's t over seeds
-    high: float
-    seeds: int
-
-    @property
-    def deviations(self) -> float:
-        """The mean in deviations of the differences."""
-        return self.mean / self.deviation if self.deviation > 0 else float("nan")
-
-
-def deviation(values: Sequence[float]) -> float:
-    """Standard deviation of a sample; nan for fewer than two values."""
-    return statistics.stdev(values) if len(values) > 1 else float("nan")
-
-
-def paired(a: Scores, b: Scores | float) -> Difference:
-    """`a` minus `b` by seed, or minus one number (raw pixels know no seed).  Raises ValueError where no seed is in both."""
-    seeds = sorted(a) if isinstance(b, float | int) else sorted(set(a) & set(b))
-    if not seeds:
-        raise ValueError("no seed was run for both rows")
-    gains = [a[s] - (b if isinstance(b, float | int) else b[s]) for s in seeds]
-    mean, spread = statistics.fmean(gains), deviation(gains)
-    reach = float(t.ppf(0.975, len(gains) - 1)) * spread / len(gains) ** 0.5 if len(gains) > 1 else float("nan")
-    return Difference(mean, spread, mean - reach, mean + reach, len(gains))
+from twinview.analysis.report.statistics import Difference as Difference
+from twinview.analysis.report.statistics import Scores as Scores
+from twinview.analysis.report.statistics import deviation as deviation
+from twinview.analysis.report.statistics import paired as paired
 
 
 def seeds_needed(deviation: float, difference: float = 1.0, *, power: float = 0.8, level: float = 0.05, most: int = 10_000) -> int:

@@ -7,7 +7,10 @@ from twinview.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from twinview.api import check as check
+    from twinview.api import embed as embed
     from twinview.api import load as load
+    from twinview.api import read_features as read_features
+    from twinview.api import runs as runs
     from twinview.api import train as train
     from twinview.branch import Branch as Branch
     from twinview.branch import Branches as Branches
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
     from twinview.hooks import part as part
 
 _LAZY = {
-    **{"train": "api", "load": "api", "check": "api"},
+    **{"train": "api", "load": "api", "check": "api", "embed": "api", "read_features": "api", "runs": "api"},
     **{"hookimpl": "hooks", "part": "hooks", "Branch": "branch", "Branches": "branch"},
     **{"RecipeError": "errors", "TwinviewError": "errors"},
 }

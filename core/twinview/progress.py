@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from twinview import terminal
 from twinview.terminal import say
 
 T = TypeVar("T")
+NOTEBOOK = "ipykernel"  # the module that runs a notebook's code
 EVERY = 10.0  # seconds between two lines of a log
 SHARE = "{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"  # of a run that is measured in hours
 
@@ -22,12 +24,27 @@ SHARE = "{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"  # of a
 DELAY = 1.0  # seconds before which a bar is not worth its place
 
 
+def shows_bars() -> bool:
+    """Whether stderr is a terminal, or this process is a notebook's."""
+    return sys.stderr.isatty() or NOTEBOOK in sys.modules
+
+
+def _tqdm() -> Any:
+    """tqdm's bar; in a notebook the one that is drawn there, where ipywidgets are installed."""
+    if NOTEBOOK not in sys.modules:
+        return tqdm
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of missing ipywidgets: bars are then plain text
+        from tqdm.auto import tqdm as of_notebooks
+    return of_notebooks
+
+
 def progress(items: Iterable[T], total: int, what: str, unit: str, *, leave: bool = True) -> Iterator[T]:
     """The same items, while stderr says how far they are, where that takes long; of several ranks, rank 0 speaks.  `leave`: a bar stays."""
     if os.environ.get("RANK", "0") != "0" or not total:
         yield from items
-    elif sys.stderr.isatty():
-        yield from tqdm(items, total=total, desc=what, unit=f" {unit}", dynamic_ncols=True, delay=DELAY, leave=leave)
+    elif shows_bars():
+        yield from _tqdm()(items, total=total, desc=what, unit=f" {unit}", dynamic_ncols=True, delay=DELAY, leave=leave)
     else:
         said = time.monotonic()
         for done, item in enumerate(items, 1):
@@ -69,9 +86,9 @@ class Bar:
         self._then = f", then {then}" if then else ""
         self._steps, self._share, self._began, self._said = steps, share, time.monotonic(), float("-inf")
         self._bar: Any = None
-        if sys.stderr.isatty():
+        if shows_bars():
             total, initial = (steps, start) if steps else (1000, round(1000 * share))
-            self._bar = tqdm(total=total, initial=initial, unit=" step", dynamic_ncols=True, bar_format=None if steps else SHARE)
+            self._bar = _tqdm()(total=total, initial=initial, unit=" step", dynamic_ncols=True, bar_format=None if steps else SHARE)
 
     def update(self, step: int, share: float) -> None:
         """After every step."""

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from twinview.branch import Head
 from twinview.hooks import hookimpl, part
 from twinview.ops.means import weighted_mean, wide
-from twinview.ops.pictures import photograph
+from twinview.ops.pictures import from_picture, three_channels
+from twinview.ops.sheet import Cell, sheet
 from twinview.ops.weights import load_weights
 from twinview.values import Dims, Size, Step, Traits
 from twinview_mae.decoder import OFFICIAL, Decoder
@@ -80,8 +81,14 @@ class Pixels:
             var, mean = torch.var_mean(true, dim=2, keepdim=True)
             said = said * (var + EPS).sqrt() + mean
         columns = [true * ~hidden[..., None], torch.where(hidden[..., None], said, true), true]
-        rows = torch.cat([whole(p, (grid[0], grid[1]), side) for p in columns], 3)  # [B, C, H, 3 W]
-        return {"pixels": photograph(torch.cat(list(rows), 1).cpu())}
+        wholes = torch.stack([whole(p, (grid[0], grid[1]), side) for p in columns], 1)  # [B, 3, C, H, W]
+        low, high = wholes[:, 2].flatten(1).quantile(0.005), wholes[:, 2].flatten(1).quantile(0.995)  # of what was true: one scale for the sheet
+        shown = ((wholes - low) / (high - low).clamp(min=1e-6) * 255).round().clamp(0, 255).byte().cpu()
+        rows = [[Cell(three_channels(picture)) for picture in row] for row in shown]
+        headings = (f"view {view + 1} as the encoder saw it", "hidden patches as the decoder says them", "the view")
+        told = " Their mean and deviation are the true ones, since the loss normalizes patches." if self.normalize else ""
+        caption = f"Hidden patches are grey on the left. In the middle the decoder's pixels stand in their place, the rest is the view's own.{told}"
+        return {"pixels": from_picture(sheet(rows, headings=headings, caption=caption, height=150, nearest=True))}
 
     def predict(self, step: Step, view: int) -> Tensor:
         """[B, N, P * P * C]: what the decoder says of every cell of a view with hidden cells."""

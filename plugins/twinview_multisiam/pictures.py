@@ -1,7 +1,6 @@
 """Pictures of clusters."""
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,44 +10,67 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from twinview.ops.pictures import from_picture, photograph, to_picture
-from twinview.values import Batch, Geometry
+from twinview.ops.sheet import FRAMES, Cell, Entry, palette, sheet
+from twinview.values import Batch, Geometry, cell_centers
 
-IMAGES, SIDE, GAP, TITLE = 8, 192, 4, 18  # rows; least pixels of a picture's side, between pictures, of the headings
-TINT = 0.55  # of a cluster's colour over the picture
+IMAGES, HEIGHT = 8, 190  # rows, and pixels of a picture
+TINT = 0.55  # of a cluster's color over the picture
+CAPTION = (
+    "Each image is clustered by itself. A color stands for one cluster within a row: the second view's clusters have the colors of those of the "
+    "first that they overlap most with, where both views show the same place. Clusters are numbered from the top of the first view."
+)
 
 
 def cluster_sheet(batch: Batch, clusters: Mapping[int, Tensor], k: int) -> Tensor:
-    """[3, H, W] uint8, a row for each image: every view of `clusters`, and beside it its cells [B, h, w] in their clusters' colours.
+    """[3, H, W] uint8, a row for each image: every view of `clusters`, and beside it its cells [B, h, w] in their clusters' colors.
 
     The yellow frame on a view holds what the other view shows of it.
     """
-    colors = palette(k)
-    columns = [c for view in clusters for c in (f"view {view + 1}", f"clusters of view {view + 1}")]
-    rows = min(IMAGES, len(batch.keys))
-    zoom = -(-SIDE // max(max(batch.geometry.sizes[view]) for view in clusters))
-    height, width = (zoom * max(batch.geometry.sizes[view][side] for view in clusters) for side in (0, 1))
-    sheet = Image.new("RGB", (len(columns) * (width + GAP) - GAP, TITLE + rows * (height + GAP) - GAP), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, title in enumerate(columns):
-        draw.text((column * (width + GAP) + 2, 3), title, fill="black")
-    for row in range(rows):
-        for place, (view, cells) in enumerate(clusters.items()):
-            image = photograph(batch.images[view][row].cpu()).repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
-            plain, tinted = to_picture(image), to_picture(tint(image, colors[by_height(cells[row].cpu(), k)]))
+    colors = torch.tensor(palette(k), dtype=torch.uint8)
+    headings = [heading for view in clusters for heading in (f"view {view + 1}", f"view {view + 1}, clusters")]
+    rows = []
+    for row in range(min(IMAGES, len(batch.keys))):
+        cells = list[Cell]()
+        for view, numbers in numbered(batch.geometry, {view: found[row].cpu() for view, found in clusters.items()}, row, k).items():
+            image = photograph(batch.images[view][row].cpu())
+            zoom = -(-HEIGHT // image.shape[1])
+            image = image.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
+            plain = to_picture(image)
             outline(plain, batch.geometry, row, view)
-            for column, picture in ((2 * place, plain), (2 * place + 1, tinted)):
-                sheet.paste(picture, (column * (width + GAP), TITLE + row * (height + GAP)))
-    return from_picture(sheet)
+            cells += [Cell(plain, batch.keys[row]), Cell(tint(image, colors[numbers]))]
+        rows.append(cells)
+    legend = [Entry(tuple(color), f"cluster {n + 1}") for n, color in enumerate(colors.tolist())]
+    legend.append(Entry(FRAMES["yellow"], "what the other view shows", "frame"))
+    return from_picture(sheet(rows, headings=headings, legend=legend, caption=CAPTION, height=HEIGHT, nearest=True))
 
 
-def palette(k: int) -> Tensor:
-    """[k, 3] uint8: colours whose hues lie far apart."""
-    rgb = [colorsys.hsv_to_rgb((0.58 + i * 0.381966) % 1, 0.85 if i % 2 else 0.65, 1.0 if i % 2 else 0.85) for i in range(k)]
-    return (torch.tensor(rgb) * 255).round().byte()
+def numbered(geometry: Geometry, clusters: Mapping[int, Tensor], row: int, k: int) -> dict[int, Tensor]:
+    """Clusters [h, w] of each view of an image, numbered alike in all: those of the first from the top, those of others by what they overlap with."""
+    own = geometry._replace(boxes=geometry.boxes[row].cpu(), flips=geometry.flips[row].cpu())
+    first = next(iter(clusters))
+    found = {first: by_height(clusters[first], k)}
+    for view, cells in clusters.items():
+        if view != first:
+            found[view] = matched(own, found[first], first, cells, view, k)[cells]
+    return found
+
+
+def matched(geometry: Geometry, there: Tensor, first: int, cells: Tensor, view: int, k: int) -> Tensor:
+    """[k]: for each cluster of a view the one of the `first` view's, clusters `there` [h, w], that shares most places with it, each once."""
+    from scipy.optimize import linear_sum_assignment
+
+    places = geometry.to_view(geometry.to_source(cell_centers((cells.shape[0], cells.shape[1])), view), first)
+    inside = ((places >= 0) & (places < 1)).all(-1)
+    x, y = (places[inside] * torch.tensor([there.shape[1], there.shape[0]])).long().unbind(-1)
+    shared = torch.zeros(k, k).index_put_((cells.flatten()[inside], there[y, x]), torch.ones(()), accumulate=True)
+    own, others = linear_sum_assignment(-shared.numpy())
+    numbers = torch.empty(k, dtype=torch.int64)
+    numbers[torch.from_numpy(own)] = torch.from_numpy(others)
+    return numbers
 
 
 def by_height(cells: Tensor, k: int) -> Tensor:
-    """Clusters [h, w] numbered anew from the top of the picture to its bottom, so that rows of a sheet share their colours."""
+    """Clusters [h, w] numbered anew from the top of the picture to its bottom, so that rows of a sheet share their colors."""
     y = torch.arange(len(cells), dtype=torch.float32)[:, None].expand(cells.shape)
     member = F.one_hot(cells.flatten(), k).float()
     middle = (member * y.flatten()[:, None]).sum(0) / member.sum(0)  # NaN, which sorts last, for an empty cluster
@@ -56,7 +78,7 @@ def by_height(cells: Tensor, k: int) -> Tensor:
 
 
 def tint(image: Tensor, colors: Tensor) -> Tensor:
-    """Lay colours [h, w, 3] of cells over an image [3, H, W] uint8, in grey below."""
+    """Lay colors [h, w, 3] of cells over an image [3, H, W] uint8, in grey below."""
     full = F.interpolate(colors.movedim(2, 0)[None].float(), image.shape[1:], mode="nearest")[0]
     return (TINT * full + (1 - TINT) * image.float().mean(0)).round().byte()
 
@@ -67,4 +89,4 @@ def outline(picture: Image.Image, geometry: Geometry, row: int, view: int) -> No
     other = next(a if b == view else b for a, b in geometry.pairs if view in (a, b))
     corners = own.to_view(own.overlap(view, other).view(2, 2), view).numpy()
     low, high = corners.min(0) * picture.size, np.maximum(corners.max(0) * picture.size - 1, 0)
-    ImageDraw.Draw(picture).rectangle((*low, *high), outline="yellow", width=max(1, picture.width // 100))
+    ImageDraw.Draw(picture).rectangle((*low, *high), outline=FRAMES["yellow"], width=max(2, picture.width // 80))

@@ -15,9 +15,9 @@ from twinview.ops.checks import of_weights
 from twinview.ops.vision import import_timm
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
-    from twinview.values import Traits
+    from twinview.values import Step, Traits
 
 PLAIN = ("vision_transformer", "deit")  # timm's modules of plain vision transformers
 OF_ANY = ("name", "weights", "weights_key", "img_size", "drop_path")  # options that every network takes
@@ -111,6 +111,15 @@ class Encoder:
             if name == "mask_token":
                 parameter.requires_grad_(masked)
         return made
+
+    @hookimpl
+    def pictures(self, step: Step) -> dict[str, Tensor] | None:
+        """`attention` of a plain vision transformer: what the heads of its last block attend to in a few images."""
+        if not self.plain:
+            return None
+        from twinview_timm.attention import attention_sheet
+
+        return {"attention": attention_sheet(cast(Any, step.branches.online.encoder), step)}
 
 
 @hookimpl

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from twinview.analysis.figures import _matched, _spread, draw, views_sheet
+from twinview.analysis.figures import _cell_boxes, _matched, _spread, draw, views_sheet
 from twinview.assembly import assemble
 from twinview.data.dataset.open import open_shards
 from twinview.data.dataset.read import read_image
@@ -38,8 +38,8 @@ def test_matched_cells_lie_at_the_same_place(recipe: Recipe) -> None:
     model, batch = model_and_batch(recipe)
     step = LazyStep(model, batch, Progress(0, 1, 0, 0.0), False)
     found = _matched(step, "")
-    assert found is not None
-    online, target, weight = found
+    (online, target), weight = found.places, found.weight
+    assert not found.learned
     assert bool(batch.geometry.flips.any()) and not bool(batch.geometry.flips.all()) and bool((weight > 0).all())
     i, j = step.pairs[0]
     inner = slice(2, -2)  # RoIAlign clamps at the maps' borders
@@ -51,8 +51,8 @@ def test_matched_cells_lie_at_the_same_place(recipe: Recipe) -> None:
 def test_the_sheet_has_a_row_an_image_and_shows_boxes_and_dots(recipe: Recipe) -> None:
     model, batch = model_and_batch(recipe)
     shards = open_shards(recipe.data.shards)
-    sheet = views_sheet(model, batch, [read_image(shards, i) for i in range(3)])
-    assert sheet.height == 20 + 3 * 208 + 8
+    sheet = views_sheet(model, batch, [read_image(shards, i) for i in range(3)], "a run, step 1")
+    assert 3 * 208 < sheet.height < 3 * 208 + 250
     pixels = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8).view(sheet.height, sheet.width, 3)
     for color in ((255, 48, 48), (48, 160, 255)):  # a box of each view
         assert int((pixels == torch.tensor(color, dtype=torch.uint8)).all(-1).sum()) > 100
@@ -61,3 +61,30 @@ def test_the_sheet_has_a_row_an_image_and_shows_boxes_and_dots(recipe: Recipe) -
 
 def test_a_recipe_alone_gives_views_a_run_its_parts_too(recipe: Recipe, tmp_path: Path) -> None:
     assert set(draw(recipe, images=2)) == {"views"}
+
+
+def test_hidden_cells_are_hatched_and_a_learned_alignment_has_the_geometrys_dots(photo_shards: str) -> None:
+    table: dict[str, Any] = {
+        "views": {"use": "siameseim.crops", "size": 32}, "masks": {"use": "siameseim.blocks", "smallest": 2}, "align": {"use": "siameseim.relative", "depth": 1, "attention_heads": 2},
+        "encoder": {"use": "timm.encoder", "name": "vit_tiny_patch16_224", "patch": 8, "width": 48, "depth": 1, "heads": 3},
+        "loss": [{"use": "siameseim.dense", "channels": 16, "projector_depth": 1, "attention_heads": 2}], "data": {"shards": photo_shards, "workers": 0},
+        "optimizer": {"use": "adamw", "lr": 1e-4}, "run": {"steps": 1, "batch_size": 2},
+    }  # fmt: skip
+    recipe = read(table)
+    model, batch = model_and_batch(recipe)
+    hidden = batch.hidden[0]
+    assert hidden is not None
+    boxes = _cell_boxes(hidden[0], model.dims.grids[0], (200, 100))
+    assert len(boxes) == int(hidden[0].sum()) and boxes[0][2] - boxes[0][0] == 50 and boxes[0][3] - boxes[0][1] == 25
+    step = LazyStep(model, batch, Progress(0, 1, 0, 0.0), False)
+    found = _matched(step, "")
+    assert found.learned
+    i, j = step.pairs[0]
+    here, there = (batch.geometry.to_source(places.flatten(1, 2), view) for places, view in zip(found.places, (i, j)))
+    assert float((here - there).abs().max()) < 1e-5
+    shards = open_shards(recipe.data.shards)
+    dark, plain = (
+        float(torch.frombuffer(bytearray(views_sheet(model, b, [read_image(shards, 0)]).tobytes()), dtype=torch.uint8).float().mean())
+        for b in (batch, batch._replace(hidden=(None, None)))
+    )
+    assert dark < plain - 1

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from twinview import api
 from twinview.cli import main
-from twinview.cli.export import size_of
+from twinview.cli.sizes import size_of
 from twinview.errors import TwinviewError
 
 VIT = {"use": "timm.encoder", "name": "vit_tiny_patch16_224", "patch": 8, "width": 48, "depth": 2, "heads": 3, "positions": "sine_row", "final_norm": False,

@@ -15,9 +15,11 @@ from twinview.assembly import assemble
 from twinview.data.loading.factory import Paths
 from twinview.errors import RecipeError
 from twinview.model import Outcome, Siamese, make_model
+from twinview.ops.sheet import palette
 from twinview.recipe import read
 from twinview.values import Alignment, Batch, DataFactory, Geometry, Progress
 from twinview_multisiam.clusters import Clusters, own_centroid
+from twinview_multisiam.pictures import numbered, tint
 from twinview_multisiam.watch import border_information, occupancy_entropy, watch
 
 START = Progress(0, 10, 0, 0.0)
@@ -356,15 +358,26 @@ def test_pictures_show_views_and_their_clusters(toy: dict[str, Any]) -> None:
     siamese = model(recipe(toy))
     outcome = run(siamese)
     (found,) = [answer["clusters"] for answer in siamese.assembly.calls.pictures(step=outcome.step, data=data)]
-    assert found.dtype == torch.uint8 and found.shape == (3, 18 + 4 * (224 + 4) - 4, 4 * (224 + 4) - 4)
+    assert found.dtype == torch.uint8 and found.shape[0] == 3 and found.shape[1] > 4 * 190 and found.shape[2] > 4 * 190
     step: Any = outcome.step
     part: Any = siamese.assembly.parts["multisiam.clusters"]
     cells = step.apply(step.head(part, "projector"), 0, "target")
     clusters = part.cluster(cells, step.uniform("kmeans/0", 1)[:, 0])[1][0]
-    panel = found[:, 18 : 18 + 224, 228 : 228 + 224].float().view(3, 7, 32, 7, 32).mean((2, 4))
-    hues = (panel - panel.mean(0)).flatten(1).T  # [49, 3]: a cluster's cells share a tint, whatever lies below
+    numbers = numbered(step.batch.geometry, {0: clusters}, 0, part.clusters)[0]
+    panel = tint(torch.full((3, 56, 56), 90, dtype=torch.uint8), torch.tensor(palette(part.clusters), dtype=torch.uint8)[numbers])
+    hues = panel.float().view(3, 7, 8, 7, 8).mean((2, 4)).flatten(1).T  # [49, 3]: a cluster's cells share a tint
     for k in clusters.unique():
         assert hues[clusters.flatten() == k].std(0).nan_to_num().max() < 8
+
+
+def test_colors_of_clusters_mean_the_same_in_both_views() -> None:
+    """The second view is the first one's left half, mirrored; its clusters are numbered otherwise."""
+    boxes = torch.tensor([[[0.0, 0, 1, 1], [0, 0, 0.5, 1]]])
+    geometry = Geometry(boxes, torch.tensor([[False, True]]), torch.tensor([[8, 8]]), ((8, 8),) * 2, ((0, 1), (1, 0)))
+    first = torch.tensor([[0, 1, 2, 2]] * 2 + [[3, 1, 2, 2]] * 2)
+    second = torch.tensor([[2, 2, 3, 3]] * 2 + [[2, 2, 0, 0]] * 2)  # mirrored: cluster 1 on the left, then 0 above 3
+    found = numbered(geometry, {0: first, 1: second}, 0, 4)
+    assert torch.equal(found[1][:, :2], found[0][:, 1:2].expand(4, 2)) and torch.equal(found[1][:, 2:], found[0][:, :1].expand(4, 2))
 
 
 @pytest.mark.parametrize(

@@ -28,15 +28,16 @@ class Export:
     size: Size  # of the images that positions are for, pixels
 
 
-def export_encoder(run: Path, out: Path, *, to: str = "", size: Size | None = None, step: int | None = None) -> Export:
-    """Write the online branch's encoder of a run to `out`, a .safetensors file, and what else a user of it needs to know to a .json beside it.
+def export_encoder(run: Path, out: Path, *, to: str = "", size: Size | None = None, step: int | None = None, branch: str = "online") -> Export:
+    """Write the encoder of a run to `out`, a .safetensors file, and what else a user of it needs to know to a .json beside it.
 
     `to`: the library whose names the tensors have, "" for the one that the encoder comes from; `size`: height, width in pixels that fixed or learned
-    positions are made for (default: the first view's); `step`: the checkpoint of that step.  Raises CheckpointError, RecipeError.
+    positions are made for (default: the first view's); `step`: the checkpoint of that step; `branch`: online or target.
+    Raises CheckpointError, RecipeError.
     """
     if out.suffix != ".safetensors":
         raise RecipeError(f"{out}: is no name for the file. Write one that ends in .safetensors.")
-    encoder, assembly, at_step = read_encoder(run, step)
+    encoder, assembly, at_step = read_encoder(run, step, branch)
     views = assembly.calls.sample_views(size=(256, 256), rng=np.random.default_rng(0))
     made_for = size or views.sizes[0]
     published = _published(encoder, assembly.recipe.encoder.use, made_for, to)

@@ -4,6 +4,7 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image, ImageDraw
@@ -20,13 +21,44 @@ from twinview.data.loading.views import ViewDataset
 from twinview.engine.checkpoint import find_checkpoint, load_model, steps_in
 from twinview.model import LazyStep, Siamese, make_model
 from twinview.ops.pictures import three_channels
+from twinview.ops.sheet import Cell, Entry, font, hatched, sheet, titled
 from twinview.recipe import Recipe
-from twinview.values import Batch, DataFactory, Geometry, Progress, cell_centers
+from twinview.values import Batch, DataFactory, Geometry, Progress, Size, cell_centers
 
 IMAGES = 6  # in a picture
-HEIGHT, GAP, TITLE = 200, 8, 20  # pixels: of a picture, between pictures, of a heading
-BOXES = ("#ff3030", "#30a0ff", "#30d030", "#ffc020")  # a colour per view
+HEIGHT = 200  # pixels of a picture on a sheet
+BOXES = ("#ff3030", "#30a0ff", "#30d030", "#ffc020")  # a color per view
+COLORS = ("red", "blue", "green", "amber")  # what they are called
+BOTH = "#ffff40"  # of the intersection
 SHOWN = 5  # matched cells along a side, at most
+LEARNED = "is learned: it predicts what the target shows at a place and moves no cell, so its dots are where the geometry puts the target's cells"
+
+
+class Opened(NamedTuple):
+    """A model at rest, and the data that it is shown."""
+
+    model: Siamese
+    shards: DataSource
+    data: DataFactory | None  # None: no run, and parts draw nothing
+    title: str = ""  # the run and the step, for the pictures
+    step: int | None = None  # of the checkpoint; None: untrained
+
+
+def open_model(recipe: Recipe, run: Path | None = None) -> Opened:
+    """The model of a recipe, with the newest checkpoint of `run` where it has one.  Raises TwinviewError."""
+    assembly = assemble(recipe)  # whose faults come before those of the data
+    shards = open_data(recipe.data)
+    assembly = assembly.under(with_measured(recipe, shards))
+    model = make_model(assembly, len(shards), shards.classes, weights=run is None)  # a run's own weights follow: the file it started from may be gone
+    step = None
+    if run is not None and steps_in(run / "checkpoints"):
+        checkpoint = find_checkpoint(run / "checkpoints")
+        load_model(checkpoint, model, rank=0, world=1)
+        step = checkpoint.step
+    model.eval()
+    data = None if run is None else Factory(assembly.recipe, model.dims, shards, features=model.features, alignment=model.alignment)
+    name = recipe.name if run is None else run.resolve().name
+    return Opened(model, shards, data, f"{name}, step {step}" if step is not None else f"{name}, untrained" if run is not None else name, step)
 
 
 def draw(recipe: Recipe, run: Path | None = None, *, images: int = IMAGES) -> dict[str, Image.Image]:
@@ -34,21 +66,12 @@ def draw(recipe: Recipe, run: Path | None = None, *, images: int = IMAGES) -> di
 
     Without a `run` the networks are untrained, and only `views` is drawn.  Raises TwinviewError.
     """
-    assembly = assemble(recipe)  # whose faults come before those of the data
-    shards = open_data(recipe.data)
-    assembly = assembly.under(with_measured(recipe, shards))
-    trained = run is not None and bool(steps_in(run / "checkpoints"))
-    model = make_model(assembly, len(shards), shards.classes, weights=run is None)  # a run's own weights follow: the file it started from may be gone
-    if run is not None and trained:
-        load_model(find_checkpoint(run / "checkpoints"), model, rank=0, world=1)
-    model.eval()
-    data = None if run is None else Factory(assembly.recipe, model.dims, shards, features=model.features, alignment=model.alignment)
-    return _draw(model, shards, data, images)
+    return pictures_of(open_model(recipe, run), images)
 
 
-def draw_trained(model: Siamese, shards: DataSource, data: DataFactory) -> dict[str, Image.Image]:
+def draw_trained(model: Siamese, shards: DataSource, data: DataFactory, title: str = "") -> dict[str, Image.Image]:
     """All pictures of a model that has just been trained, by name; every rank calls it, since parts may ask the other ranks."""
-    return _draw(model, shards, data, IMAGES)
+    return pictures_of(Opened(model, shards, data, title))
 
 
 def save_pictures(folder: Path, pictures: Mapping[str, Image.Image]) -> None:
@@ -58,39 +81,57 @@ def save_pictures(folder: Path, pictures: Mapping[str, Image.Image]) -> None:
         picture.save(folder / f"{name}.png")
 
 
-def _draw(model: Siamese, shards: DataSource, data: DataFactory | None, images: int) -> dict[str, Image.Image]:
-    """`views`, and with `data` what the parts offer."""
-    recipe = model.assembly.recipe
+def pictures_of(opened: Opened, images: int = IMAGES) -> dict[str, Image.Image]:
+    """`views`, and with data what the parts offer."""
+    model, shards, recipe = opened.model, opened.shards, opened.model.assembly.recipe
     shown = shards.preview(images)
     count = min(images, len(shown))
     chosen = [i * len(shown) // count for i in range(count)]
     batch, _ = ViewDataset(recipe, model.dims, shown, model.assembly).collate([(0, i) for i in chosen])
     form = PixelFormat.of(recipe.data)
-    found = {"views": views_sheet(model, batch, [read_image(shown, int(i), form) for i in batch.ids])}
-    return found | (part_pictures(model, batch, data) if data is not None else {})
+    found = {"views": views_sheet(model, batch, [read_image(shown, int(i), form) for i in batch.ids], opened.title)}
+    if opened.data is not None:
+        found |= {name: titled(picture, f"{name}: {opened.title}") for name, picture in part_pictures(model, batch, opened.data).items()}
+    return found
 
 
-def views_sheet(model: Siamese, batch: Batch, sources: Sequence[Tensor]) -> Image.Image:
+def views_sheet(model: Siamese, batch: Batch, sources: Sequence[Tensor], title: str = "") -> Image.Image:
     """A row per image: the source [C, H, W] as it was decoded with every view's box and the intersection, then the views as the encoder sees them.
 
-    Dots of one colour and number are cells that the recipe's first alignment holds to show the same place; a row whose views do not meet has none.
+    Cells that the online branch does not see are hatched.  Dots of one color and number are cells that an alignment holds to show the same place;
+    each alignment of the recipe has columns of its own.  A row whose views do not meet has no dots.
     """
     step = LazyStep(model, batch, Progress(0, 1, 0, 0.0), False)
-    views = len(batch.images)
     pixels = [_photograph(model, p * model.std + model.mean) for p in step.pixels]
     recipe = model.assembly.recipe
-    matched = _matched(step, next(iter(recipe.align))) if recipe.align else None
+    aligned = {name: _matched(step, name) for name in recipe.align} if step.pairs else {}
+    pair = step.pairs[0] if step.pairs else ()
+    columns: list[tuple[int, str | None]] = [(view, name) for name in aligned for view in pair]  # (view, alignment whose dots are on it)
+    columns += [(view, None) for view in range(len(batch.images)) if not aligned or view not in pair]
     rows = []
     for row, source in enumerate(sources):
         geometry = batch.geometry._replace(boxes=batch.geometry.boxes[row], flips=batch.geometry.flips[row])
-        pictures = [_boxes(_photograph(model, source), geometry)]
-        for view in range(views):
+        cells = [Cell(_boxes(_photograph(model, source), geometry), batch.keys[row])]
+        for view, name in columns:
             picture = _fit(pixels[view][row])
-            if matched is not None and view in step.pairs[0]:
-                _dots(picture, matched[step.pairs[0].index(view)][row], matched[2][row])
-            pictures.append(picture)
-        rows.append(pictures)
-    return _sheet(["source, boxes, intersection (yellow)"] + [_title(batch.geometry, v) for v in range(views)], rows)
+            hidden = batch.hidden[view]
+            if hidden is not None:
+                hatched(picture, _cell_boxes(hidden[row].cpu(), model.dims.grids[view], picture.size))
+            if name is not None:
+                matched = aligned[name]
+                _dots(picture, matched.places[pair.index(view)][row], matched.weight[row])
+            cells.append(Cell(picture))
+        rows.append(cells)
+    names = {name: f"{recipe.align[name].use}{f' ({name})' if name else ''}" for name in aligned}
+    titles = [_title(batch.geometry, view) + (f", {names[name]}" if name is not None else "") for view, name in columns]
+    headings = ["source, boxes, intersection", *titles]
+    legend = [Entry(BOXES[view % len(BOXES)], f"view {view + 1}", "frame") for view in range(min(len(batch.images), len(BOXES)))]
+    legend += [Entry(BOTH, "what both views of the first pair show", "frame")] if step.pairs else []
+    legend += [Entry("#303840", "hidden from the online branch", "hatch")] if any(hidden is not None for hidden in batch.hidden) else []
+    legend += [Entry("#ff1a1a", "cells that the alignment holds to show the same place: same number, same color", "dot")] if aligned else []
+    told = [f"{names[name]} {LEARNED}." for name, matched in aligned.items() if matched.learned]
+    told += [] if aligned else ["This recipe has no alignment, so no cells are matched."]
+    return sheet(rows, title=f"views: {title}" if title else "", headings=headings, legend=legend, caption=" ".join(told), height=HEIGHT)
 
 
 def part_pictures(model: Siamese, batch: Batch, data: DataFactory) -> dict[str, Image.Image]:
@@ -130,26 +171,43 @@ def _boxes(source: Tensor, geometry: Geometry) -> Image.Image:
     for online, target in geometry.pairs[:1]:
         both = geometry.overlap(online, target) * scale
         if bool((both[2:] > both[:2]).all()):
-            draw.rectangle([float(x) for x in both], outline="#ffff40", width=1)
+            draw.rectangle([float(x) for x in both], outline=BOTH, width=1)
     return image
 
 
-def _matched(step: LazyStep, name: str) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Where each cell of the common grid lies in the online and the target view, [B, h', w', 2] as fractions, and its weight [B, h', w'].
+class Matched(NamedTuple):
+    """What an alignment holds to be the same."""
 
-    None for an alignment that is learned: it predicts a place's features and moves no places.
-    """
+    places: tuple[Tensor, Tensor]  # of each cell of the common grid, in the online and the target view, [B, h', w', 2] as fractions
+    weight: Tensor  # [B, h', w']
+    learned: bool  # it moves no places: these are the geometry's
+
+
+def _matched(step: LazyStep, name: str) -> Matched:
+    """Where each cell of an alignment's common grid lies in the two views of the first pair."""
     online, target = step.pairs[0]
     with torch.no_grad():
         found = step.alignment(online, target, name)
+        grid = step._model.dims.grids[target]
         if found.fills_hidden:
-            return None
+            there = cell_centers(grid, step._model.device).expand(len(step.batch.keys), -1, -1)
+            here = step.geometry.to_view(step.geometry.to_source(there, target), online)
+            inside = ((here > 0) & (here < 1)).all(-1)
+            shape = (len(there), *grid)
+            return Matched((here.reshape(*shape, 2).cpu(), there.reshape(*shape, 2).cpu()), inside.reshape(shape).float().cpu(), True)
         places = []
         for view, through in ((online, found.online), (target, found.target)):
             grid = step._model.dims.grids[view]
             own = cell_centers(grid, step._model.device).view(*grid, 2).permute(2, 0, 1)
             places.append(through(own.expand(len(step.batch.keys), -1, -1, -1).contiguous()).permute(0, 2, 3, 1).cpu())
-    return places[0], places[1], found.weight.cpu()
+    return Matched((places[0], places[1]), found.weight.cpu(), False)
+
+
+def _cell_boxes(hidden: Tensor, grid: Size, size: tuple[int, int]) -> list[tuple[float, float, float, float]]:
+    """Boxes x0 y0 x1 y1, in a picture of `size` (width, height), of the hidden cells [h * w]."""
+    width, height = size[0] / grid[1], size[1] / grid[0]
+    cells = hidden.view(grid).nonzero().tolist()
+    return [(x * width, y * height, (x + 1) * width, (y + 1) * height) for y, x in cells]
 
 
 def _dots(picture: Image.Image, places: Tensor, weight: Tensor) -> None:
@@ -160,7 +218,7 @@ def _dots(picture: Image.Image, places: Tensor, weight: Tensor) -> None:
         px, py = float(places[y, x, 0]) * picture.width, float(places[y, x, 1]) * picture.height
         red, green, blue = colorsys.hsv_to_rgb(number / max(len(shown), 1), 0.9, 1.0)
         draw.ellipse([px - 8, py - 8, px + 8, py + 8], fill=(int(red * 255), int(green * 255), int(blue * 255)), outline="black")
-        draw.text((px, py), str(number), fill="black", anchor="mm")
+        draw.text((px, py), str(number), fill="black", anchor="mm", font=font(10))
 
 
 def _spread(n: int) -> list[int]:
@@ -169,17 +227,4 @@ def _spread(n: int) -> list[int]:
 
 def _title(geometry: Geometry, view: int) -> str:
     height, width = geometry.sizes[view]
-    return f"view {view + 1} ({['red', 'blue', 'green', 'amber'][view % 4]}), {height} x {width}"
-
-
-def _sheet(titles: list[str], rows: list[list[Image.Image]]) -> Image.Image:
-    """Rows of pictures under a line of headings."""
-    widths = [max(row[c].width for row in rows) for c in range(len(titles))]
-    sheet = Image.new("RGB", (sum(widths) + GAP * (len(widths) + 1), TITLE + (HEIGHT + GAP) * len(rows) + GAP), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, title in enumerate(titles):
-        x = GAP + sum(widths[:column]) + GAP * column
-        draw.text((x, 4), title, fill="black")
-        for row, pictures in enumerate(rows):
-            sheet.paste(pictures[column], (x, TITLE + (HEIGHT + GAP) * row))
-    return sheet
+    return f"view {view + 1} ({COLORS[view % len(COLORS)]}), {height} x {width}"

@@ -16,13 +16,13 @@ from twinview.saved import check_finite
 class TrainedEncoder(NamedTuple):
     """A run's encoder, and where it comes from."""
 
-    encoder: nn.Module  # of the online branch, in eval mode, on the CPU
+    encoder: nn.Module  # of the online branch, or the target one where it was asked for; in eval mode, on the CPU
     assembly: Assembly  # of the run's recipe
     step: int  # of the checkpoint
 
 
-def read_encoder(run: Path, step: int | None = None) -> TrainedEncoder:
-    """The encoder of a run's newest checkpoint, or of that of `step`.
+def read_encoder(run: Path, step: int | None = None, branch: str = "online") -> TrainedEncoder:
+    """The encoder of a run's newest checkpoint, or of that of `step`; of the target branch where `branch` is "target".
 
     Needs the methods that the run's recipe names, and no DeepSpeed.  Raises CheckpointError.
     """
@@ -30,8 +30,11 @@ def read_encoder(run: Path, step: int | None = None) -> TrainedEncoder:
     checkpoint = find_checkpoint(run / "checkpoints", step)
     assembly = assemble(recipe)
     encoder = assembly.encoder(random=True)
-    start = "online.encoder."
+    start = f"{branch}.encoder."
     weights = {k.removeprefix(start): v for k, v in checkpoint.load("model.pt").items() if k.startswith(start)}
+    if not weights and branch == "target":
+        why = "with [target] momentum = 0, or where no loss asks for it, there is the online one alone"
+        raise CheckpointError(f"{checkpoint.path}: has no target branch: {why}.")
     check_finite(weights, encoder, str(checkpoint.path))
     try:
         encoder.load_state_dict(weights)

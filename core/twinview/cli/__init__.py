@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from twinview.cli import evaluate, export, methods, new, plan, recipes, shards, show, train
+from twinview.cli import complete, embed, evaluate, export, methods, new, plan, recipes, runs, shards, show, train
 from twinview.cli.words import Parser, in_options, tidied, unknown
 from twinview.errors import HookError, Preempted
 from twinview.faults import explained
@@ -25,8 +25,9 @@ def parser() -> Parser:
     top = Parser(prog="twinview", description="Pre-train vision backbones on unlabelled images.", epilog=EPILOG)
     top.add_argument("--version", action="version", version=f"twinview {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
-    for module in (train, plan, recipes, methods, evaluate, export, shards, show, new):
+    for module in (train, plan, recipes, methods, runs, show, evaluate, embed, export, shards, new):
         module.add(commands)
+    complete.add(commands, parser)
     return top
 
 

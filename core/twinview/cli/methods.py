@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import re
 import textwrap
 import tomllib
@@ -32,8 +33,10 @@ def add(commands: Commands) -> None:
     """Add `methods` and `recipes` to the command line."""
     made = command(commands, "methods", methods, "list the installed methods: what each is, its parts, and recipes with its losses")
     made.add_argument("--write", metavar="FILE", help="write them as a table between the marks of a page of documentation, for example README.md")
+    made.add_argument("--json", action="store_true", help="all of it as JSON")
     made = command(commands, "recipes", recipes, "list the recipes that come with twinview and with installed methods")
     made.add_argument("method", metavar="METHOD", nargs="?", help="only those that name a part of this method")
+    made.add_argument("--json", action="store_true", help="names and titles as JSON")
 
 
 def methods(args: argparse.Namespace) -> None:
@@ -45,7 +48,11 @@ def methods(args: argparse.Namespace) -> None:
         page.write_text(with_table(page.read_text(encoding="utf-8"), page), encoding="utf-8")
         answer(f"{page}: the table of methods is current")
         return
-    for method in installed_methods():
+    found = installed_methods()
+    if args.json:
+        answer(json.dumps([method._asdict() for method in found], indent=1))
+        return
+    for method in found:
         answer(f"{method.name} ({method.distribution})")
         answer(textwrap.fill(method.about, 120, initial_indent="  ", subsequent_indent="  "))
         for title, names in (("parts", method.parts), ("recipes", method.recipes)):
@@ -59,6 +66,9 @@ def recipes(args: argparse.Namespace) -> None:
     if args.method and args.method not in installed_names:
         raise RecipeError(f"recipes: no method {args.method!r} is installed.{closest(args.method, installed_names)}")
     found = {name: title for name, title, used, _ in _recipes() if not args.method or args.method in used}
+    if args.json:
+        answer(json.dumps(found, indent=1))
+        return
     width = max(map(len, found), default=0)
     for name, title in found.items():
         answer(f"{name:<{width}}  {title}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from twinview.cli.commands import Commands, command, recipe_arguments
@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Add `check` and `parts` to the command line."""
-    recipe_arguments(command(commands, "check", check, "print a recipe as resolved, and who answers each hook"))
+    made = command(commands, "check", check, "print a recipe as resolved, and who answers each hook")
+    recipe_arguments(made)
+    made.add_argument("--json", action="store_true", help="the same as JSON")
     made = command(commands, "parts", parts, "list the parts of the installed methods, with their options")
     made.add_argument("method", metavar="METHOD", nargs="?", help="one method, with options, defaults and docstrings")
     made.add_argument("--installed", action="store_true", help="a table: method, distribution, version, parts and the hooks that they answer")
+    made.add_argument("--json", action="store_true", help="parts, options and defaults as JSON")
 
 
 def check(args: argparse.Namespace) -> None:
@@ -31,9 +34,15 @@ def check(args: argparse.Namespace) -> None:
     from twinview.recipe import read
 
     assembly = checked(read(args.recipe, args.overrides))
-    answer(tomli_w.dumps(assembly.table()).rstrip())
-    answer()
-    answer("\n".join(f"# {line}" for line in (*sources(assembly.recipe.data), *answers(assembly))))
+    if args.json:
+        from twinview.hooks import HOOKS
+
+        who = {hook: [*assembly.answers(hook), *assembly.wrappers(hook)] for hook in HOOKS}
+        answer(json.dumps({"recipe": assembly.table(), "answers": who, "methods": assembly.distributions()}, indent=1))
+    else:
+        answer(tomli_w.dumps(assembly.table()).rstrip())
+        answer()
+        answer("\n".join(f"# {line}" for line in (*sources(assembly.recipe.data), *answers(assembly))))
     from twinview.planning.sizes import check_sizes
 
     check_sizes(assembly)
@@ -73,6 +82,9 @@ def parts(args: argparse.Namespace) -> None:
 
     if args.method and args.method not in methods():
         raise RecipeError(f"parts: no method {args.method!r} is installed.{closest(args.method, methods())}")
+    if args.json:
+        answer(json.dumps({method: _as_json(method, who, found) for method, who, found in installed(args.method)}, indent=1))
+        return
     if args.installed:
         installed_table(args.method)
         return
@@ -117,6 +129,19 @@ def _part(label: str, cls: type, full: bool) -> Iterator[str]:
     for f in attrs.fields(cls):
         if f.init:
             yield f"      {f.name} = {_default(f)}   {comments.get(f.name, '')}".rstrip()
+
+
+def _as_json(method: str, who: str, found: Mapping[str, type] | TwinviewError) -> dict[str, Any]:
+    import attrs
+
+    if isinstance(found, TwinviewError):
+        return {"distribution": who, "fault": str(found)}
+    parts = {}
+    for name, cls in found.items():
+        comments = option_comments(cls)
+        options = {f.name: {"default": _default(f), "about": comments.get(f.name, "")} for f in attrs.fields(cls) if f.init}
+        parts[f"{method}.{name}"] = {"about": inspect.cleandoc(cls.__doc__ or ""), "options": options}
+    return {"distribution": who, "parts": parts}
 
 
 def _default(f: Any) -> str:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 
 from twinview.cli.commands import Commands, command, group
 from twinview.data.prepare.layouts import KINDS
@@ -45,6 +46,7 @@ def add(commands: Commands) -> None:
     made.add_argument("shards", metavar="SHARDS", nargs="+", help="paths with {000..063}, or a folder")
     made.add_argument("--images", metavar="N", type=int, default=1000, help="most samples to look into, evenly spaced (default: 1000)")
     made.add_argument("--out", metavar="FILE.png", help="draw some samples")
+    made.add_argument("--json", action="store_true", help="the counts as JSON")
 
 
 def pack(args: argparse.Namespace) -> None:
@@ -75,12 +77,16 @@ def check(args: argparse.Namespace) -> None:
 
 def stat(args: argparse.Namespace) -> None:
     """Count what shards hold, and draw some of it."""
+    import attrs
+
     from twinview.data.prepare.stats import count, draw_sheet
 
-    answer("\n".join(count(args.shards, args.images).lines()))
+    found = count(args.shards, args.images)
+    answer(json.dumps(attrs.asdict(found), indent=1) if args.json else "\n".join(found.lines()))
     if args.out:
         draw_sheet(args.shards, expand(args.out, "--out"))
-        answer(f"picture     {args.out}")
+        if not args.json:
+            answer(f"picture     {args.out}")
 
 
 def scenes(args: argparse.Namespace) -> None:

@@ -24,6 +24,7 @@ def add(commands: Commands) -> None:
     made.add_argument("--resume", action="store_true", help="go on where the run stopped")
     made.add_argument("--resume-auto", action="store_true", help="start, or go on if the folder has a run (also written --resume auto)")
     made.add_argument("--ranks", metavar="N", type=int, default=1, help="processes on this machine (default: 1; launchers set their own)")
+    made.add_argument("--seeds", metavar="N,N,...", help="a run for each seed, one after another, in DIR-seedN; then their scores side by side")
     made.add_argument("--dry-run", action="store_true", help="one real batch: memory, seconds a step, who answers what; writes nothing")
 
 
@@ -34,6 +35,11 @@ def train(args: argparse.Namespace) -> None:
 
     if args.ranks < 1:
         raise TwinviewError(f"--ranks: wants a number above 0, not {args.ranks}.")
+    if args.seeds is not None:
+        from twinview.cli.seeds import train_seeds
+
+        train_seeds(args)
+        return
     if args.dry_run:
         if args.run or args.resume or args.resume_auto:
             raise TwinviewError("--dry-run: writes and reads no run. Leave --run and --resume out.")

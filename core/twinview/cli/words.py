@@ -9,7 +9,9 @@ from typing import NoReturn
 from twinview.errors import TwinviewError, closest
 from twinview.terminal import say
 
-PLACES = ("answer", "overrides", "recipe", "what", "of", "method", "source", "kind", "shards")  # of the parsed words, those that are no options
+PLACES = (  # of the parsed words, those that are no options
+    *("answer", "overrides", "recipe", "what", "of", "method", "source", "kind", "shards"), *("target",),
+)
 DOTTED = re.compile(r"--([A-Za-z_]\w*(?:\.\w+)+)(=.*)?", re.DOTALL)
 
 

@@ -13,9 +13,10 @@ import torch.distributed as dist
 
 from twinview.assembly import Assembly
 from twinview.engine.distributed.process import gathered
-from twinview.engine.run_folder import flat, versions
+from twinview.engine.run_folder import versions
 from twinview.errors import RecipeError
 from twinview.recipe import Recipe
+from twinview.recipe.leaves import flat
 
 NAMED = 5  # keys in a message
 OWN = ("data.shards", "data.source", "data.cache", "data.cache_gb", "data.allow_pipes", "data.workers")  # may differ: machines mount data elsewhere

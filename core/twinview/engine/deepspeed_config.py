@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from twinview.engine.mlflow_log import check_table
 from twinview.errors import RecipeError, closest
 from twinview.recipe import Recipe
 from twinview.recipe.tables import LARS
@@ -35,7 +36,8 @@ ZERO = (  # keys of zero_optimization that are handed on: those under which the 
 )
 MONITORS = {  # table of DeepSpeed -> the module it needs, how to get it
     "tensorboard": ("tensorboard", 'pip install "twinview[tensorboard]"'),
-    "wandb": ("wandb", "pip install wandb"),
+    "wandb": ("wandb", 'pip install "twinview[wandb]"'),
+    "mlflow": ("mlflow", 'pip install "twinview[mlflow]"'),  # not DeepSpeed's: `engine/mlflow_log.py`
     "comet": ("comet_ml", "pip install comet-ml"),
     "csv_monitor": ("csv", ""),
 }
@@ -75,6 +77,7 @@ def check_deepspeed(recipe: Recipe) -> None:
         if table.get(key, {}).get("enabled"):
             raise RecipeError(f"[deepspeed] {key}.enabled: {why}")
     _check_zero(recipe)
+    check_table(table.get("mlflow", {}))
     for key, (module, install) in MONITORS.items():
         if table.get(key, {}).get("enabled") and find_spec(module) is None:
             raise RecipeError(f"[deepspeed] {key}.enabled: {module} is not installed. Install it: {install}")
@@ -133,4 +136,4 @@ def deepspeed_config(recipe: Recipe, world: int, folder: Path) -> dict[str, Any]
             filled[key] = {"output_path": str(folder), "job_name": key, **recipe.deepspeed[key]}
     if "wandb" in recipe.deepspeed:
         filled["wandb"] = {"project": "twinview", **recipe.deepspeed["wandb"]}
-    return {**recipe.deepspeed, **filled}
+    return {key: value for key, value in (recipe.deepspeed | filled).items() if key != "mlflow"}

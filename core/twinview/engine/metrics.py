@@ -5,7 +5,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -62,6 +62,17 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(row, dict) and "step" in row:
             yield row
+
+
+def table_of(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Rows as a pandas DataFrame, or a dict of lists where pandas is not installed; None stands where a row lacks a column."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    try:
+        import pandas as pd
+    except ImportError:
+        return columns
+    return pd.DataFrame(columns)
 
 
 def _line(row: Row) -> str:

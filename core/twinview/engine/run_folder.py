@@ -20,6 +20,7 @@ from twinview.engine.resumable import may_change
 from twinview.errors import CheckpointError, TwinviewError
 from twinview.files import write_text
 from twinview.recipe import from_table
+from twinview.recipe.leaves import flat
 from twinview.recipe.tables import FORMAT
 from twinview.terminal import say
 
@@ -94,19 +95,6 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
 
 def _said(leaves: Mapping[str, Any], key: str) -> str:
     return json.dumps(leaves[key]) if key in leaves else "(not there)"
-
-
-def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves by dotted key.  A list of tables is gone into, a list of numbers is one leaf."""
-    if isinstance(value, Mapping):
-        items: Any = value.items()
-    elif isinstance(value, (list, tuple)) and any(isinstance(v, Mapping) for v in value):
-        items = enumerate(value)
-    else:
-        yield path, list(value) if isinstance(value, tuple) else value
-        return
-    for key, inner in items:
-        yield from flat(inner, f"{path}.{key}".lstrip("."))
 
 
 def write_run(folder: Path, table: Mapping[str, Any], metadata: Mapping[str, Any], sitting: Mapping[str, Any], *, fresh: bool) -> None:

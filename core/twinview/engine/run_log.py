@@ -5,8 +5,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from twinview.engine.collapse import CollapseWatch
 from twinview.engine.metrics import Metrics, read_metrics
+from twinview.engine.mlflow_log import MlflowLog
 from twinview.progress import Bar
 
 OnProgress = Callable[[dict[str, Any]], None]
@@ -17,10 +20,14 @@ class RunLog:
 
     def __init__(
         self, folder: Path, *, first: bool, step: int, steps: int, steps_per_epoch: int, share: float, then: str = "", monitors: Any = None,
-        on_progress: OnProgress | None = None,
+        on_progress: OnProgress | None = None, mlflow: MlflowLog | None = None,
     ) -> None:
-        """`first`: this is rank 0; `step`, `share`: where this sitting begins; `then`: what comes behind the last step; `monitors`: DeepSpeed's."""
+        """`first`: this is rank 0; `step`, `share`: where this sitting begins; `then`: what comes behind the last step; `monitors`: DeepSpeed's.
+
+        `mlflow`: where rows go besides.
+        """
         self.path, self.monitors, self.on_progress = folder / "metrics.jsonl", monitors, on_progress
+        self.mlflow = mlflow
         self.last: dict[str, Any] = {}  # the newest row of this sitting
         self._epoch, self._collapse = steps_per_epoch, CollapseWatch()
         self._metrics = Metrics(self.path, upto=step) if first else None
@@ -34,10 +41,34 @@ class RunLog:
         self._metrics.write(self.last)
         if self.monitors:
             self.monitors.write_events([(name, value, step) for name, value in {**values, **scores}.items()])
+        self._to_mlflow(lambda log: log.row(step, {**values, **scores}))
         self.say(self._collapse.see(self.last))
         self._bar.tell(self.last, share)
         if self.on_progress:
             self.on_progress(self.last)
+
+    def pictures(self, step: int, pictures: Mapping[str, Any]) -> None:
+        """Hand pictures (PIL) to the monitors that take them: TensorBoard and W&B."""
+        if self._metrics is None or not pictures:
+            return
+        self._to_mlflow(lambda log: log.pictures(step, pictures))
+        board = getattr(getattr(self.monitors, "tb_monitor", None), "summary_writer", None)
+        if board is not None:
+            for name, picture in pictures.items():
+                board.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+            board.flush()
+        if getattr(getattr(self.monitors, "wandb_monitor", None), "enabled", False):
+            from wandb import Image, log
+
+            log({name: Image(picture) for name, picture in pictures.items()}, step=step)
+
+    def _to_mlflow(self, tell: Callable[[MlflowLog], None]) -> None:
+        """What MLflow refuses, or cannot be reached for, costs its rows and not the run."""
+        if self.mlflow is not None:
+            try:
+                tell(self.mlflow)
+            except Exception as e:  # whatever its transport raises
+                self.say(f"MLflow: {' '.join(str(e).split())[:200]}")
 
     def has(self, step: int) -> bool:
         """Whether the file holds the row of a step."""
@@ -68,3 +99,4 @@ class RunLog:
             self._bar.close()
         if self._metrics:
             self._metrics.close()
+        self._to_mlflow(lambda log: log.close())

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from itertools import chain
 from pathlib import Path
@@ -26,6 +26,8 @@ from twinview.engine.distributed.preempt import SAVING, Notice, Told, noticing
 from twinview.engine.distributed.process import averaged, barrier, gathered, join, on_first, peak_memory, telling_faults
 from twinview.engine.evaluator import Evaluator
 from twinview.engine.loss_scale import scale_of
+from twinview.engine.metrics import read_metrics, table_of
+from twinview.engine.mlflow_log import MlflowLog
 from twinview.engine.resume import restore, start_run
 from twinview.engine.run_folder import Resume, check_folder, make_folder
 from twinview.engine.run_lock import locked
@@ -40,6 +42,8 @@ from twinview.recipe import Recipe
 from twinview.values import Progress
 
 OnEnd = Callable[[TrainSetup, Factory], None]
+OnMoment = Callable[[TrainSetup, Factory, int, bool], Mapping[str, Any]]  # step, whether evaluations were due -> pictures (PIL) by name
+MOMENTS = 10  # of a run, besides its start
 
 
 @attrs.frozen(kw_only=True)
@@ -56,16 +60,22 @@ class RunResult:
     bad_samples: tuple[str, ...] = ()  # that others stood in for, in this sitting, on any rank: where each lies, and why
     bad_steps: int = 0  # left out because loss or gradient were not finite; `nonfinite` in the folder names their images
 
+    @property
+    def metrics(self) -> Any:
+        """The logged steps as a table: a pandas DataFrame where pandas is installed, else a dict of lists, a list for each column."""
+        return table_of(list(read_metrics(self.folder / "metrics.jsonl")))
+
 
 def train(
     recipe: Recipe, run_dir: Path, *, assembly: Assembly | None = None, resume: Resume = False, command: str = "",
-    on_progress: OnProgress | None = None, on_end: OnEnd | None = None,
+    on_progress: OnProgress | None = None, on_end: OnEnd | None = None, on_moment: OnMoment | None = None,
 ) -> RunResult:
     """Train a recipe to its end in the folder `run_dir`.  Raises TwinviewError (RecipeError, DataError, CheckpointError).
 
     In a process that a launcher started, every rank calls it.  `assembly`: the recipe's parts, where they are made already.  `resume`: True goes
     on from the newest checkpoint, "auto" where there is one; the losses are those of a run that was never stopped, to the last bit on a CPU.
-    `on_progress` is given each logged row, on rank 0; `on_end` is called on every rank when all steps are done, with the model at rest.
+    `on_progress` is given each logged row, on rank 0; `on_end` is called on every rank when all steps are done, with the model at rest, and so is
+    `on_moment` at the start, at every tenth of the run and after evaluations, whose pictures go to the monitors.
     """
     with noticing() as notice, telling_faults(), ExitStack() as held:
         notice.words = f"{run_dir}: told to end before its first step; nothing has changed"
@@ -90,7 +100,7 @@ def train(
         data = Factory(setup.recipe, setup.dims, setup.shards, setup.ranks.rank, setup.ranks.world, setup.model.features, setup.model.alignment)
         clock = Clock(setup, float(start.meta["elapsed"]) if start else 0.0)
         log = held.enter_context(closing(_open_log(setup, engine, run_dir, start, clock, on_progress)))
-        return Trainer(setup, engine, run_dir, meta, start, clock, log, Evaluator(setup, engine, data), notice).run(on_end)
+        return Trainer(setup, engine, run_dir, meta, start, clock, log, Evaluator(setup, engine, data), notice).run(on_end, on_moment)
 
 
 def _take(folder: Path, resume: Resume, command: str, held: ExitStack) -> None:
@@ -105,10 +115,13 @@ def _open_log(
 ) -> RunLog:
     monitors = engine.monitor if engine.monitor.enabled else None
     engine.monitor.enabled = False  # DeepSpeed would write its own lr by images, not by steps, and W&B drops what comes with a lower number then
+    table, mlflow = setup.recipe.deepspeed.get("mlflow", {}), None
+    if table.get("enabled") and setup.ranks.rank == 0:
+        mlflow = MlflowLog(folder, table, without_queries(setup.assembly.table()), start.step if start else 0)
     step, last = start.step if start else 0, len(setup.assembly.answers("evaluate"))
     return RunLog(
         folder, first=setup.ranks.rank == 0, step=step, steps=setup.steps, steps_per_epoch=setup.epoch, share=clock.share(step),
-        then=f"{last} evaluation{'s' * (last > 1)}" if last else "", monitors=monitors, on_progress=on_progress,
+        then=f"{last} evaluation{'s' * (last > 1)}" if last else "", monitors=monitors, on_progress=on_progress, mlflow=mlflow,
     )
 
 
@@ -178,15 +191,17 @@ class Trainer:
         row: dict[str, float] = start.meta.get("row") or {}
         return {} if self.log.has(start.step) else row
 
-    def run(self, on_end: OnEnd | None = None) -> RunResult:
+    def run(self, on_end: OnEnd | None = None, on_moment: OnMoment | None = None) -> RunResult:
         """Every step that is left, with its hooks, rows and checkpoints."""
         setup, run = self.setup, self.setup.recipe.run
         share = self.clock.share(self.step)
         try:
             self.write_row(self.evaluator.due(self.step, share), share)
+            if not self.step:
+                self.moment(on_moment, False)
             with closing(Batches(setup, self.step, self.bad_samples, self.choice)) as batches:
                 while share < 1:
-                    taken = self.take(batches, share)
+                    before, taken = share, self.take(batches, share)
                     share = self.clock.share(self.step)
                     due = self.evaluator.due(self.step, share)
                     self.unwritten = self.averages(taken) if self.is_logged(self.step) or due or share >= 1 else {}
@@ -194,6 +209,8 @@ class Trainer:
                         self.save()  # before an evaluation, which may take long, or fail
                     self.write_row(due, share)
                     self.log.moved(self.step, share)
+                    if due or int(MOMENTS * share) > int(MOMENTS * before):
+                        self.moment(on_moment, bool(due))
                     if share < 1 and self.notice.given(setup.ranks.device):
                         self.end_early()
         except Told:  # waiting for the next step's data, or evaluating: the state is that after the last step
@@ -203,6 +220,14 @@ class Trainer:
             with self.evaluator.at_rest():
                 on_end(setup, self.evaluator.data)
         return self.result()
+
+    def moment(self, on_moment: OnMoment | None, evaluated: bool) -> None:
+        """Let `on_moment` look at the model, and hand its pictures on."""
+        if on_moment is not None:
+            self.notice.stepping()
+            with self.notice.eager(self.alone), self.evaluator.at_rest():
+                pictures = on_moment(self.setup, self.evaluator.data, self.step, evaluated)
+            self.log.pictures(self.step, pictures)
 
     def write_row(self, due: list[str], share: float) -> None:
         """The row of this step, where there is one, with the scores of the evaluations that are due."""

@@ -93,7 +93,7 @@ class Factory:
 
         def batches() -> Generator[PlainBatch]:
             bad = BadSamples(self.recipe.data.bad_samples)
-            loaded = load(_Plain(source, PixelFormat.of(self.recipe.data), size, tuple(labels), crop), places, self.recipe.data.workers)
+            loaded = load(PlainImages(source, PixelFormat.of(self.recipe.data), size, tuple(labels), crop), places, self.recipe.data.workers)
             try:
                 for batch, failed in progress(loaded, len(places), self.doing, "batches", leave=False):
                     bad.add(failed)
@@ -153,13 +153,14 @@ def central(pixels: Tensor, size: Size) -> Tensor:
     return pixels[..., y : y + max(h, 1), x : x + max(w, 1)]
 
 
-class _Plain:
+class PlainImages:
     """Makes a batch of whole images; they are normalised out of the worker."""
 
     def __init__(self, shards: Samples, form: PixelFormat, size: Size, labels: tuple[str, ...], crop: bool) -> None:
         self.shards, self.form, self.size, self.labels, self.crop = shards, form, size, labels, crop
 
     def __call__(self, places: Sequence[int]) -> tuple[PlainBatch, tuple[BadSample, ...]]:
+        """The images of some places, those left out that do not decode, and these."""
         good, images, bad = list[int](), list[Tensor](), list[BadSample]()
         labels: dict[str, list[Tensor]] = {name: [] for name in self.labels}
         for i in places:

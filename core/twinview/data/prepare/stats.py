@@ -1,7 +1,6 @@
 """Count what shards hold, and draw some of it."""
 from __future__ import annotations
 
-import colorsys
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -10,8 +9,7 @@ from typing import Any
 
 import attrs
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+import torch
 
 from twinview.data.dataset.open import open_shards
 from twinview.data.dataset.read import BadSample, read_class, read_map, read_values
@@ -20,11 +18,11 @@ from twinview.data.formats.fields import map_field
 from twinview.data.writing.statistics import measured, moments
 from twinview.errors import DataError
 from twinview.ops.pictures import photograph
+from twinview.ops.sheet import Cell, Entry, palette, sheet
 from twinview.progress import progress
 
 COLUMNS, ROWS = 6, 4
-TILE = (200, 150)  # width, height in pixels
-TITLE, GAP = 16, 8
+HEIGHT, MOST = 150, 40  # pixels of a picture, and entries of the legend
 IGNORED = 255  # the label of no class, drawn black
 
 
@@ -109,20 +107,19 @@ def count(spec: Sequence[str], images: int) -> Stat:
 
 
 def draw_sheet(spec: Sequence[str], out: Path) -> None:
-    """Draw 24 samples, evenly spaced, under their keys; a label map lies over the lower half of its image.  Raises DataError."""
+    """Draw up to 24 samples, evenly spaced, with their keys, and their label maps beside them with a legend.  Raises DataError."""
     shards = open_shards(list(spec))
-    width, height = TILE[0] + GAP, TILE[1] + TITLE + GAP
     places = _spread(len(shards), COLUMNS * ROWS)
-    columns = min(COLUMNS, len(places))
-    sheet = Image.new("RGB", (GAP + columns * width, GAP + -(-len(places) // columns) * height), "white")
-    draw = ImageDraw.Draw(sheet)
-    for n, i in enumerate(places):
-        x, y = GAP + n % columns * width, GAP + n // columns * height
-        draw.text((x, y), _short(shards.key(i)), fill="black")
-        tile = _tile(shards, i)
-        sheet.paste(tile, (x + (TILE[0] - tile.width) // 2, y + TITLE))
+    numbers = Counter[int]()
+    cells = [cell for i in places for cell in _cells(shards, i, numbers)]
+    per_row = 2 * (COLUMNS // 2) if numbers else COLUMNS
+    legend = [Entry(_color(n), "no class (255)" if n == IGNORED else str(n)) for n in sorted(numbers)[:MOST]]
+    legend += [Entry("white", f"and {len(numbers) - MOST} more numbers")] if len(numbers) > MOST else []
+    title = f"{len(places)} of {len(shards)} samples, evenly spaced"
+    caption = "On the right of each image its label map, one color for each number, over the image in grey." if numbers else ""
+    drawn = sheet([cells[at : at + per_row] for at in range(0, len(cells), per_row)], title=title, legend=legend, caption=caption, height=HEIGHT)
     try:
-        sheet.save(out, "PNG")
+        drawn.save(out, "PNG")
     except OSError as e:
         raise DataError(f"{out}: cannot be written: {e.strerror or e}.") from None
 
@@ -132,27 +129,24 @@ def _spread(total: int, most: int) -> list[int]:
     return [n * total // count for n in range(count)]
 
 
-def _short(key: str, most: int = 32) -> str:
-    text = key.encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= most else "…" + text[1 - most :]
-
-
-def _tile(shards: Shards, i: int) -> Image.Image:
+def _cells(shards: Shards, i: int, numbers: Counter[int]) -> list[Cell]:
+    """A sample's picture, and its label map beside it; `numbers`: those that maps hold, counted."""
+    key = shards.key(i).encode("utf-8", "backslashreplace").decode()
     try:
-        pixels = photograph(read_values(shards, i)).permute(1, 2, 0).numpy()
+        pixels = photograph(read_values(shards, i))
+        cells = [Cell(pixels, key)]
         if map_field(shards.names(i)):
-            drawn = _colored(read_map(shards, i).numpy())
-            half = pixels.shape[0] // 2
-            pixels = np.concatenate([pixels[:half], (pixels[half:] * 0.35 + drawn[half:] * 0.65).astype(np.uint8)])
-    except (BadSample, DataError, ValueError):
-        return Image.new("RGB", TILE, "#c02020")
-    picture = Image.fromarray(pixels)
-    picture.thumbnail(TILE)
-    return picture
+            labels = read_map(shards, i)
+            found, places = torch.unique(labels, return_inverse=True)
+            numbers.update(found.tolist())
+            colors = torch.tensor([_color(n) for n in found.tolist()], dtype=torch.float32)[places].movedim(-1, 0)
+            grey = pixels.float().mean(0) if pixels.shape[1:] == labels.shape else torch.zeros(labels.shape)
+            cells.append(Cell((0.3 * grey + 0.7 * colors).byte(), "labels"))
+        return cells
+    except (BadSample, DataError, ValueError) as e:
+        return [Cell(torch.tensor([192, 32, 32], dtype=torch.uint8).view(3, 1, 1).expand(3, HEIGHT, HEIGHT).contiguous(), f"bad: {key}: {e}")]
 
 
-def _colored(labels: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """[H, W] numbers -> [H, W, 3] colours; neighbouring numbers lie far apart on the wheel."""
-    numbers, places = np.unique(labels, return_inverse=True)
-    wheel = [(0.0, 0.0, 0.0) if n == IGNORED else colorsys.hsv_to_rgb(n * 0.618 % 1, 0.75, 1.0) for n in numbers.tolist()]
-    return (np.array(wheel) * 255).astype(np.uint8)[places].reshape(*labels.shape, 3)
+def _color(number: int) -> tuple[int, int, int]:
+    """Of a label: neighboring numbers lie far apart; black where there is no class."""
+    return (0, 0, 0) if number == IGNORED else palette(number + 1)[number]

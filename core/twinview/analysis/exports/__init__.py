@@ -1,0 +1,1 @@
+"""A trained encoder for other libraries: written, loaded back by the library where it is installed, and compared."""

@@ -1,0 +1,1 @@
+"""Features of a set of images: computed, written to files, and searched for duplicates and outliers."""

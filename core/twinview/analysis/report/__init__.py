@@ -1,0 +1,1 @@
+"""Runs as things to list, compare and look at: tables, curves, pages."""
