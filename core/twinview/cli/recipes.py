@@ -134,6 +134,8 @@ def _part(label: str, cls: type, full: bool) -> Iterator[str]:
 def _as_json(method: str, who: str, found: Mapping[str, type] | TwinviewError) -> dict[str, Any]:
     import attrs
 
+    from twinview.assembly.comments import option_comments
+
     if isinstance(found, TwinviewError):
         return {"distribution": who, "fault": str(found)}
     parts = {}
