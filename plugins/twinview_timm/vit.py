@@ -58,7 +58,7 @@ class VisionTransformer(nn.Module):
         if hidden is not None and self.mask_token is None:
             kept = (~hidden).nonzero()[:, 1].view(len(x), -1)  # [B, N], ascending
             x = x.gather(1, _wide(kept, x))
-        before = [getattr(self, t).expand(len(x), -1, -1) for t in TOKENS if getattr(self, t) is not None]
+        before = [getattr(self, t).expand(x.shape[0], -1, -1) for t in TOKENS if getattr(self, t) is not None]
         if before:
             x = torch.cat([torch.cat(before, 1) + prefix, x], 1)
         x = self.norm(self.blocks(self.norm_pre(x)))

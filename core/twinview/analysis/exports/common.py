@@ -129,11 +129,12 @@ def plain_names(trial: Trial) -> tuple[str, ...]:
 
 
 def compared(trials_: list[Trial], names: tuple[str, ...], theirs: Callable[[Tensor], Any]) -> tuple[float, float]:
-    """`difference` over all trials of outputs by name."""
+    """`difference` over all trials of outputs by name, in batches of two lengths."""
     pairs = []
     for trial in trials_:
-        for name, value in zip(names, theirs(trial.images)):
-            pairs.append((trial.own.at(name), value if isinstance(value, Tensor) else torch.as_tensor(value)))
+        for n in (len(trial.images), len(trial.images) - 1):
+            for name, value in zip(names, theirs(trial.images[:n])):
+                pairs.append((trial.own.at(name)[:n], value if isinstance(value, Tensor) else torch.as_tensor(value)))
     return difference(pairs)
 
 

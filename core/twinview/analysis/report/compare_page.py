@@ -10,7 +10,7 @@ def compare_page(found: Comparison) -> str:
     """The HTML of a comparison; runs of one group have one color."""
     letters = [chr(65 + n) for n in range(len(found.groups))]
     members = [(n, group, run) for n, group in enumerate(found.groups) for run in group.runs]
-    runs = [(f"{letters[n]} {group.name}, seed {run.seed}", n, curves_of(run.rows, run.evaluations)) for n, group, run in members]
+    runs = [(f"{letters[n]}, seed {run.seed}", n, curves_of(run.rows, run.evaluations)) for n, _, run in members]
     listed = [
         [letters[n], group.name, run.seed, run.state, f"{run.step}/{run.steps}" if run.steps else run.step, run.folder] for n, group, run in members
     ]

@@ -75,7 +75,7 @@ class RunInfo:
         if "train" in words[:-1]:
             named = next((w for w in words[words.index("train") + 1 :] if not w.startswith("-") and "=" not in w), "")
             if named and re.fullmatch(r"[\w./-]+", named):
-                return named
+                return Path(named).stem if named.endswith(".toml") else named
         losses = self.table.get("loss", [])
         return "+".join(str(one.get("use", "?")) for one in losses) if isinstance(losses, list) and losses else "?"
 
