@@ -9,7 +9,7 @@ from pathlib import Path
 from twinview.cli.commands import Commands, command
 from twinview.errors import TwinviewError
 from twinview.paths import expand
-from twinview.terminal import answer, printable
+from twinview.terminal import answer, say
 
 
 def add(commands: Commands) -> None:
@@ -55,7 +55,7 @@ def delete(folders: list[Path], *, sure: bool) -> None:
     if not sure:
         if not sys.stdin.isatty():
             raise TwinviewError("--delete: asks, and nobody is at the terminal. Write --yes to delete without being asked.")
-        print(printable(f"Delete {'this run' if len(found) == 1 else f'these {len(found)} runs'} for good? [y/N] "), end="", flush=True)
+        say(f"Delete {'this run' if len(found) == 1 else f'these {len(found)} runs'} for good? [y/N]")
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             answer("nothing deleted")
             return
