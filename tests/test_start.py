@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-HEAVY = ("torch", "deepspeed", "torchvision", "timm", "sklearn", "scipy", "numba", "webdataset", "fsspec")
+HEAVY = ("torch", "torch._dynamo", "deepspeed", "torchvision", "timm", "sklearn", "scipy", "numba", "webdataset", "fsspec")
 METHODS = ("twinview_byol", "twinview_multisiam", "twinview_probes")
 PRINT = "import sys, json; print(json.dumps(sorted(set(sys.modules) & set(sys.argv[1].split()))))"
 

@@ -1,13 +1,15 @@
-"""torchvision and timm, imported without torch's compiler, which takes as long to import as torch itself.
+"""torchvision and timm, and tensors without memory, without torch's compiler, which takes as long to import as torch itself.
 
-`torchvision.ops.roi_align` imports one function of torch._dynamo, which it calls on a GPU alone, under deterministic algorithms. While torchvision is
-imported, stand-ins lie in the place of those two modules; the function, when it is called, asks the real ones.  timm marks some functions by
-`torch.compiler.disable`, which imports the compiler at once; torch has another way to say the same, which waits until such a function is called.
+`torchvision.ops.roi_align` imports one function of torch._dynamo, which it calls on a GPU alone, under deterministic algorithms.  timm marks some
+functions by `torch.compiler.disable`, torch those that work out shapes on the meta device by a mark that imports it when they are
+first called.  Meanwhile stand-ins lie in the place of torch._dynamo; afterwards the real one is there for whoever asks.
 """
 from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -15,27 +17,19 @@ import torch
 from torch._compile import _disable_dynamo
 
 DYNAMO = "torch._dynamo"
+MARK = "__dynamo_disable"  # where torch remembers a function that the compiler leaves alone
 
 
 def import_torchvision() -> ModuleType:
     """`import torchvision`, quickly.  Call it before anything that imports torchvision.  Raises ImportError."""
-    if "torchvision" in sys.modules or DYNAMO in sys.modules:
+    if "torchvision" in sys.modules:
         return importlib.import_module("torchvision")
-    package, utils = ModuleType(DYNAMO), ModuleType(f"{DYNAMO}.utils")
-    package.__path__ = []
-    utils.is_compile_supported = _is_compile_supported  # type: ignore[attr-defined]
-    sys.modules |= {DYNAMO: package, f"{DYNAMO}.utils": utils}
     try:
-        return importlib.import_module("torchvision")
+        with without_compiler():
+            return importlib.import_module("torchvision")
     except (ImportError, AttributeError):  # another version, which asks for more
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
-    finally:
-        for name in (DYNAMO, f"{DYNAMO}.utils"):
-            if sys.modules.get(name) in (package, utils):
-                del sys.modules[name]
-        if vars(torch).get("_dynamo") is package:
-            del vars(torch)["_dynamo"]
     return importlib.import_module("torchvision")
 
 
@@ -54,6 +48,36 @@ def import_timm() -> ModuleType:
 def _disable(fn: Any = None, recursive: bool = True, *, reason: str | None = None) -> Any:
     """`torch.compiler.disable`, which imports the compiler when the function is called."""
     return _disable_dynamo(fn, recursive)
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Nothing in here imports torch's compiler, or compiles; nothing changes where it is imported already."""
+    if DYNAMO in sys.modules:
+        yield
+        return
+    package, utils, marked = ModuleType(DYNAMO), ModuleType(f"{DYNAMO}.utils"), list[Any]()
+
+    def disable(fn: Callable[..., Any], *_: Any, **__: Any) -> Callable[..., Any]:
+        marked.append(fn)
+        return fn
+
+    package.__path__ = []
+    package.utils, package.disable, utils.is_compile_supported = utils, disable, _is_compile_supported  # type: ignore[attr-defined]
+    sys.modules |= {DYNAMO: package, f"{DYNAMO}.utils": utils}
+    before = vars(torch).get("_dynamo")
+    vars(torch)["_dynamo"] = package
+    try:
+        yield
+    finally:
+        for name in (DYNAMO, f"{DYNAMO}.utils"):
+            if sys.modules.get(name) in (package, utils):
+                del sys.modules[name]
+        del vars(torch)["_dynamo"]
+        if before is not None:
+            vars(torch)["_dynamo"] = before
+        for fn in marked:  # asked anew, they are told by the real one
+            vars(fn).pop(MARK, None)
 
 
 def _is_compile_supported(device_type: str) -> bool:

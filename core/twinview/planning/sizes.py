@@ -12,6 +12,7 @@ from twinview.data.loading.loader import check_choice
 from twinview.engine.setup import check_batchnorm, no_blocks
 from twinview.errors import HookError, TwinviewError
 from twinview.model import Siamese
+from twinview.ops.vision import without_compiler
 from twinview.recipe import Recipe
 from twinview.values import DataFactory
 
@@ -25,7 +26,7 @@ def check_sizes(assembly: Assembly) -> None:
     """
     assembly = assembly.under(with_numbers(assembly.recipe))
     try:
-        with torch.device("meta"):
+        with without_compiler(), torch.device("meta"):
             _make(assembly)
     except HookError:  # of a part that wants numbers: once more with them
         _make(assembly)
