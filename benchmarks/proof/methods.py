@@ -203,7 +203,7 @@ SEGMENTATION = attrs.evolve(  # every run scores its own clusters, and k-means o
         "encoder": {"use": "torchvision.resnet", "name": "resnet18", "width": 32, "decoder": 64, "cells": "d2"},
         "optimizer": {"use": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-4, "decay_norm_bias": True},
         "schedule": {"warmup_share": 0.05},
-        "run": {"steps": 200, "batch_size": 32, "precision": "bf16", "channels_last": True, "log_every": 50},
+        "run": {"steps": 800, "batch_size": 8, "precision": "bf16", "channels_last": True, "log_every": 50},
         "evaluate": [
             {
                 **{"use": "probes.cluster", "head": "clusters", "val": "facade-val", "size": [192, 256], "classes": 8, "ignore": [8, 255]},
