@@ -42,10 +42,11 @@ def main() -> None:
     ask.add_argument("--compare", nargs=2, metavar=("A", "B"), help="the paired difference of two methods in the rows that are there; trains nothing")
     ask.add_argument("--figure", type=Path, metavar="SVG", help="draw the rows that are there; train nothing")
     ask.add_argument("--curves", type=Path, metavar="SVG", help="draw the scores over the steps of the rows made with --curve; train nothing")
-    ask.add_argument("--probe", choices=["linear", "knn", "miou", "cluster"], default="linear", help="of the figure")
+    ask.add_argument("--probe", choices=["linear", "knn", "miou", "cluster"], help="of the figure (default: linear, of scenes miou)")
     args = ask.parse_args()
     task = TASKS[args.task]
     rows = Rows(args.results, ("task", "method", "seed"))
+    probe = args.probe or ("linear" if task.kind == "classes" else "miou")
     if args.print:
         for at, found in rows.by_commit().items():
             print("\n".join([f"commit {at}", *table([row for row in found if row["task"] == task.name]), ""]))
@@ -56,10 +57,10 @@ def main() -> None:
         print("\n".join(comparison(name, other, methods.get(name, {}), methods.get(other, {}))))
         return
     if args.figure:
-        args.figure.write_text(figure([row for row in rows.rows if row["task"] == task.name], args.probe, task.title))
+        args.figure.write_text(figure([row for row in rows.rows if row["task"] == task.name], probe, task.title))
         return
     if args.curves:
-        args.curves.write_text(curves([row for row in rows.rows if row["task"] == task.name], args.probe, task.title))
+        args.curves.write_text(curves([row for row in rows.rows if row["task"] == task.name], probe, task.title))
         return
     unknown = set(args.methods or ()) - {*FLOORS, *task.methods}
     if unknown:

@@ -25,6 +25,8 @@ def figure(rows: Sequence[Row], probe: str, title: str) -> str:
     floor = scores.pop("pixels", None)
     shown = sorted(((m, s) for m, s in scores.items() if s), key=lambda pair: -statistics.fmean(pair[1]))
     values = [v for _, s in shown for v in s] + (floor or [])
+    if not values:
+        raise SystemExit(f"no row of this task has a score {probe}")
     low, high = 5 * (min(values) // 5), 5 * (max(values) // 5 + 1)
     bottom = TOP + ROW * len(shown)
 
