@@ -22,6 +22,7 @@ import random
 import re
 import signal
 import sys
+import tarfile
 import tempfile
 import time
 import tomllib
@@ -30,6 +31,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from twinview import recipe
 from twinview.api import check
@@ -188,6 +191,23 @@ def judge(message: str) -> None:
     assert not re.search(r"<[\w.]+ object at 0x", message), f"a message of addresses: {message!r:.500}"
 
 
+def stand_ins(folder: Path) -> None:
+    """Go to a folder that holds the shards that shipped recipes evaluate on: `check` refuses a recipe without them, whatever else is wrong."""
+    os.chdir(folder)
+    picture = io.BytesIO()
+    Image.new("L", (32, 32)).save(picture, "PNG")
+    files = {"0.png": picture.getvalue(), "0.seg.png": picture.getvalue(), "0.cls": b"0"}
+    for name in recipe.names():
+        for evaluation in tomllib.loads(recipe.find(name).read_text(encoding="utf-8")).get("evaluate", []):
+            for shards in {value for key, value in evaluation.items() if key in ("val", "train") and value.startswith("shards/")}:
+                Path(shards).mkdir(parents=True, exist_ok=True)
+                with tarfile.open(f"{shards}/shard-000000.tar", "w") as tar:
+                    for member, content in files.items():
+                        info = tarfile.TarInfo(member)
+                        info.size = len(content)
+                        tar.addfile(info, io.BytesIO(content))
+
+
 def run_cases(first: int, last: int, folder: Path) -> dict[str, Any]:
     """Cases first..last - 1 in this process: how they ended, and what was found."""
     tables = {name: tomllib.loads(recipe.find(name).read_text(encoding="utf-8")) for name in recipe.names()}
@@ -233,6 +253,7 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=OUT)
     args = options.parse_args()
     started, cpu = time.monotonic(), os.times()
+    stand_ins(Path(tempfile.mkdtemp(prefix="twinview-fuzz-")))
     for name in recipe.names():
         check(name)  # imports the methods once, and all of these assemble
     ends, findings, slowest = Counter[str](), list[str](), 0.0
