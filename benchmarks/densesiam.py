@@ -86,8 +86,9 @@ def one(data: str, variant: str, seed: int, shards: Path, runs: Path, steps: int
         size, labels = ("[180,240]", "camvid11") if local else ("[160,240]", "scenes10")
         options = [f"labels={labels}", f"size={size}", 'levels=["c3","c4","c5"]', 'baselines=["random"]', "data.workers=0"]
         call(run, "evaluate", "cluster", str(run), "--shards", val, *options)
-        found = json.loads((run / "evaluations.jsonl").read_text().splitlines()[-1])
-        scores = {k.removeprefix("cluster/"): v for k, v in found.items() if k.startswith("cluster/")}
+        found = json.loads((run / "scores.json").read_text())["scores"][-1]
+        scores = {k.removeprefix("cluster/"): v for k, v in found["scores"].items()}
+        scores |= {k.replace("cluster/", "random/"): v for k, v in found["floors"]["random"].items()}
     else:
         evaluation = ["evaluate.0.every=0", f"evaluate.0.val={val}"]
         losses = "loss=[" + ", ".join(VARIANTS[variant]) + "]"

@@ -4,7 +4,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 
 from twinview.assembly import Assembly
 from twinview.branch import Branch, Branches
+from twinview.by_view import ByView
 from twinview.errors import ContractError, PluginError, closest
 from twinview.heads import NONE_TOGETHER, check_asked, heads_of, views_together, wants_target
 from twinview.modes import attention, in_mode
@@ -185,9 +186,9 @@ class LazyStep(Step):
         self._geometry: Geometry | None = None
         self._memo: dict[tuple[Any, ...], Any] = {}
         views, me = len(batch.images), weakref.proxy(self)  # no cycle: a step's activations go when the step goes
-        self._pixels = _Views(views, lambda v: me._make_pixels(v))
-        self._online = _Views(views, lambda v: me._encode(v, "online"))
-        self._target = _Views(views, lambda v: me._make_target(v))
+        self._pixels = ByView(views, lambda v: me._make_pixels(v))
+        self._online = ByView(views, lambda v: me._encode(v, "online"))
+        self._target = ByView(views, lambda v: me._make_target(v))
 
     @property
     def online(self) -> Sequence[Features]:
@@ -196,6 +197,9 @@ class LazyStep(Step):
     @property
     def target(self) -> Sequence[Features]:
         return self._target
+
+    def made(self, view: int, role: Role) -> bool:
+        return view in (self._online if role == "online" or self._model.target is None else self._target)
 
     @property
     def pixels(self) -> Sequence[Tensor]:
@@ -344,36 +348,6 @@ class LazyStep(Step):
                 seen = operator((~hidden).float().view(-1, 1, *self._model.dims.grids[view]))[:, 0]
                 found = found._replace(weight=found.weight * seen.clamp(0, 1))
         return found
-
-
-class _Views(Sequence[Any]):
-    """One value per view, each made when first asked for."""
-
-    def __init__(self, n: int, make: Callable[[int], Any]) -> None:
-        self._n, self._make, self._made = n, make, dict[int, Any]()
-
-    def __len__(self) -> int:
-        return self._n
-
-    def __getitem__(self, view: Any) -> Any:
-        if not -self._n <= view < self._n:
-            raise IndexError(f"there is no view {view}; there are {self._n}")
-        view %= self._n
-        if view not in self._made:
-            self.put(view, self._make(view))
-        return self._made[view]
-
-    def put(self, view: int, value: Any) -> None:
-        """What has been made with another."""
-        self._made[view] = value
-
-    def made(self) -> Iterator[Any]:
-        """What has been made so far, by view."""
-        return iter([self._made[v] for v in sorted(self._made)])
-
-    def replace(self, change: Callable[[Any], Any]) -> None:
-        """Change what has been made."""
-        self._made = {view: change(value) for view, value in self._made.items()}
 
 
 def _detached(value: Any) -> Any:

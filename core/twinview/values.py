@@ -6,12 +6,14 @@ from typing import Literal, NamedTuple, Protocol, get_args
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from twinview.branch import Branch, Branches
 from twinview.branch import Head as Head
 from twinview.branch import ParamRule as ParamRule
 from twinview.errors import ContractError, PluginError
+from twinview.published import Pretrained as Pretrained
+from twinview.published import Published as Published
 
 Role = Literal["online", "target"]
 ROLES = get_args(Role)
@@ -142,15 +144,6 @@ class EncoderSpec:
         return -(-size[0] // self.cells.stride), -(-size[1] // self.cells.stride)
 
 
-class Published(NamedTuple):
-    """An encoder as the library that it comes from names its tensors, for use without twinview."""
-
-    library: str  # timm, torchvision
-    load: str  # the Python expression that makes the library's module
-    tensors: dict[str, Tensor]  # what `load_state_dict` of that module takes
-    strict: bool = True  # these are all that the module has
-
-
 class Encoder(Protocol):
     """An `nn.Module` that also carries `spec`.  `hidden` [B, h*w] bool marks cells that it must not see.
 
@@ -180,6 +173,7 @@ class Dims:
     global_batch: int
     dataset_size: int
     classes: int = 0  # label classes of the training shards, 0 where there are none
+    wants: tuple[str, ...] = ()  # labels of views that parts need besides: label_maps, objects
     aligned_widths: Mapping[str, tuple[int, ...]] = attrs.field(factory=dict)  # alignment name -> channel widths that losses send through it
     sent: tuple[int, ...] = ()  # channel widths for the alignment whose `heads()` is being called; empty for other parts
     extras: Mapping[str, int] = attrs.field(factory=dict)  # alignment name -> channels of its `extra`
@@ -231,7 +225,7 @@ class Batch(NamedTuple):
     geometry: Geometry
     hidden: tuple[Tensor | None, ...]  # V x ([B, h*w] bool, True = hidden), None where nothing is
     augment: tuple[dict[str, Tensor], ...] | None = None  # V x draws that are still to be applied on the device
-    labels: dict[str, Tensor] = {}  # noqa: RUF012  what the shards hold, e.g. class [B]
+    labels: dict[str, Tensor] = {}  # noqa: RUF012  class [B]; what traits need besides: map/VIEW [B, h, w], objects/VIEW/boxes [B, M, 4] ...
 
 
 class PlainBatch(NamedTuple):
@@ -240,7 +234,7 @@ class PlainBatch(NamedTuple):
     keys: tuple[str, ...]
     ids: Tensor  # [B] int64
     images: Tensor  # [B, C, H, W] float, normalised
-    labels: dict[str, Tensor]  # class [B] int64, map [B, H, W] int64 (255 = ignore), as asked for
+    labels: dict[str, Tensor]  # class [B], map [B, H, W], objects/boxes [B, M, 4] ..., as asked for
 
 
 class DataFactory(Protocol):
@@ -252,15 +246,29 @@ class DataFactory(Protocol):
         ...
 
     def plain(
-        self, shards: str | Sequence[str] | None = None, *, size: Size, labels: Sequence[str] = (), batch_size: int = 64, crop: bool = False
+        self, shards: str | Sequence[str] | None = None, *, size: Size, labels: Sequence[str] = (), batch_size: int = 64, crop: bool | float = False,
+        interpolation: Literal["bilinear", "bicubic"] = "bilinear",
     ) -> Iterator[PlainBatch]:
         """Whole images of `shards` at `size`, in order, with the named labels.
 
         By default those that the run trains with; "held-out": those that [data] held_out keeps from training.
 
-        `crop`: the largest central box of the shape of `size`, instead of the whole image squeezed into it.
+        `crop`: the largest central box of the shape of `size`, instead of the whole image squeezed into it; a number: that share of the box's
+        sides (0.875 is the centre of 224 pixels of an image whose shorter side is 256).
         """
         ...
+
+    def stored(
+        self, what: str, modules: Sequence[nn.Module], shards: str | Sequence[str] | None, make: Callable[[], dict[str, Tensor]], *,
+        lasting: bool = False, **how: object,
+    ) -> dict[str, Tensor]:
+        """What `make` gives, the same on every rank: computed once, kept on disk, and shared by all evaluations that ask for the same.
+
+        The same is: `what` (a name of the asker's), the weights and code of `modules`, the samples of `shards` (as for `plain`), the colours of
+        [data], and `how` (sizes, levels, seeds: numbers, words and lists of them).  While a run trains, its weights move and nothing is kept unless
+        `lasting` says that these modules stay as they are.  All ranks call it; tensors come on the CPU.
+        """
+        return make()
 
     def class_names(self, shards: str | Sequence[str] | None = None) -> tuple[str, ...]:
         """What the class numbers of `shards` (as for `plain`) stand for, as their manifests say; empty where one of them says nothing.
@@ -300,7 +308,8 @@ class Traits(NamedTuple):
     """What a part needs from the others and what it offers, checked when the recipe is assembled.
 
     `needs`: of the encoder `cells`, `pooled`, `tokens`, `levels`; of the views `crop_draws`, `pairs`, `patches` (two sets); of the masks
-    `even_masks` (if there are any, as many hidden cells in every image); of the recipe `alignment`, `masks`, `averaged_target`, `labels`.
+    `even_masks` (if there are any, as many hidden cells in every image); of the recipe `alignment`, `masks`, `averaged_target`, `labels`;
+    of each sample `label_maps` or `objects`, which every view has as it sees them (`Batch.labels`).
     `gives`: an encoder `cells`, `pooled`, `tokens`, `levels`, `hides` (it can leave hidden cells unseen), `hides_any` (as many as each image has:
     it puts something in their place), `recomputable` (it names blocks); masks that hide other numbers of cells in other images, none among them,
     `uneven_masks`; a view sampler that notes the numbers its crop was drawn from, `crop_draws`, one with two
@@ -334,6 +343,10 @@ class Step(Protocol):
     @property
     def target(self) -> Sequence[Features]:
         """Features of each view from the target branch, without gradient; with `momentum = 0` the online ones, detached."""
+        ...
+
+    def made(self, view: int, role: Role) -> bool:
+        """Whether anyone has asked for the features of this view and branch yet: then they cost nothing more, and asking changes nothing."""
         ...
 
     @property

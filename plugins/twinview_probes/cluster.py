@@ -14,9 +14,9 @@ from twinview.branch import Branches
 from twinview.errors import DataError
 from twinview.hooks import hookimpl, part
 from twinview.ops.checks import pixels
+from twinview.ops.confusion import Confusion
 from twinview.values import DataFactory, Dims, PlainBatch, Progress, Step, Traits
 from twinview_probes.clusters import Clusterer, FeatureClusters, HeadClusters
-from twinview_probes.confusion import Confusion
 from twinview_probes.features import Maps, Pixels, channels, first
 from twinview_probes.labels import LABELS, read_label_map
 from twinview_probes.matching import match_clusters, matched_scores, occupancy
@@ -42,7 +42,7 @@ class Cluster:
     labels: str = ""  # a label map: coco_stuff27, cityscapes27, cityscapes19, camvid11, scenes10 or a .toml file; empty: labels are classes
     classes: int = field(default=0, validator=[ge(0), le(LABELS - 1)])  # 0: those of the label map, or as many as `val` shows
     ignore: list[int] = field(factory=lambda: [255])  # labels that are no class
-    clusters: int = field(default=0, validator=ge(0))  # of k-means; 0: as many as classes
+    clusters: int = field(default=0, validator=ge(0))  # of k-means; 0: as many as classes, or where these are not said as the head has
     levels: list[str] = field(factory=lambda: ["cells"], validator=min_len(1))  # for k-means, put behind one another
     stride: int = field(default=8, validator=gt(0))  # pixels per cell that these are brought to
     baselines: list[Literal["random", "pixels"]] = field(factory=list)  # random, pixels
@@ -56,7 +56,7 @@ class Cluster:
         self.map = read_label_map(self.labels) if self.labels else None
         if self.map and self.classes:
             raise ValueError("classes are those of the label map; leave one of classes and labels out")
-        if (self.baselines or not self.head) and not (self.clusters or self.classes or self.map):
+        if not self.head and not (self.clusters or self.classes or self.map):
             raise ValueError("clusters are to be counted by k-means; write clusters, classes or labels")
 
     @hookimpl
@@ -116,9 +116,9 @@ class Cluster:
             head = branches.online.find(branches.online.key(self.head, "projector"))
             return HeadClusters(branches.online.encoder, head, torch.zeros(1, data.channels, *self.size, device=device))
         if baseline == "pixels":
-            return self._kmeans(Pixels(self.stride, data.channels), data, device)
+            return self._kmeans(Pixels(self.stride, data.channels), data, device, branches)
         encoder = branches.initial().to(device) if baseline == "random" else branches.online.encoder
-        return self._kmeans(Maps(encoder, self.levels, self.stride), data, device)
+        return self._kmeans(Maps(encoder, self.levels, self.stride), data, device, branches)
 
     def count(self, clusterer: Clusterer, data: DataFactory, device: torch.device) -> Tensor:
         """[classes, k]: pixels of `val` of all ranks by class and cluster.  Raises DataError where none has a class."""
@@ -139,8 +139,8 @@ class Cluster:
             raise DataError(f"[[evaluate]] probes.cluster: {fault}. Write classes = {most + 1}, or put {most} into ignore.")
         return confusion.counts[:classes]
 
-    def _kmeans(self, dense: Maps | Pixels, data: DataFactory, device: torch.device) -> FeatureClusters:
-        k = self.clusters or (len(self.map.names) if self.map else self.classes)
+    def _kmeans(self, dense: Maps | Pixels, data: DataFactory, device: torch.device, branches: Branches) -> FeatureClusters:
+        k = self.clusters or (len(self.map.names) if self.map else self.classes) or self.clusterer(branches, data, "").k
         batches = first(self._read(data, self.train, IMAGES, labeled=False), self.images)
         return FeatureClusters(dense, batches, k, cells=self.cells, seed=self.seed, device=device)
 

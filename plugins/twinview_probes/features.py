@@ -24,12 +24,19 @@ class Dense(Protocol):
         ...
 
 
+class FrozenDense(Dense, Protocol):
+    """Maps of weights that stay as they are while they are asked for, so that what is computed of them can be kept."""
+
+    modules: Sequence[nn.Module]  # whose weights decide on them
+
+
 class Maps:
     """Levels of an encoder, brought to one stride bilinearly and put behind one another."""
 
     def __init__(self, encoder: nn.Module, levels: Sequence[str], stride: int) -> None:
         """`encoder` is put into eval mode.  Raises RecipeError for a level that it does not give."""
         self.encoder, self.levels, self.stride = encoder.eval(), levels, stride
+        self.modules: Sequence[nn.Module] = (encoder,)
         spec = cast(EncoderSpec, encoder.spec)
         self.channels = sum(channels(spec, level) for level in levels)
 
@@ -47,6 +54,7 @@ class Pixels:
     def __init__(self, stride: int, channels: int) -> None:
         """`channels`: of the images."""
         self.stride, self.channels = stride, channels * stride**2
+        self.modules: Sequence[nn.Module] = ()
 
     def __call__(self, images: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C * stride**2, h, w]; a cell that reaches over the border is filled with the pixels there."""

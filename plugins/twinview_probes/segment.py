@@ -1,8 +1,8 @@
-"""How well a linear layer segments images by frozen dense features."""
+"""How well images are segmented by frozen dense features: by a linear layer, and by nearest neighbours among cells."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from attrs import field
@@ -14,22 +14,34 @@ from twinview.branch import Branches
 from twinview.errors import DataError
 from twinview.hooks import hookimpl, part
 from twinview.ops.checks import pixels
+from twinview.ops.confusion import Confusion
 from twinview.values import DataFactory, Dims, PlainBatch, Progress, Traits
-from twinview_probes.confusion import Confusion
-from twinview_probes.features import Dense, Maps, Pixels, channels, first, sample_cells
+from twinview_probes.features import Cells, Dense, FrozenDense, Maps, Pixels, channels, first, sample_cells
+from twinview_probes.knn import votes
 from twinview_probes.linear import Linear, fit
 from twinview_probes.sets import check_same_classes
 
 IMAGES = 16  # that the encoder sees at once
+ROWS = 4096  # cells whose neighbours are looked for at once
 LABELS = 256  # that the scores tell apart
 
 
+class Classifier(Protocol):
+    """Maps [B, C, h, w] -> a number for each class, [B, classes, h, w]."""
+
+    def maps(self, x: Tensor) -> Tensor:
+        """The numbers."""
+        ...
+
+
 @part
-class Segment:
-    """Linear segmentation probe: a 1x1 convolution on frozen, standardised features of the online branch, scored on `val`.
+class DenseProbe:
+    """What probes of cells share: the images, the features, the baselines, mIoU and accuracy over all labelled pixels of `val`.
 
     `baselines` are scored in the same way: `random`, the encoder at its random start, and `pixels`, the raw pixels of each cell.
     """
+
+    word: ClassVar[str]  # the first of the scores
 
     train: str | list[str] = ""  # shards with label maps to fit on; empty: the run's own
     val: str | list[str]  # shards with label maps to score on
@@ -41,17 +53,13 @@ class Segment:
     baselines: list[Literal["random", "pixels"]] = field(factory=list)  # random, pixels
     images: int = field(default=400, validator=ge(0))  # of `train`, the first; 0: all
     cells: int = field(default=256, validator=gt(0))  # drawn from each of these; memory: images x cells x channels x 4 bytes
-    steps: int = field(default=600, validator=gt(0))  # of AdamW
-    batch: int = field(default=2048, validator=gt(0))  # cells a step
-    lr: float = field(default=0.03, validator=gt(0))  # at the start; cosine to 0
-    weight_decay: float = field(default=0.0, validator=ge(0))
     seed: int = field(default=0, validator=ge(0))  # of the cells drawn
 
     @hookimpl
     def traits(self) -> Traits:
         """Needs the maps that `levels` names."""
         of = ("", *(f"{baseline}/" for baseline in self.baselines))
-        scores = frozenset(f"segment/{name}{score}" for name in of for score in ("miou", "accuracy"))
+        scores = frozenset(f"{self.word}/{name}{score}" for name in of for score in ("miou", "accuracy"))
         return Traits(needs=frozenset("cells" if level == "cells" else "levels" for level in self.levels), scores=scores)
 
     @hookimpl
@@ -66,42 +74,51 @@ class Segment:
     def before_epoch(self, data: DataFactory, progress: Progress) -> None:
         """Read an image of each set before the first step: shards that are not there are missed now and not at the end of the run."""
         if progress.step == 0:
-            check_same_classes(data, self.train, self.val, "probes.segment")
+            check_same_classes(data, self.train, self.val, self.place)
             for shards in (self.train, self.val):
                 next(iter(self._read(data, shards, 1)), None)
 
     @hookimpl
     def evaluate(self, branches: Branches, data: DataFactory) -> dict[str, float]:
-        """`segment/miou` and `segment/accuracy` of the online branch, and of each baseline as `segment/random/miou`; in percent.
+        """`WORD/miou` and `WORD/accuracy` of the online branch, and of each baseline as `WORD/random/miou`; in percent.
 
         mIoU is the mean over classes of all labelled pixels of `val`; logits are upsampled bilinearly to the labels.  Equal on every rank.
         Raises DataError for shards without labelled pixels or with labels beyond `classes`.
         """
         scores: dict[str, float] = {}
         device = next(branches.online.parameters()).device
-        seen: dict[str, Dense] = {"": Maps(branches.online.encoder, self.levels, self.stride)}
+        seen: dict[str, FrozenDense] = {"": Maps(branches.online.encoder, self.levels, self.stride)}
         if "random" in self.baselines:
             seen["random/"] = Maps(branches.initial().to(device), self.levels, self.stride)
         if "pixels" in self.baselines:
             seen["pixels/"] = Pixels(self.stride, data.channels)
         for name, dense in seen.items():
-            confusion = self.score(dense, self.fit(dense, data, device), data, device)
-            scores[f"segment/{name}miou"] = 100 * confusion.miou()
-            scores[f"segment/{name}accuracy"] = 100 * confusion.accuracy()
+            confusion = self.score(dense, self.fit(dense, data, device, lasting=bool(name)), data, device)
+            scores[f"{self.word}/{name}miou"] = 100 * confusion.miou()
+            scores[f"{self.word}/{name}accuracy"] = 100 * confusion.accuracy()
         return scores
 
-    def fit(self, dense: Dense, data: DataFactory, device: torch.device) -> Linear:
-        """The linear layer on `dense` features of `train`."""
+    def fit(self, dense: FrozenDense, data: DataFactory, device: torch.device, lasting: bool = False) -> Classifier:
+        """The classifier of `dense` features of `train`, whose cells are drawn once for all probes.  `lasting`: of weights that stay as they are."""
         ignore = torch.tensor(self.ignore, device=device, dtype=torch.int64)
-        batches = first(self._read(data, self.train, IMAGES), self.images)
-        cells = sample_cells(dense, batches, cells=self.cells, ignore=ignore, seed=self.seed)
-        if not len(cells.y):
-            raise DataError(f"[[evaluate]] probes.segment: {self._fitted_on} holds no labelled pixel outside ignore = {self.ignore}.")
-        classes = self.classes or int(cells.y.max()) + 1
-        self._check(cells.y, self._fitted_on)
-        return fit(cells, classes, steps=self.steps, batch=self.batch, lr=self.lr, weight_decay=self.weight_decay, seed=self.seed)
 
-    def score(self, dense: Dense, linear: Linear, data: DataFactory, device: torch.device) -> Confusion:
+        def make() -> dict[str, Tensor]:
+            batches = first(self._read(data, self.train, IMAGES), self.images)
+            return sample_cells(dense, batches, cells=self.cells, ignore=ignore, seed=self.seed)._asdict()
+
+        how = {name: getattr(self, name) for name in ("size", "levels", "stride", "ignore", "images", "cells", "seed")}
+        found = data.stored(f"probes.cells {type(dense).__name__}", dense.modules, self.train or None, make, lasting=lasting, **how)
+        cells = Cells(**{name: value.to(device) for name, value in found.items()})
+        if not len(cells.y):
+            raise DataError(f"[[evaluate]] {self.place}: {self._fitted_on} holds no labelled pixel outside ignore = {self.ignore}.")
+        self._check(cells.y, self._fitted_on)
+        return self.learn(cells, self.classes or int(cells.y.max()) + 1)
+
+    def learn(self, cells: Cells, classes: int) -> Classifier:
+        """The classifier of drawn cells."""
+        raise NotImplementedError
+
+    def score(self, dense: Dense, linear: Classifier, data: DataFactory, device: torch.device) -> Confusion:
         """Counts over all labelled pixels of `val`, of all ranks."""
         confusion = Confusion(LABELS, device)
         ignore = torch.tensor(self.ignore, device=device, dtype=torch.int64)
@@ -114,8 +131,13 @@ class Segment:
             confusion.add(truth[known], given[known])
         confusion.gather()
         if not confusion.counts.any():
-            raise DataError(f"[[evaluate]] probes.segment: {self.val} holds no labelled pixel outside ignore = {self.ignore}.")
+            raise DataError(f"[[evaluate]] {self.place}: {self.val} holds no labelled pixel outside ignore = {self.ignore}.")
         return confusion
+
+    @property
+    def place(self) -> str:
+        """Of the part, as messages name it."""
+        return f"probes.{self.word}"
 
     @property
     def _fitted_on(self) -> str | list[str]:
@@ -127,7 +149,55 @@ class Segment:
     def _check(self, labels: Tensor, shards: str | list[str]) -> None:
         most = int(labels.max()) if len(labels) else 0
         if most >= LABELS:
-            raise DataError(f"[[evaluate]] probes.segment: {shards} holds the label {most}; classes go up to {LABELS - 1}. Put {most} into ignore.")
+            raise DataError(f"[[evaluate]] {self.place}: {shards} holds the label {most}; classes go up to {LABELS - 1}. Put {most} into ignore.")
         if self.classes and most >= self.classes:
             fault = f"{shards} holds the label {most} with classes = {self.classes}"
-            raise DataError(f"[[evaluate]] probes.segment: {fault}. Write classes = {most + 1}, or put {most} into ignore.")
+            raise DataError(f"[[evaluate]] {self.place}: {fault}. Write classes = {most + 1}, or put {most} into ignore.")
+
+
+@part
+class Segment(DenseProbe):
+    """Linear segmentation probe: a 1x1 convolution on frozen, standardised features of the online branch, scored on `val`."""
+
+    word = "segment"
+    steps: int = field(default=600, validator=gt(0))  # of AdamW
+    batch: int = field(default=2048, validator=gt(0))  # cells a step
+    lr: float = field(default=0.03, validator=gt(0))  # at the start; cosine to 0
+    weight_decay: float = field(default=0.0, validator=ge(0))
+
+    def learn(self, cells: Cells, classes: int) -> Linear:
+        """The linear layer."""
+        return fit(cells, classes, steps=self.steps, batch=self.batch, lr=self.lr, weight_decay=self.weight_decay, seed=self.seed)
+
+
+@part
+class CellNeighbors(DenseProbe):
+    """Nearest cells by cosine, each voting with weight exp(cosine / temperature): segmentation without any training, scored on `val`."""
+
+    word = "cells"
+    cells: int = field(default=64, validator=gt(0))  # drawn from each image of `train`; memory: images x cells x channels x 4 bytes
+    k: int = field(default=20, validator=gt(0))  # neighbours that vote
+    temperature: float = field(default=0.07, validator=gt(0))  # of the votes
+
+    def learn(self, cells: Cells, classes: int) -> Neighbors:
+        """The cells that vote, in the order of the images."""
+        return Neighbors(F.normalize(cells.x[cells.order], dim=1), cells.y[cells.order], classes, self.k, self.temperature)
+
+
+class Neighbors(NamedTuple):
+    """Votes of the nearest of labelled cells."""
+
+    bank: Tensor  # [N, C], of length 1
+    labels: Tensor  # [N]
+    classes: int
+    k: int
+    temperature: float
+
+    def maps(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] -> shares of the votes, [B, classes, h, w]."""
+        found = []
+        for rows in torch.split(F.normalize(x.movedim(1, -1).flatten(0, 2), dim=1), ROWS):
+            near, places = (rows @ self.bank.T).topk(min(self.k, len(self.bank)))
+            given = votes(near, self.labels[places], self.classes, self.temperature)
+            found.append(given / given.sum(1, keepdim=True))
+        return torch.cat(found).view(len(x), *x.shape[2:], self.classes).movedim(-1, 1)

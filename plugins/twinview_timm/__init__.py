@@ -17,7 +17,7 @@ from twinview.ops.vision import import_timm
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from twinview.values import Step, Traits
+    from twinview.values import Pretrained, Step, Traits
 
 PLAIN = ("vision_transformer", "deit")  # timm's modules of plain vision transformers
 OF_ANY = ("name", "weights", "weights_key", "img_size", "drop_path")  # options that every network takes
@@ -62,7 +62,9 @@ class Encoder:
     heads: int = field(default=0, validator=ge(0))  # of attention; 0: the network's own
     positions: Literal["learned", "sine_row", "sine_column"] = "learned"  # or fixed sines: row first (SiameseIM), column first (MAE)
     hide: Literal["drop", "mask_token"] = "drop"  # hidden cells: leave their tokens out (MAE), or put a learned token in their place (BEiT)
-    pooled: Literal["mean", "token"] = "mean"  # of the patches that are seen, or the class token
+    pooled: Literal["mean", "token", "token_and_mean"] = "mean"  # of the patches that are seen, the class token, or both joined (DINO ViT-B's probe)
+    pooled_blocks: int = field(default=1, validator=ge(1))  # class tokens of so many last blocks, each behind the final norm (DINO ViT-S: 4)
+    maps: list[int] = field(factory=list)  # blocks, counted from 1, whose patch tokens are levels too: [4, 6, 8, 12] gives b4, b6, b8, b12 (UperNet)
     final_norm: bool = True  # LayerNorm behind the last block
     layer_scale: float | None = field(default=None, validator=optional(ge(0)))  # start of the branches' scales; 0: none; left out: the network's own
     init: Literal["timm", "mae", "moco_v3"] = "timm"  # mae: xavier-uniform, tokens of std 0.02 (MAE, SiameseIM); moco_v3: nearly so
@@ -77,6 +79,10 @@ class Encoder:
                 raise RecipeError(f"{option}: {self.name!r} {kind}. Leave {option} out.")
         if self.positions != "learned" and self.width % 4:
             raise RecipeError(f"width: sine positions want a multiple of 4, not {self.width}. Write {self.width + -self.width % 4}")
+        if self.pooled == "mean" and self.pooled_blocks > 1:
+            raise RecipeError('pooled_blocks: joins class tokens. Write pooled = "token" with it, or leave it out')
+        if len({*self.maps}) < len(self.maps) or any(place < 1 for place in self.maps):
+            raise RecipeError(f"maps: wants different numbers of blocks, counted from 1, not {self.maps}")
         if self.heads and self.width % self.heads:
             raise RecipeError(f"heads: {self.heads} do not divide a width of {self.width}. Write another number")
 
@@ -85,12 +91,32 @@ class Encoder:
         """Whether the network is a plain vision transformer, by timm's register."""
         return bool(import_timm().models.is_model_in_modules(self.name, PLAIN))
 
+    @staticmethod
+    def pretrained(name: str) -> Pretrained:
+        """timm's weights of that name, `resnet50` or `resnet50.a1_in1k`, with the mean and deviation of their images.  Raises RecipeError."""
+        import timm
+
+        from twinview.values import Pretrained
+
+        bare = name.partition(".")[0]
+        _known(None, None, bare)
+        try:
+            found = timm.get_pretrained_cfg(name)
+        except RuntimeError:  # no such tag
+            found = None
+        if found is None or not found.has_weights:
+            tags = timm.list_pretrained(f"{bare}.*")
+            raise RecipeError(f"timm:{name}: timm publishes no such weights.{closest(name, tags) if tags else ' It has none of this network.'}")
+        pooled = {"pooled": "token"} if Encoder(name=bare).plain and found.num_classes == 0 else {}
+        return Pretrained({"name": bare, "weights": f"timm:{name}", **pooled}, tuple(found.mean), tuple(found.std))
+
     @hookimpl
     def traits(self) -> Traits:
         """Vision transformers give cells, pooled and tokens, other networks cells, pooled and levels; all can hide cells."""
         from twinview.values import Traits
 
         gives = {"cells", "pooled", "hides", "any_channels", "recomputable", "tokens" if self.plain else "levels"}
+        gives |= {"levels"} if self.maps else set()
         drops = self.plain and self.hide == "drop"
         instead = 'Write hide = "mask_token".' if drops else ""
         return Traits(gives=frozenset(gives if drops else gives | {"hides_any"}), instead=instead)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -34,17 +35,22 @@ class VisionTransformer(nn.Module):
 
     mask_token: nn.Parameter | None
 
-    def __init__(self, vit: Any, *, row_first: bool | None, mask_token: bool, token_pooled: bool, name: str, options: dict[str, Any]) -> None:
+    def __init__(
+        self, vit: Any, *, row_first: bool | None, mask_token: bool, pooled: str, pooled_blocks: int, maps: Sequence[int], name: str,
+        options: dict[str, Any],
+    ) -> None:
         """`vit`: timm's, for dynamic sizes; `row_first`: of sine positions, None: `vit`'s learned ones; `name`, `options`: what timm made it of."""
         super().__init__()
         self.cls_token, self.reg_token, self.pos_embed = vit.cls_token, vit.reg_token, vit.pos_embed
         self.patch_embed, self.norm_pre, self.blocks, self.norm = vit.patch_embed, vit.norm_pre, vit.blocks, vit.norm
         self.mask_token = nn.Parameter(torch.empty(1, 1, vit.embed_dim).normal_(std=0.02)) if mask_token else None
-        self.row_first, self.token_pooled, self.name, self.options = row_first, token_pooled, name, options
+        self.row_first, self.pooled, self.pooled_blocks, self.maps, self.name, self.options = row_first, pooled, pooled_blocks, maps, name, options
         self.placed_prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens  # rows of learned positions before the patches'
         patch = vit.patch_embed.patch_size[0]
         level = Level(vit.embed_dim, patch)
-        self.spec = EncoderSpec(pooled=vit.embed_dim, cells=level, prefix=vit.num_prefix_tokens, patch=patch)
+        width = vit.embed_dim * (pooled_blocks + (pooled == "token_and_mean"))
+        levels = {f"b{place}": level for place in maps}
+        self.spec = EncoderSpec(pooled=width, cells=level, levels=levels, prefix=vit.num_prefix_tokens, patch=patch)
 
     def forward(self, images: Tensor, hidden: Tensor | None = None) -> Features:
         """`hidden` [B, h * w], the same number in each image: left out behind the positions, or a mask token before them."""
@@ -61,16 +67,29 @@ class VisionTransformer(nn.Module):
         before = [getattr(self, t).expand(x.shape[0], -1, -1) for t in TOKENS if getattr(self, t) is not None]
         if before:
             x = torch.cat([torch.cat(before, 1) + prefix, x], 1)
-        x = self.norm(self.blocks(self.norm_pre(x)))
+        x, levels, tokens = self.norm_pre(x), dict[str, Tensor](), list[Tensor]()
+        if not self.maps and self.pooled_blocks == 1:
+            x = self.blocks(x)
+        else:
+            for place, block in enumerate(self.blocks, start=1):
+                x = block(x)
+                if place in self.maps:
+                    levels[f"b{place}"] = self._map(x, kept, grid)
+                if len(self.blocks) - self.pooled_blocks < place < len(self.blocks):
+                    tokens.append(self.norm(x)[:, 0])
+        x = self.norm(x)
+        patches = x[:, self.spec.prefix :]
+        if self.pooled == "mean":
+            pooled = patches.mean(1)
+        else:
+            pooled = torch.cat([*tokens, x[:, 0], *([patches.mean(1)] if self.pooled == "token_and_mean" else [])], 1)
+        return Features(cells=self._map(x, kept, grid), pooled=pooled, levels=levels, tokens=x, prefix=self.spec.prefix, kept=kept)
+
+    def _map(self, x: Tensor, kept: Tensor | None, grid: Size) -> Tensor:
+        """Tokens [B, prefix + N, C] -> [B, C, h, w], zero where a patch was dropped."""
         patches = x[:, self.spec.prefix :]
         cells = patches if kept is None else x.new_zeros(len(x), grid[0] * grid[1], x.shape[-1]).scatter(1, _wide(kept, x), patches)
-        return Features(
-            cells=cells.transpose(1, 2).unflatten(2, grid),
-            pooled=x[:, 0] if self.token_pooled else patches.mean(1),
-            tokens=x,
-            prefix=self.spec.prefix,
-            kept=kept,
-        )
+        return cells.transpose(1, 2).view(len(x), -1, *grid)
 
     def positions(self, grid: Size, device: torch.device) -> tuple[Tensor, Tensor]:
         """What is added to the tokens before the patches, [prefix or 1, C], and to those of the patches, [h * w, C]."""
@@ -156,7 +175,7 @@ def make(options: Encoder, channels: int) -> VisionTransformer:
     sizes = {"patch_size": options.patch, "embed_dim": options.width, "depth": options.depth, "num_heads": options.heads}
     arguments: dict[str, Any] = {key: value for key, value in sizes.items() if value}
     arguments |= {} if options.layer_scale is None else {"init_values": options.layer_scale}
-    arguments |= {"num_classes": 0, "global_pool": "token" if options.pooled == "token" else "avg", "fc_norm": False}
+    arguments |= {"num_classes": 0, "global_pool": "avg" if options.pooled == "mean" else "token", "fc_norm": False}
     arguments |= {} if options.final_norm else {"final_norm": False}
     arguments |= {} if channels == 3 else {"in_chans": channels}
     training = {"dynamic_img_size": True, "dynamic_img_pad": True, "drop_path_rate": options.drop_path}
@@ -164,13 +183,18 @@ def make(options: Encoder, channels: int) -> VisionTransformer:
     vit = create(options.name, **arguments, **training, **built, **({"pos_embed": "none"} if sine else {}))
     if vit.pool_include_prefix:
         arguments["pool_include_prefix"] = False  # what is published pools as we do
+    for what, last in (("maps", max(options.maps, default=0)), ("pooled_blocks", options.pooled_blocks)):
+        if last > len(vit.blocks):
+            raise RecipeError(f"[encoder] timm.encoder {what}: {last} is more than the {len(vit.blocks)} blocks of this network.")
     if sine and vit.embed_dim % 4:
         raise RecipeError(f"[encoder] timm.encoder: sine positions want a width that is a multiple of 4, not {vit.embed_dim}. Set width.")
     encoder = VisionTransformer(
         vit,
         row_first=options.positions == "sine_row" if sine else None,
         mask_token=options.hide == "mask_token",
-        token_pooled=options.pooled == "token",
+        pooled=options.pooled,
+        pooled_blocks=options.pooled_blocks,
+        maps=tuple(options.maps),
         name=options.name,
         options=arguments,
     )

@@ -13,7 +13,7 @@ from twinview.ops.checks import of_weights
 if TYPE_CHECKING:
     from torch import nn
 
-    from twinview.values import Traits
+    from twinview.values import Pretrained, Traits
 
 NAMES = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
@@ -55,6 +55,23 @@ class ResNet:
             raise RecipeError(f"cells: {self.cells!r} is a level of the feature pyramid. Write fpn = true with it, or cells = 'c{self.cells[1]}'")
         if self.cells == "d2" and not self.decoder:
             raise RecipeError("cells: 'd2' is the map of the decoder. Write decoder = 128 (its channels) with it, or cells = 'c2'")
+
+    @staticmethod
+    def pretrained(name: str) -> Pretrained:
+        """torchvision's weights of that name: `resnet50`, its best, or `resnet50.IMAGENET1K_V1`.  Raises RecipeError."""
+        import torchvision
+
+        from twinview.values import Pretrained
+
+        bare, _, tag = name.partition(".")
+        _known(None, None, bare)
+        published = torchvision.models.get_model_weights(bare)
+        known = [one.name for one in published]
+        if tag and tag not in known:
+            raise RecipeError(f"torchvision:{name}: torchvision publishes no such weights.{closest(tag, known)}")
+        found = published[tag] if tag else published.DEFAULT
+        made = found.transforms()
+        return Pretrained({"name": bare, "weights": found.name}, tuple(made.mean), tuple(made.std))
 
     @hookimpl
     def traits(self) -> Traits:

@@ -7,6 +7,7 @@ import json
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ import tomli_w
 from PIL import Image
 from processes import Processes
 
-from twinview.analysis.evaluate import evaluation_recipe, evaluations
+from twinview.analysis.evaluate import Evaluated, evaluation_recipe, evaluations
 from twinview.cli import main
 from twinview.cli.train import summary
 from twinview.data.prepare.pack import pack_images
+from twinview.engine.run_recipe import run_recipe
 from twinview.engine.train import RunResult
 from twinview.errors import RecipeError
 
@@ -57,8 +59,8 @@ def trained(install_module: Callable[..., None], labeled: str, tmp_path_factory:
 
 @pytest.fixture
 def run(trained: tuple[Path, str, str]) -> Path:
-    """The run, without notes of earlier evaluations."""
-    (trained[0] / "evaluations.jsonl").unlink(missing_ok=True)
+    """The run, without scores of earlier evaluations."""
+    (trained[0] / "scores.json").unlink(missing_ok=True)
     return trained[0]
 
 
@@ -66,20 +68,34 @@ def test_scores_stand_in_the_table_and_in_the_log(trained: tuple[Path, str, str]
     assert "cluster miou" in trained[1] and ", cluster miou " in trained[2] and "collapsed" not in trained[1]
 
 
+def rows(path: Path) -> list[dict[str, Any]]:
+    table = json.loads((path / "scores.json").read_text())
+    assert table["format"] == 1
+    return list(table["scores"])
+
+
 def test_a_run_is_scored_again(run: Path, labeled: str, capsys: pytest.CaptureFixture[str]) -> None:
     last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
     assert main(["evaluate", "cluster", str(run)]) == 0
-    assert f"{last['score/cluster/miou']:.3f}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{last['score/cluster/miou']:.3f}" in said and "random" in said and "pixels" in said
+    assert "probes.cluster, checkpoint of step 4 (last), seed 0: head=clusters" in said and "scores.json: new" in said
+    assert main(["evaluate", "cluster", str(run)]) == 0
+    assert "scores.json: nothing changed since 20" in capsys.readouterr().out
     assert main(["evaluate", "probes.cluster", str(run), "--shards", labeled, "head=", "clusters=3", 'baselines=["random"]', "data.workers=0"]) == 0
-    assert "random" in capsys.readouterr().out
-    rows = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
-    assert rows[0]["cluster/miou"] == last["score/cluster/miou"] and rows[0]["head"] == "clusters"
-    assert [row["name"] for row in rows] == ["probes.cluster"] * 2 and rows[1]["clusters"] == 3 and "cluster/random/miou" in rows[1] and rows[1]["step"] == 4
+    first, second = rows(run)
+    assert first["scores"]["cluster/miou"] == last["score/cluster/miou"] and first["protocol"]["head"] == "clusters"
+    assert set(first["floors"]) == {"random", "pixels"} and "cluster/miou" in first["floors"]["random"]
+    assert second["protocol"]["clusters"] == 3 and set(second["floors"]) == {"random"} and second["checkpoint"]["step"] == 4
+    assert second["data"][0]["checksum"] and second["seed"] == 0 and second["command"].startswith("twinview") and second["versions"]["torch"]
     assert main(["show", "segments", str(run), "--images", "3"]) == 0 and (run / "pictures" / "segments.png").is_file()
 
 
+ROW: dict[str, Any] = {"use": "probes.cluster", "checkpoint": {"step": 4}, "seed": 0, "protocol": {}}
+
+
 def test_a_collapsed_run_says_so(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("twinview.analysis.evaluate.evaluate", lambda *_: {"cluster/miou": 3.0, "cluster/collapsed": 1.0})
+    monkeypatch.setattr("twinview.analysis.evaluate.evaluate", lambda *_: Evaluated({"cluster/miou": 3.0, "cluster/collapsed": 1.0}, ROW, "new"))
     assert main(["evaluate", "cluster", str(run)]) == 0
     said = capsys.readouterr().out
     assert "COLLAPSED   cluster: fewer than two clusters are left" in said and "cluster collapsed" not in said
@@ -88,10 +104,10 @@ def test_a_collapsed_run_says_so(run: Path, monkeypatch: pytest.MonkeyPatch, cap
 
 
 def test_two_ranks_count_together(run: Path, processes: Processes) -> None:
-    done = processes.run("evaluate", "cluster", str(run), "--ranks", "2")
+    done = processes.run("evaluate", "cluster", str(run), "--ranks", "2", 'baselines=["random"]')
     assert done.returncode == 0, done.stderr
     last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
-    assert json.loads((run / "evaluations.jsonl").read_text())["cluster/miou"] == pytest.approx(last["score/cluster/miou"])
+    assert rows(run)[0]["scores"]["cluster/miou"] == pytest.approx(last["score/cluster/miou"])
 
 
 @pytest.mark.parametrize(("words", "message"), [
@@ -100,11 +116,13 @@ def test_two_ranks_count_together(run: Path, processes: Processes) -> None:
     (["cluster", "--shards", "nowhere.tar"], "there is no such shard"),
     (["cluster", "sizes=[1,2]"], "nothing takes 'sizes'. Did you mean 'size'?"),
     (["cluster", "head=other"], "no [[head]] has the name 'other'. There is: clusters."),
+    (["cluster", "--best"], "marks no checkpoint as the best. Train with run.keep_best"),
+    (["cluster", "--best", "--step", "4"], "--best: names one checkpoint and --step another. Leave one out."),
     (["cluster", "--ranks", "0"], "--ranks: wants a number above 0, not 0."),
 ])
 def test_what_is_refused(run: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", words[0], str(run), *words[1:]]) == 2
-    assert message in capsys.readouterr().err and not (run / "evaluations.jsonl").exists()
+    assert message in capsys.readouterr().err and not (run / "scores.json").exists()
 
 
 def test_a_folder_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,17 +154,17 @@ def parts():
 def test_a_short_name_of_two_methods_is_refused_with_the_full_ones(install: Callable[..., None], run: Path) -> None:
     install("twin", TWIN)
     with pytest.raises(RecipeError, match="^evaluate: 'cluster' is probes.cluster or twin.cluster. Write one of them in full.$"):
-        evaluation_recipe(run, "cluster", None, {})
-    (use,) = evaluation_recipe(run, "twin.cluster", None, {"clusters": 3}).evaluate
-    assert use.use == "twin.cluster" and use.options == {"clusters": 3}
+        evaluation_recipe(run_recipe(run), "cluster", None, {})
+    (use,) = evaluation_recipe(run_recipe(run), "twin.cluster", None, {"clusters": 3, "baselines": []}).evaluate
+    assert use.use == "twin.cluster" and use.options == {"clusters": 3, "baselines": []}
 
 
 def test_of_two_of_one_kind_the_name_says_which(run: Path, tmp_path: Path) -> None:
     table = tomllib.loads((run / "recipe.toml").read_text())
     (own,) = table["evaluate"]
     (tmp_path / "recipe.toml").write_text(tomli_w.dumps({**table, "evaluate": [{**own, "name": "fine"}, {**own, "name": "coarse", "clusters": 3}]}))
-    (use,) = evaluation_recipe(tmp_path, "coarse", None, {"crop": True}).evaluate
+    (use,) = evaluation_recipe(run_recipe(tmp_path), "coarse", None, {"crop": True}).evaluate
     assert use.use == "probes.cluster" and (use.options["clusters"], use.options["crop"], use.options["head"]) == (3, True, own["head"])
     for what in ("cluster", "probes.cluster"):
         with pytest.raises(RecipeError, match="^evaluate: the run has 2 evaluations probes.cluster: fine, coarse. Write the name of one.$"):
-            evaluation_recipe(tmp_path, what, None, {})
+            evaluation_recipe(run_recipe(tmp_path), what, None, {})

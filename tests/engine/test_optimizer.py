@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from twinview.assembly import assemble
 from twinview.engine.clip import clip_each
 from twinview.engine.deepspeed_config import check_recipe
-from twinview.engine.lars import LARS as Lars
 from twinview.engine.optimizer import gradient_norm, load_optimizer_state, make_optimizer, optimizer_state, set_rates
 from twinview.engine.schedule import decay_at, lr_factor, momentum_at, warmup_share
 from twinview.errors import RecipeError
+from twinview.ops.lars import LARS as Lars
 from twinview.recipe import from_table
 from twinview.recipe.tables import Schedule, Target
 

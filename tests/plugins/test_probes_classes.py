@@ -13,7 +13,11 @@ from twinview.branch import Branch, Branches
 from twinview.errors import DataError, RecipeError
 from twinview.values import Batch, DataFactory, Dims, EncoderSpec, Features, Level, PlainBatch, Progress, Size
 from twinview_probes import parts
-from twinview_probes.classes import Classes, Knn, Linear, Thumbnails
+from twinview_probes.classes import Classes
+from twinview_probes.features import Cells
+from twinview_probes.images import Thumbnails
+from twinview_probes.knn import Knn
+from twinview_probes.linear_probe import Linear
 
 SIZE = (24, 32)
 MEANS = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]])
@@ -42,7 +46,8 @@ class Colored(DataFactory):
         self.images, self.noise, self.rank, self.world = images, noise, rank, world
 
     def plain(
-        self, shards: str | Sequence[str] | None = None, *, size: Size, labels: Sequence[str] = (), batch_size: int = 64, crop: bool = False
+        self, shards: str | Sequence[str] | None = None, *, size: Size, labels: Sequence[str] = (), batch_size: int = 64, crop: bool | float = False,
+        interpolation: str = "bilinear",
     ) -> Iterator[PlainBatch]:
         assert isinstance(shards, str) and size == SIZE and tuple(labels) == ("class",) and not crop
         return self._batches(list(range(self.images[shards]))[self.rank :: self.world], batch_size, 1000 * len(shards))
@@ -89,8 +94,6 @@ def test_features_that_separate_the_classes_score_100_and_blind_ones_by_chance(k
 
 
 def test_neighbours_vote_as_published() -> None:
-    from twinview_probes.features import Cells
-
     torch.manual_seed(0)
     x, y, queries = torch.randn(40, 6), torch.randint(4, (40,)), torch.randn(25, 6)
     given = probe(Knn, k=7, temperature=0.3).learn(Cells(x, y, torch.arange(40)), 4)(queries)
@@ -167,8 +170,6 @@ def test_two_ranks_agree_with_each_other_and_with_one(two_ranks: Any) -> None:
 
 
 def test_ids_that_lie_far_apart_are_numbered() -> None:
-    from twinview_probes.features import Cells
-
     ids = torch.tensor([5, 99_999_999_999])
     for kind in (Knn, Linear):
         classify = probe(kind).learn(Cells(torch.eye(2), ids, torch.arange(2)), int(ids.max()) + 1)

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from twinview.branch import Branch, Branches
 from twinview.data.scenes.street import CLASSES
 from twinview.errors import DataError, RecipeError
+from twinview.ops.confusion import Confusion
 from twinview.ops.sheet import palette
 from twinview.values import Batch, DataFactory, Dims, EncoderSpec, Features, Level, PlainBatch, Progress, Size
 from twinview_probes.cluster import Cluster
 from twinview_probes.clusters import FeatureClusters
-from twinview_probes.confusion import Confusion
 from twinview_probes.features import Pixels
 from twinview_probes.labels import FOLDER, read_label_map
 from twinview_probes.matching import match_clusters, matched_scores, occupancy
@@ -140,7 +140,8 @@ class Blocks(DataFactory):
         self.images = images
 
     def plain(
-        self, shards: str | Sequence[str] | None = None, *, size: Size, labels: Sequence[str] = (), batch_size: int = 64, crop: bool = False
+        self, shards: str | Sequence[str] | None = None, *, size: Size, labels: Sequence[str] = (), batch_size: int = 64,
+        crop: bool | float = False, interpolation: str = "bilinear",
     ) -> Iterator[PlainBatch]:
         assert size == SIZE and not (shards is None and labels), "k-means reads no labels"
         for at in range(0, self.images, batch_size):

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from twinview.ops.confusion import Confusion
 from twinview.values import PlainBatch
-from twinview_probes.confusion import Confusion
 from twinview_probes.features import Cells, Pixels, first, middles, sample_cells
 from twinview_probes.linear import fit
 

@@ -45,7 +45,8 @@ class Stripes(DataFactory):
         self.images, self.rank, self.world, self.odd, self.noise = images, rank, world, odd, noise
 
     def plain(
-        self, shards: str | Sequence[str] | None = None, *, size: Size, labels: Sequence[str] = (), batch_size: int = 64, crop: bool = False
+        self, shards: str | Sequence[str] | None = None, *, size: Size, labels: Sequence[str] = (), batch_size: int = 64,
+        crop: bool | float = False, interpolation: str = "bilinear",
     ) -> Iterator[PlainBatch]:
         assert isinstance(shards, str) and size == SIZE and tuple(labels) == ("map",)
         return self._batches(list(range(self.images[shards]))[self.rank :: self.world], batch_size)
@@ -184,3 +185,30 @@ def test_two_ranks_agree_with_each_other_and_with_one(two_ranks: Any) -> None:
     alone = hard()
     assert first == second
     assert first == pytest.approx(alone, abs=0.2)
+
+
+def test_neighbouring_cells_vote() -> None:
+    from twinview_probes.segment import Neighbors
+
+    torch.manual_seed(0)
+    bank = torch.nn.functional.normalize(torch.randn(30, 5), dim=1)
+    labels = torch.randint(3, (30,))
+    maps = torch.randn(2, 5, 3, 4)
+    found = Neighbors(bank, labels, 3, 4, 0.1).maps(maps)
+    assert found.shape == (2, 3, 3, 4) and torch.allclose(found.sum(1), torch.ones(2, 3, 4))
+    cell = torch.nn.functional.normalize(maps[1, :, 2, 1], dim=0)
+    cosines = bank @ cell
+    near = cosines.topk(4).indices
+    votes = torch.stack([(cosines[near] / 0.1).exp()[labels[near] == c].sum() for c in range(3)])
+    torch.testing.assert_close(found[1, :, 2, 1], votes / votes.sum())
+
+
+@torch.no_grad()
+def test_the_probe_of_neighbours_needs_no_training() -> None:
+    from twinview_probes.segment import CellNeighbors
+
+    part = CellNeighbors(train="train", val="val", size=SIZE, levels=["c2"], stride=4, k=3, cells=40, baselines=["random", "pixels"])
+    scores = part.evaluate(branches(), Stripes({"train": 6, "val": 4}))
+    named = {f"cells/{who}{what}" for who in ("", "random/", "pixels/") for what in ("miou", "accuracy")}
+    assert scores.keys() == named and part.traits().scores == frozenset(named)
+    assert scores["cells/miou"] > 95 and scores["cells/pixels/miou"] > 95 and scores["cells/random/miou"] < 34

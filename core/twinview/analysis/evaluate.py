@@ -1,29 +1,41 @@
-"""An evaluation of a finished run, by itself."""
+"""One evaluation of a finished run, or of any encoder's weights, by itself."""
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import attrs
 import torch
 
-from twinview.assembly import Assembly, answered, installed
+from twinview.analysis.scores import FLOORS, record
+from twinview.analysis.target import Target
+from twinview.assembly import Assembly, answered, find_part, installed, options, pluggy_manager
 from twinview.assembly.checks import naming_evaluations
 from twinview.data.dataset.open import open_data
 from twinview.data.dataset.statistics import with_measured
 from twinview.data.loading.factory import Factory, Paths
+from twinview.data.loading.feature_cache import weights_hash
 from twinview.data.remote.base import without_queries
-from twinview.engine.checkpoint import find_checkpoint, load_model
+from twinview.engine.checkpoint import best_of, find_checkpoint, load_model, steps_in
 from twinview.engine.distributed.process import join, on_first
-from twinview.engine.run_recipe import run_recipe
-from twinview.errors import RecipeError, closest
+from twinview.engine.run_folder import versions
+from twinview.errors import CheckpointError, RecipeError, closest
 from twinview.model import make_model
 from twinview.ops.seeding import generator
 from twinview.progress import waiting
 from twinview.recipe import PartConfig, Recipe
 from twinview.values import DataFactory, Progress
+
+Which = int | Literal["last", "best"]  # checkpoint
+
+
+class Evaluated(NamedTuple):
+    """What an evaluation gave."""
+
+    scores: dict[str, float]
+    row: dict[str, Any]  # what it is a score of, as scores.json has it
+    said: str  # whether it is new, or what changed
 
 
 def evaluations() -> dict[str, list[str]]:
@@ -37,15 +49,23 @@ def evaluations() -> dict[str, list[str]]:
     return found
 
 
-def evaluation_recipe(run: Path, what: str, shards: str | None, options: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
-    """The run's recipe with one evaluation: the run's own of that name or kind, if it has one, with `options` over it and `shards` to score on.
+def evaluation_recipe(recipe: Recipe, what: str, shards: str | None, given: Mapping[str, Any]) -> Recipe:
+    """The recipe with one evaluation: its own of that name or kind, if it has one, with the options `given` over it and `shards` to score on.
 
-    `overrides`: of other keys of the recipe, such as data.shards where the run's own have moved.  Raises RecipeError, CheckpointError.
+    Where nothing says otherwise every floor that the part knows is scored beside it.  Raises RecipeError.
     """
-    recipe = run_recipe(run, overrides)
     use = _asked(recipe, what)
-    given = {**use.options, **options, **({"val": shards} if shards else {})}
-    return attrs.evolve(recipe, evaluate=[attrs.evolve(use, options=given)])
+    mine = {**use.options, **given, **({"val": shards} if shards else {})}
+    if "baselines" not in given and not use.options.get("baselines"):
+        mine |= _floors(use.use)
+    return attrs.evolve(recipe, evaluate=[attrs.evolve(use, options=mine)])
+
+
+def _floors(use: str) -> dict[str, list[str]]:
+    """The option `baselines` with all floors, where the part has it."""
+    method, _, name = use.partition(".")
+    cls: Any = find_part(pluggy_manager(), method, name, use)
+    return {"baselines": [*FLOORS]} if any(field.name == "baselines" for field in attrs.fields(cls)) else {}
 
 
 def _asked(recipe: Recipe, what: str) -> PartConfig:
@@ -55,7 +75,7 @@ def _asked(recipe: Recipe, what: str) -> PartConfig:
             return use
     known = evaluations()
     if what not in known:
-        raise RecipeError(f"evaluate: no installed part evaluates {what!r}.{closest(what, [*known, *(use.label for use in recipe.evaluate)])}")
+        raise RecipeError(f"evaluate: no installed part evaluates {what!r}.{closest(what, known)}")
     if len(known[what]) > 1:
         raise RecipeError(f"evaluate: {what!r} is {' or '.join(known[what])}. Write one of them in full.")
     (kind,) = known[what]
@@ -65,21 +85,26 @@ def _asked(recipe: Recipe, what: str) -> PartConfig:
     return own[0] if own else PartConfig(use=kind)
 
 
-def evaluate(assembly: Assembly, run: Path, step: int | None = None) -> dict[str, float]:
-    """Scores of the assembled recipe's one evaluation on a checkpoint of `run` (the last, or that of `step`); every rank calls it.
+def evaluate(assembly: Assembly, target: Target, which: Which = "last", command: str = "", overrides: Sequence[str] = ()) -> Evaluated:
+    """Scores of the assembled recipe's one evaluation on a target: the last checkpoint of a run, the best, or that of a step; every rank calls it.
 
-    Adds a line to the run's `evaluations.jsonl`.  Raises TwinviewError.
+    Keeps them in the target's `scores.json`.  Raises TwinviewError.
     """
     ranks = join(assembly.recipe.run.device)
     shards = open_data(assembly.recipe.data)
     recipe = with_measured(assembly.recipe, shards)
     assembly = assembly.under(recipe)
-    model = make_model(assembly, len(shards), shards.classes, weights=False, data=cast(DataFactory, Paths(recipe))).to(ranks.device)
-    checkpoint = find_checkpoint(run / "checkpoints", step)
-    load_model(checkpoint, model, ranks.rank, ranks.world)
+    checked = cast(DataFactory, Paths(recipe))
+    model = make_model(assembly, len(shards), shards.classes, weights=target.run is None, data=checked).to(ranks.device)
+    step, source = 0, {"weights": str(recipe.encoder.options.get("weights", ""))}
+    if target.run is not None:
+        checkpoint = find_checkpoint(target.run / "checkpoints", _step(target.run, which))
+        load_model(checkpoint, model, ranks.rank, ranks.world)
+        step, source = checkpoint.step, _named(target.run, checkpoint.step)
     model.eval()
     data = Factory(recipe, model.dims, shards, ranks.rank, ranks.world, model.features, model.alignment)
-    progress = Progress(0, checkpoint.step, 0, 1.0)
+    data.keeps = True
+    progress = Progress(0, step, 0, 1.0)
     (label,) = (use.label for use in recipe.evaluate)
     scores: dict[str, float] = {}
     data.doing = f"evaluate {label}"
@@ -90,10 +115,32 @@ def evaluate(assembly: Assembly, run: Path, step: int | None = None) -> dict[str
         for answer in assembly.only("evaluate", label)(branches=model.branches, data=data, progress=progress):
             scores |= {name: float(value) for name, value in answer.items()}
     use = recipe.evaluate[0]
-    on_first(lambda: _note(run, {"step": checkpoint.step, "use": use.use, "name": use.label, **without_queries(use.options), **scores}))
-    return scores
+    row = {
+        "use": use.use,
+        "name": use.label,
+        "checkpoint": {**source, "encoder": weights_hash([model.online.encoder])},
+        "protocol": options(assembly.parts[label]),
+        "data": [{"shards": name, "checksum": found} for name, found in data.checksums.items()],
+        "seed": recipe.run.seed,
+        "overrides": [*overrides],
+        "command": command,
+        "versions": versions(),
+    }
+    plain: dict[str, Any] = without_queries(row)
+    return Evaluated(scores, plain, on_first(lambda: record(target.scores, plain, scores)))
 
 
-def _note(run: Path, row: Mapping[str, Any]) -> None:
-    with (run / "evaluations.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+def _step(run: Path, which: Which) -> int | None:
+    """The step of a checkpoint; None for the newest that is whole."""
+    if which != "best":
+        return None if which == "last" else which
+    found = best_of(run / "checkpoints")
+    if found is None:
+        raise CheckpointError(f"{run}: marks no checkpoint as the best. Train with run.keep_best = \"knn/top1\", or leave --best out.")
+    return found[0]
+
+
+def _named(run: Path, step: int) -> dict[str, Any]:
+    """A checkpoint of a run: its step, and whether it is the last and the best."""
+    best = best_of(run / "checkpoints")
+    return {"step": step, "last": step == max(steps_in(run / "checkpoints"), default=step), "best": best is not None and best[0] == step}

@@ -36,6 +36,7 @@ from twinview.assembly.checks import (
 from twinview.assembly.contract import Contract
 from twinview.assembly.plugins import GROUP, answered, distribution, find_part, option, options, pluggy_manager
 
+WANTS = ("label_maps", "objects")  # of Traits.needs: labels that workers read for every view
 ANSWERS = {  # slot -> the hook that its part must answer
     "views": "sample_views",
     "augment": "apply_augment",
@@ -174,6 +175,7 @@ class Assembly:
             global_batch=self.recipe.run.batch_size,
             dataset_size=dataset_size,
             classes=classes,
+            wants=tuple(word for word in WANTS if any(word in traits.needs for traits in self.traits.values())),
             extras={name: self.traits[use.label].extra for name, use in self.recipe.align.items()},
             heads={use.label: self.traits[use.label].channels for use in self.recipe.head},
         )

@@ -23,7 +23,7 @@ NEEDS = {  # word of Traits.needs -> what lacks it
     "even_masks": "masks",
     "pairs": "views",
     "averaged_target": "target",
-    "labels": "data",
+    **dict.fromkeys(("labels", "label_maps", "objects"), "data"),
 }
 GIVES = (
     *("cells", "pooled", "tokens", "levels", "hides", "hides_any", "recomputable"),  # encoders

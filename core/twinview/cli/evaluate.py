@@ -1,31 +1,37 @@
-"""`twinview evaluate`: score a finished run."""
+"""`twinview evaluate`: score a finished run, an exported file, a checkpoint of another project, or weights by name."""
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Mapping
+from typing import Any
 
 from twinview.cli.commands import Commands, command
 from twinview.cli.table import score_table, signs
 from twinview.errors import TwinviewError
-from twinview.paths import expand
 from twinview.terminal import answer
+
+TARGET = "a run's folder, a file that `twinview export` wrote, a checkpoint of another project (with encoder.use=...), timm:NAME or torchvision:NAME"
 
 
 def add(commands: Commands) -> None:
     """Add `evaluate` to the command line."""
-    made = command(commands, "evaluate", evaluate, "score a run with one evaluation, for example cluster, segment or knn")
+    made = command(commands, "evaluate", evaluate, "score a run or any weights with one evaluation, for example knn, linear or segment")
     made.add_argument("what", metavar="WHAT", help="an evaluation of `twinview parts`: cluster, or probes.cluster; or one of the run's by name")
-    made.add_argument("run", metavar="RUN", help="the folder that `twinview train` wrote")
-    made.add_argument("overrides", metavar="key=value", nargs="*", help="options of the evaluation; with a dot, keys of the run's recipe")
+    made.add_argument("target", metavar="TARGET", help=TARGET)
+    made.add_argument("overrides", metavar="key=value", nargs="*", help="options of the evaluation; with a dot, keys of the recipe")
     made.add_argument("--shards", metavar="SHARDS", help="shards to score on (its option val)")
     made.add_argument("--step", metavar="N", type=int, help="the checkpoint of this step (default: the last)")
+    made.add_argument("--best", action="store_true", help="the checkpoint that run.keep_best marked")
     made.add_argument("--ranks", metavar="N", type=int, default=1, help="processes on this machine (default: 1)")
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Run one evaluation on a run's last checkpoint and print its scores."""
+    """Run one evaluation and print its scores."""
     from twinview import api
+    from twinview.analysis.evaluate import Which, evaluation_recipe
     from twinview.analysis.evaluate import evaluate as score
-    from twinview.analysis.evaluate import evaluation_recipe
+    from twinview.analysis.target import find_target
     from twinview.engine.collapse import below_start, collapses
     from twinview.engine.distributed.launch import launch
     from twinview.engine.distributed.process import leave
@@ -33,13 +39,28 @@ def evaluate(args: argparse.Namespace) -> None:
 
     if args.ranks < 1:
         raise TwinviewError(f"--ranks: wants a number above 0, not {args.ranks}.")
-    run = expand(args.run, "RUN")
+    if args.best and args.step is not None:
+        raise TwinviewError("--best: names one checkpoint and --step another. Leave one out.")
     of_recipe = [text for text in args.overrides if "." in text.partition("=")[0]]
-    options = override({}, [text for text in args.overrides if text not in of_recipe])
-    recipe = evaluation_recipe(run, args.what, args.shards, options, of_recipe)
+    given = override({}, [text for text in args.overrides if text not in of_recipe])
+    target = find_target(args.target, of_recipe, given.get("train") or args.shards or given.get("val") or "")
+    recipe = evaluation_recipe(target.recipe, args.what, args.shards, given)
     assembly = api.checked(recipe)
-    scores = launch(args.ranks, lambda: score(assembly, run, args.step), device=recipe.run.device)
+    which: Which = "best" if args.best else args.step if args.step is not None else "last"
+    said = " ".join(["twinview", *sys.argv[1:]])
+    found = launch(args.ranks, lambda: score(assembly, target, which, said, of_recipe), device=recipe.run.device)
     leave()
     if api.is_first():
-        collapsed = collapses({f"score/{name}": value for name, value in scores.items()})
-        answer("\n".join([*score_table(scores), *signs(collapsed, below_start(scores))]))
+        collapsed = collapses({f"score/{name}": value for name, value in found.scores.items()})
+        lines = [*score_table(found.scores), *signs(collapsed, below_start(found.scores))]
+        answer("\n".join([*lines, protocol(found.row), f"kept in {target.scores}: {found.said}"]))
+
+
+def protocol(row: Mapping[str, Any]) -> str:
+    """What the scores are of, in a line: evaluation, checkpoint, seed, and every option."""
+    point = row["checkpoint"]
+    marks = [word for word in ("last", "best") if point.get(word)]
+    which = f" ({' and '.join(marks)})" if marks else ""
+    of = f"checkpoint of step {point['step']}{which}" if "step" in point else f"weights {point['weights']}"
+    options = " ".join(f"{name}={value}" for name, value in row["protocol"].items())
+    return f"{row['use']}, {of}, seed {row['seed']}: {options}"

@@ -9,7 +9,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from twinview.assembly import Assembly
 from twinview.branch import Branch, ParamRule
-from twinview.engine.lars import LARS
+from twinview.ops.lars import LARS
 from twinview.recipe import tables
 
 

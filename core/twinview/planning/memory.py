@@ -139,7 +139,15 @@ def noise(assembly: Assembly, dims: Dims, images: int) -> Batch:
         shards = open_shards(f"images:{folder}")
         batch, _ = ViewDataset(recipe, attrs.evolve(dims, classes=0), shards, assembly).collate([(0, i) for i in range(images)])
         shards.close()
-    return batch._replace(labels={"class": torch.zeros(images, dtype=torch.int64)} if dims.classes else {})
+    labels = {"class": torch.zeros(images, dtype=torch.int64)} if dims.classes else {}
+    for view, (h, w) in enumerate(dims.sizes):
+        if "label_maps" in dims.wants:
+            labels[f"map/{view}"] = torch.zeros(images, h, w, dtype=torch.int64)
+        if "objects" in dims.wants:  # one an image, of a quarter of its area
+            boxes, ones = torch.tensor([0.0, 0, w / 2, h / 2]).expand(images, 1, 4), torch.ones(images, 1, dtype=torch.int64)
+            labels |= {f"objects/{view}/boxes": boxes, f"objects/{view}/classes": ones, f"objects/{view}/crowd": ones == 0}
+            labels[f"objects/{view}/masks"] = torch.ones(images, 1, h, w, dtype=torch.bool)
+    return batch._replace(labels=labels)
 
 
 def _norms(model: Siamese) -> Iterator[Any]:

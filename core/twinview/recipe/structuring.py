@@ -102,6 +102,16 @@ def _amount(value: Any, _: type[Amount]) -> Amount:
 
 
 @_converter.register_structure_hook
+def _whole_or_several(value: Any, _: type[int | list[int]]) -> int | list[int]:
+    return [_converter.structure(v, int) for v in value] if isinstance(value, list) else _converter.structure(value, int)
+
+
+@_converter.register_structure_hook
+def _number_or_several(value: Any, _: type[float | list[float]]) -> float | list[float]:
+    return [_converter.structure(v, float) for v in value] if isinstance(value, list) else _converter.structure(value, float)
+
+
+@_converter.register_structure_hook
 def _numbers(value: Any, _: type[Numbers]) -> Numbers:
     if value == MEASURED:
         return MEASURED

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import attrs
 
 from twinview.analysis.report.statistics import NEITHER as NEITHER
+from twinview.analysis.scores import joined, read_scores
 from twinview.engine.metrics import read_metrics, table_of
 from twinview.engine.run_lock import holder
 from twinview.errors import CheckpointError, closest
@@ -65,8 +66,12 @@ class RunInfo:
 
     @cached_property
     def evaluations(self) -> list[dict[str, Any]]:
-        """What `twinview evaluate` added, in order."""
-        return list(_objects(self.folder / "evaluations.jsonl"))
+        """What `twinview evaluate` kept, in order: the step, and each score by its name, those of the floors as `knn/random/top1`."""
+        try:
+            rows = read_scores(self.folder / "scores.json")
+        except CheckpointError:
+            return []
+        return [{"use": row.get("use"), "name": row.get("name"), "step": row.get("checkpoint", {}).get("step"), **joined(row)} for row in rows]
 
     @property
     def recipe(self) -> str:

@@ -1,8 +1,9 @@
 """The image, label map or class of a sample.  A sample that cannot be decoded raises BadSample with the reason."""
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -67,6 +68,19 @@ def read_class(shards: Samples, i: int) -> int:
     if not text or (number is not None and number < 0):
         raise DataError(f"{bad_sample(shards, i, 'has no class')}; its field cls holds {text[:20]!r}.")
     return number if number is not None and number < 1 << 63 else key_hash(text.decode("utf-8", "surrogateescape")) & (1 << 63) - 1
+
+
+def read_annotations(shards: Samples, i: int) -> list[dict[str, Any]]:
+    """The annotations of sample `i` in COCO's format, field `json` (`annotations`).  Raises DataError where there are none to read."""
+    try:
+        found = json.loads(shards.read(i, ("json",)).fields["json"])["annotations"]
+    except KeyError:
+        raise DataError(f"{bad_sample(shards, i, 'has no annotations (field json, as `twinview shards pack coco` writes it)')}.") from None
+    except (ValueError, TypeError, RecursionError):
+        raise DataError(f"{bad_sample(shards, i, 'its field json is no JSON with annotations')}.") from None
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise DataError(f"{bad_sample(shards, i, 'its annotations are no list of tables')}.")
+    return found
 
 
 def read_map(shards: Samples, i: int) -> Tensor:

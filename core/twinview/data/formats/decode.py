@@ -147,12 +147,12 @@ def map_size(data: bytes) -> Size:
     return (opened.width, opened.height) if turned else (opened.height, opened.width)
 
 
-def resize(pixels: Tensor, size: Size) -> Tensor:
-    """[C, H, W] uint8 or float32 -> [C, h, w] of the same type, bilinear, antialiased where it shrinks."""
+def resize(pixels: Tensor, size: Size, mode: str = "bilinear") -> Tensor:
+    """[C, H, W] uint8 or float32 -> [C, h, w] of the same type, bilinear or bicubic, antialiased where it shrinks."""
     batch = pixels[None]
     if pixels.stride(0) == 1:  # interleaved, as decoders give it: in one piece and marked as such it takes half the time
         batch = pixels.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)
-    return F.interpolate(batch, size, mode="bilinear", antialias=True)[0]
+    return F.interpolate(batch, size, mode=mode, antialias=True)[0]
 
 
 def resize_map(labels: Tensor, size: Size) -> Tensor:

@@ -2,10 +2,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from twinview.data.dataset.base import DataSource, Samples
 from twinview.data.dataset.open import open_shards, shard_paths
@@ -14,19 +14,21 @@ from twinview.data.dataset.read import BadSample, bad_sample, read_class, read_i
 from twinview.data.dataset.statistics import class_names
 from twinview.data.formats import decode
 from twinview.data.formats.decode import PixelFormat
+from twinview.data.loading.feature_cache import stored
 from twinview.data.loading.loader import load, training_batches
+from twinview.data.loading.view_labels import stacked_labels, view_labels
 from twinview.data.loading.views import BadSamples
 from twinview.data.remote.shard import Access, is_remote
 from twinview.errors import DataError, PluginError, closest
 from twinview.progress import progress
 from twinview.recipe import Recipe
 from twinview.recipe.tables import HELD_OUT
-from twinview.values import Alignment, Batch, Dims, Features, PlainBatch, Size
+from twinview.values import Alignment, Batch, Dims, Features, Geometry, PlainBatch, Size
 
 if TYPE_CHECKING:
     from twinview.branch import Branch
 
-LABELS = ("class", "map")
+LABELS = ("class", "map", "objects")
 NO_HELD_OUT = f"{HELD_OUT}: [data] held_out keeps no samples from training. Write held_out = 0.05, or the paths of shards."
 
 
@@ -42,6 +44,8 @@ class Factory:
         self.recipe, self.dims, self.shards, self.rank, self.world = recipe, dims, shards, rank, world
         self._opened: dict[tuple[str, ...], Samples] = {}
         self.doing = "read images"  # what they are read for, as progress says it
+        self.keeps = False  # what `stored` makes of modules whose weights may move is kept too: no training goes on
+        self.checksums: dict[str, str] = {}  # of all that `plain` has read, by how it was named
 
     @property
     def channels(self) -> int:
@@ -76,13 +80,15 @@ class Factory:
         return class_names(self._open(shards))
 
     def plain(
-        self, shards: str | Sequence[str] | None = None, *, size: Size, labels: Sequence[str] = (), batch_size: int = 64, crop: bool = False
+        self, shards: str | Sequence[str] | None = None, *, size: Size, labels: Sequence[str] = (), batch_size: int = 64,
+        crop: bool | float = False, interpolation: Literal["bilinear", "bicubic"] = "bilinear",
     ) -> Generator[PlainBatch]:
-        """Whole images of `shards`, every `world`-th from `rank` on, in order, with the labels `class`, `map`.
+        """Whole images of `shards`, every `world`-th from `rank` on, in order, with the labels `class`, `map`, `objects`.
 
         By default the samples that the run trains with; "held-out": those that it keeps from training.  Images [B, 3, H, W] float are resized
-        bilinearly with antialiasing and normalised; label maps take the nearest label.  `crop` cuts out the largest central box of the shape of
-        `size` first.  Images that do not decode are left out, up to [data] bad_samples.  Raises DataError, also where a label is missing.
+        with antialiasing and normalised; label maps take the nearest label.  `crop` cuts out the largest central box of the shape of
+        `size` first, or that share of it.  Images that do not decode are left out, up to [data] bad_samples.  Raises DataError, also where a label
+        is missing.
         """
         for label in labels:
             if label not in LABELS:
@@ -93,7 +99,8 @@ class Factory:
 
         def batches() -> Generator[PlainBatch]:
             bad = BadSamples(self.recipe.data.bad_samples)
-            loaded = load(PlainImages(source, PixelFormat.of(self.recipe.data), size, tuple(labels), crop), places, self.recipe.data.workers)
+            plain = PlainImages(source, PixelFormat.of(self.recipe.data), size, tuple(labels), float(crop), interpolation)
+            loaded = load(plain, places, self.recipe.data.workers)
             try:
                 for batch, failed in progress(loaded, len(places), self.doing, "batches", leave=False):
                     bad.add(failed)
@@ -104,7 +111,25 @@ class Factory:
 
         return batches()
 
+    def stored(
+        self, what: str, modules: Sequence[nn.Module], shards: str | Sequence[str] | None, make: Callable[[], dict[str, Tensor]], *,
+        lasting: bool = False, **how: object,
+    ) -> dict[str, Tensor]:
+        """See `values.DataFactory.stored`."""
+        if not (lasting or self.keeps):
+            return make()
+        data, encoder = self.recipe.data, self.recipe.encoder
+        options = {key: value for key, value in encoder.options.items() if not key.startswith("weights")}
+        colors = [data.channels, data.white, data.mean, data.std]
+        network = [encoder.use, options, self.recipe.run.precision] if modules else []
+        return stored([what, how, network, colors, str(self._open(shards).checksum)], modules, make)
+
     def _open(self, shards: str | Sequence[str] | None) -> Samples:
+        found = self._samples(shards)
+        self.checksums[", ".join([shards] if isinstance(shards, str) else shards or ["[data]"])] = str(found.checksum)
+        return found
+
+    def _samples(self, shards: str | Sequence[str] | None) -> Samples:
         if shards is None:
             return self.shards.numbered()
         if shards == HELD_OUT:
@@ -145,10 +170,10 @@ class Paths:
         raise PluginError(f"check(dims, data): data.{name} is not there yet: before a run begins there is data.require(shards) alone.")
 
 
-def central(pixels: Tensor, size: Size) -> Tensor:
-    """[..., H, W] -> the largest central box of the shape (height : width) of `size`."""
+def central(pixels: Tensor, size: Size, share: float = 1.0) -> Tensor:
+    """[..., H, W] -> the largest central box of the shape (height : width) of `size`, its sides times `share`."""
     height, width = pixels.shape[-2:]
-    h, w = min(height, round(width * size[0] / size[1])), min(width, round(height * size[1] / size[0]))
+    h, w = (round(share * n) for n in (min(height, round(width * size[0] / size[1])), min(width, round(height * size[1] / size[0]))))
     y, x = (height - h) // 2, (width - w) // 2
     return pixels[..., y : y + max(h, 1), x : x + max(w, 1)]
 
@@ -156,12 +181,12 @@ def central(pixels: Tensor, size: Size) -> Tensor:
 class PlainImages:
     """Makes a batch of whole images; they are normalised out of the worker."""
 
-    def __init__(self, shards: Samples, form: PixelFormat, size: Size, labels: tuple[str, ...], crop: bool) -> None:
-        self.shards, self.form, self.size, self.labels, self.crop = shards, form, size, labels, crop
+    def __init__(self, shards: Samples, form: PixelFormat, size: Size, labels: tuple[str, ...], crop: float, interpolation: str = "bilinear") -> None:
+        self.shards, self.form, self.size, self.labels, self.crop, self.interpolation = shards, form, size, labels, crop, interpolation
 
     def __call__(self, places: Sequence[int]) -> tuple[PlainBatch, tuple[BadSample, ...]]:
         """The images of some places, those left out that do not decode, and these."""
-        good, images, bad = list[int](), list[Tensor](), list[BadSample]()
+        good, images, bad, objects = list[int](), list[Tensor](), list[BadSample](), list[dict[str, Tensor]]()
         labels: dict[str, list[Tensor]] = {name: [] for name in self.labels}
         for i in places:
             try:
@@ -170,18 +195,29 @@ class PlainImages:
                 bad.append(e)
                 continue
             good.append(i)
-            images.append(decode.resize(self._cut(pixels), self.size))
+            images.append(decode.resize(self._cut(pixels), self.size, self.interpolation))
             if "class" in labels:
                 labels["class"].append(torch.tensor(read_class(self.shards, i)))
+            if "objects" in labels:
+                objects.append(self._objects(i, pixels))
             if "map" in labels:
                 labels["map"].append(decode.resize_map(self._cut(self._map(i, pixels)), self.size))
         keys = tuple(self.shards.key(i) for i in good)
-        stacked = {name: torch.stack(found) for name, found in labels.items() if found}
+        stacked = {name: torch.stack(found) for name, found in labels.items() if found} | (stacked_labels(objects) if objects else {})
         pixels = torch.stack(images) if images else torch.empty(0, self.form.channels, *self.size, dtype=torch.uint8)
         return PlainBatch(keys, torch.tensor(good), pixels, stacked), tuple(bad)
 
     def _cut(self, pixels: Tensor) -> Tensor:
-        return central(pixels, self.size) if self.crop else pixels
+        return central(pixels, self.size, self.crop) if self.crop else pixels
+
+    def _objects(self, i: int, pixels: Tensor) -> dict[str, Tensor]:
+        """Annotations as the whole image, resized, shows them."""
+        if self.crop:
+            raise DataError('plain(labels=("objects",)): is of whole images. Leave crop out.')
+        height, width = pixels.shape[-2:]
+        whole = Geometry(torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([False]), torch.tensor([height, width]), (self.size,), ())
+        found = view_labels(self.shards, i, (height, width), whole, ("objects",))
+        return {name.replace("objects/0/", "objects/"): value for name, value in found.items()}
 
     def _map(self, i: int, pixels: Tensor) -> Tensor:
         found = read_map(self.shards, i)

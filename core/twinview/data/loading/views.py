@@ -19,6 +19,7 @@ from twinview.data.formats.decode import PixelFormat
 from twinview.data.loading.item import Cut
 from twinview.data.loading.item import Item as Item
 from twinview.data.loading.repeats import check_repeats, stacked_draws
+from twinview.data.loading.view_labels import stacked_labels, view_labels
 from twinview.data.rng import Rekeyed
 from twinview.errors import ContractError, DataError, PluginError
 from twinview.recipe import Recipe
@@ -168,7 +169,8 @@ class ViewDataset:
             hidden=masks or (None,) * len(images),
             augment=augment,
             cuts=cuts,
-            labels={"class": torch.tensor(read_class(self.shards, index))} if self.dims.classes else {},
+            labels=({"class": torch.tensor(read_class(self.shards, index))} if self.dims.classes else {})
+            | (view_labels(self.shards, index, (height, width), geometry, self.dims.wants) if self.dims.wants else {}),
         )
 
 
@@ -260,7 +262,7 @@ def collate(items: Sequence[Item], even: str = "") -> Batch:
         ),
         hidden=tuple(hidden),
         augment=tuple(stacked_draws([item.augment[v] for item in items if item.augment]) for v in views) if first.augment else None,
-        labels=stack([item.labels for item in items]),
+        labels=stacked_labels([item.labels for item in items]),
     )
 
 

@@ -1,0 +1,49 @@
+"""Rates by depth: layer decay (Clark et al. 2020; BEiT, MAE), and encoders that are not trained."""
+from __future__ import annotations
+
+import re
+
+from attrs import field
+from attrs.validators import ge, gt, le
+from torch import Tensor
+
+from twinview.branch import ParamRule
+from twinview.errors import RecipeError
+from twinview.hooks import hookimpl, part
+
+STAGE = re.compile(r"encoder\.(?:blocks|layers|stages)[._](\d+)\.")  # timm's transformers, Swin and ConvNeXt
+RESNET = re.compile(r"encoder\.layer(\d)\.")
+TABLES = ("pos_embed", "cls_token", "reg_token", "mask_token", "relative_position_bias_table")  # no decay, whatever their dimensions
+
+
+@part
+class Layers:
+    """[[extra]]: the rate of block i is decay^(blocks - i) of the top's, i from 0; the stem, tokens and positions have decay^(blocks + 1), heads 1.
+
+    With 12 blocks and 0.65: 0.0037, 0.0057 ... 0.65, 1, as MAE has them.  No weight decay on biases, norms, tokens and positions.
+    """
+
+    decay: float = field(default=0.65, validator=[gt(0), le(1)])
+    blocks: int = field(default=12, validator=gt(0))  # of the encoder; a ResNet, ConvNeXt or Swin counts its 4 stages
+    frozen: int = field(default=0, validator=ge(0))  # so many layers from below stay as they are: 1 is the stem, blocks + 1 all blocks
+
+    @hookimpl
+    def param_groups(self, name: str, parameter: Tensor) -> ParamRule:
+        """Raises RecipeError for a block beyond `blocks`."""
+        layer = self.layer(name)
+        plain = parameter.ndim > 1 and not any(word in name.split(".") for word in TABLES)
+        return ParamRule(lr_scale=self.decay ** (self.blocks + 1 - layer), weight_decay=None if plain else 0.0, frozen=layer < self.frozen)
+
+    def layer(self, name: str) -> int:
+        """0 for the stem, i + 1 for block i, blocks + 1 for what comes behind: norms and heads."""
+        if not name.startswith("encoder."):
+            return self.blocks + 1
+        found = STAGE.match(name)
+        resnet = RESNET.match(name)
+        place = int(found[1]) + 1 if found else int(resnet[1]) if resnet else None
+        if place is None:
+            behind = re.match(r"encoder\.(norm|fc_norm|fpn|decoder)\.", name)
+            return self.blocks + 1 if behind else 0
+        if place > self.blocks:
+            raise RecipeError(f"[[extra]] finetune.layers blocks: {self.blocks}, and the encoder has {name}. Write the number of its blocks.")
+        return place
