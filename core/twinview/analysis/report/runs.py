@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
 import os
 import re
 import shutil
@@ -231,16 +230,3 @@ def _walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
 def _run(table: Mapping[str, Any]) -> dict[str, Any]:
     found = table.get("run", {})
     return found if isinstance(found, dict) else {}
-
-
-def _objects(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a .jsonl file; what is no object is passed over."""
-    if not path.is_file():
-        return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(found, dict):
-            yield {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()}
