@@ -74,7 +74,7 @@ def train(
     def draw(setup: TrainSetup, data: Factory) -> None:
         from twinview.analysis.figures import draw_trained, save_pictures
 
-        pictures = draw_trained(setup.model, setup.shards, data, f"{folder.resolve().name}, its end")
+        pictures = draw_trained(setup.model, setup.shards, data, f"{folder.resolve().name}, at its end")
         if setup.ranks.rank == 0:
             save_pictures(folder / "pictures", pictures)
 

@@ -86,12 +86,12 @@ def titled(picture: Image.Image, title: str, caption: str = "") -> Image.Image:
 
     width = max(picture.width, 360)
     said, told = _lines(title, width, LARGE), _lines(caption, width, PLAIN)
-    top = len(said) * (LARGE + 5) + GAP
+    top = len(said) * (LARGE + 5) + GAP + MARGIN // 2
     whole = Image.new("RGB", (width, top + picture.height + len(told) * (PLAIN + 5) + (GAP if told else 0)), PAPER)
     draw = ImageDraw.Draw(whole)
-    _write(draw, 2, 0, said, LARGE, INK)
+    _write(draw, MARGIN, MARGIN // 2, said, LARGE, INK)
     whole.paste(picture, (0, top))
-    _write(draw, 2, top + picture.height + GAP, told, PLAIN, FAINT)
+    _write(draw, MARGIN, top + picture.height + GAP, told, PLAIN, FAINT)
     return whole
 
 
