@@ -18,7 +18,7 @@ from twinview.progress import progress
 
 NEIGHBORS = 10  # nearest neighbors whose pixels are compared with an image's
 ROWS = 1024  # images whose neighbors are looked for at once
-THRESHOLD = 0.9  # correlation of the pixels from which two pictures are copies
+THRESHOLD = 0.94  # correlation of the pixels from which two pictures are copies
 DETAIL = 0.4  # and of their fine detail: of two smooth pictures the pixels may correlate by chance
 RIDGE = 1e-3  # of the largest variance, added to every direction's where features are whitened
 
