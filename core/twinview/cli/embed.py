@@ -28,7 +28,7 @@ def add(commands: Commands) -> None:
     kinds = "pooled, cells, c2 ..., cells.mean, token, token.N"
     made.add_argument("--features", metavar="NAMES", default="pooled", help=f"of {kinds}; with commas (default: pooled)")
     made.add_argument("--duplicates", metavar="DIR", help="a folder for lists and pictures of near duplicates and outliers")
-    made.add_argument("--threshold", metavar="R", type=float, default=0.94, help="correlation of pixels from which two are duplicates (default: 0.94)")
+    made.add_argument("--threshold", metavar="R", type=float, default=0.94, help="correlation of pixels from which two are copies (default: 0.94)")
     made.add_argument("--size", metavar="H|HxW", help="pixels of the images (default: as the target was trained)")
     made.add_argument("--whole", action="store_true", help="squeeze the whole image into that size instead of cutting out its middle")
     made.add_argument("--half", action="store_true", help="numbers of 16 bits")
