@@ -47,7 +47,8 @@ def test_graphs_give_what_the_encoder_gives(kind: str, to: str, runs: dict[str, 
     assert said["checked"]["difference"] < 1e-4 and "images of the run's data" in said["checked"]["on"]
     assert kind == "vit" or (not said["notes"] and "64x96" in said["checked"]["on"])  # convolutions take any size
     images = torch.randn(3, 3, 32, 32)
-    own = twinview.load(runs[kind])(images).pooled
+    with torch.no_grad():
+        own = twinview.load(runs[kind])(images).pooled
     if to == "onnx":
         import onnxruntime
 
@@ -123,7 +124,6 @@ def test_what_cannot_be_exported_is_one_line(runs: dict[str, Path], tmp_path: Pa
         ([runs["resnet"], tmp_path / "x.pt", "--to", "onnx"], "ends in .onnx"),
         ([runs["resnet"], tmp_path / "x.onnx", "--to", "huggingface"], "writes a folder"),
         ([runs["resnet"], tmp_path / "x.onnx", "--to", "onnx", "--license", "mit"], "--license"),
-        ([runs["resnet"], tmp_path / "x.onnx", "--to", "onix"], "Did you mean 'onnx'?"),
     ):
         assert main(["export", *map(str, words)]) == 2
         err = capsys.readouterr().err
