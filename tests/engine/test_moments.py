@@ -43,6 +43,21 @@ def test_a_run_keeps_the_same_images_over_its_training_and_goes_on_doing_so(tabl
     assert 2 not in read_snapshots(run).steps  # type: ignore[union-attr]
 
 
+def test_the_page_of_a_run_has_its_pictures_and_says_what_it_cannot_draw(table: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = twinview.train(table, run=tmp_path / "run").folder
+    capsys.readouterr()
+    assert main(["show", "run", str(run), "--images", "12"]) == 0
+    html = (run / "report.html").read_text()
+    for said in ("Curves", "The same images over the training", "Views", "Cells", "Nearest neighbors", "Map of the features", "Recipe", "How it was made"):
+        assert f"<h2>{said}</h2>" in html, said
+    assert html.count("data:image/jpeg") == 5 and len(html) < 8e6 and "Not drawn" not in html
+    assert main(["show", "run", str(run), "data.shards=gone.tar", "--out", str(tmp_path / "page.html")]) == 0
+    assert "<h2>Not drawn</h2>" in (tmp_path / "page.html").read_text() and "gone.tar" in capsys.readouterr().err
+    for words, said in ((["--out", "page.png"], ".html"), (["--port", "8000"], "--serve"), (["--images", "0"], "above 0")):
+        assert main(["show", "run", str(run), *words]) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_tensorboard_and_mlflow_get_numbers_and_pictures(table: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # a server's database wants more packages
