@@ -44,7 +44,8 @@ def test_graphs_give_what_the_encoder_gives(kind: str, to: str, runs: dict[str, 
     pytest.importorskip("onnxruntime")
     out = tmp_path / f"encoder{'.onnx' if to == 'onnx' else '.pt'}"
     said = exported(capsys, runs[kind], out, "--to", to)
-    assert said["checked"]["difference"] < 1e-4 and "images of the run's data" in said["checked"]["on"]
+    scale = said["checked"]["scale"]  # of a ResNet after one step the features may be far from 1
+    assert said["checked"]["difference"] < 1e-5 * max(scale, 10) and "images of the run's data" in said["checked"]["on"]
     images = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
         own = twinview.load(runs[kind])(images).pooled
@@ -54,7 +55,7 @@ def test_graphs_give_what_the_encoder_gives(kind: str, to: str, runs: dict[str, 
         theirs = torch.from_numpy(onnxruntime.InferenceSession(str(out)).run(["pooled"], {"images": images.numpy()})[0])
     else:
         theirs = torch.jit.load(str(out))(images)[0]  # type: ignore[no-untyped-call]
-    assert float((own - theirs).abs().max()) < 1e-4
+    assert float((own - theirs).abs().max()) < 1e-5 * max(scale, float(own.abs().max()), 10)
 
 
 def test_the_graph_of_a_resnet_takes_any_size(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
