@@ -102,7 +102,8 @@ def batch_of(model: Siamese, images: list[Tensor], epoch: int) -> Batch:
 
 def close(found: Tensor, wanted: Tensor, what: str, tolerance: float = 1e-9) -> None:
     wanted = wanted.reshape(found.shape)
-    assert float((found - wanted).abs().max()) <= tolerance * max(1e-3, float(wanted.abs().max())), what
+    off, most = float((found - wanted).abs().max()), tolerance * max(1e-3, float(wanted.abs().max()))
+    assert off <= most, f"{what}: {off:.3g} off, at most {most:.3g}"
 
 
 def test_four_steps_are_those_of_the_official_code(reference: dict[str, Any]) -> None:

@@ -83,10 +83,10 @@ class Distill:
     bottleneck: int = field(default=256, validator=gt(0))  # width of the unit vectors before the last layer
     outputs: int = field(default=65536, validator=gt(1))  # K
     temperature: float = field(default=0.1, validator=gt(0))  # of the online branch
-    target_temperature: float = field(default=0.04, validator=gt(0))
-    warmup_temperature: float = field(default=0.04, validator=gt(0))
-    warmup_epochs: int = field(default=0, validator=ge(0))
-    center_momentum: float = field(default=0.9, validator=share)
+    target_temperature: float = field(default=0.04, validator=gt(0))  # of the target, after the first epochs
+    warmup_temperature: float = field(default=0.04, validator=gt(0))  # of the target in the first epoch
+    warmup_epochs: int = field(default=0, validator=ge(0))  # in which the target's temperature rises; 0: it does not
+    center_momentum: float = field(default=0.9, validator=share)  # share of the old center that a step keeps
     frozen: int = field(default=1, validator=ge(0))  # epochs before the last layer moves
     norm_last_layer: bool = True  # the last layer's rows keep the length 1
 
