@@ -27,7 +27,7 @@ class Dense:
     hidden: int = field(default=0, validator=ge(0))  # width of the projector's hidden layer; 0: that of the cells
     channels: int = field(default=128, validator=gt(0))  # width of queries and keys
     queue: int = field(default=65536, validator=gt(0))  # keys of earlier batches, of all ranks together
-    temperature: float = field(default=0.2, validator=gt(0))
+    temperature: float = field(default=0.2, validator=gt(0))  # of the softmax over cosines
 
     @hookimpl
     def traits(self) -> Traits:

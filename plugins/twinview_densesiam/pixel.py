@@ -28,10 +28,10 @@ class Pixel:
 
     align: str = ""  # the recipe's alignment by name, for a recipe that has several
     head: str = ""  # a shared [[head]] in place of its own projector
-    similarity: Literal["cosine", "cross_entropy"] = "cosine"
+    similarity: Literal["cosine", "cross_entropy"] = "cosine"  # of what is predicted and what is asked, as above
     channels: int = field(default=2048, validator=gt(0))  # of its own projector
     hidden: int = field(default=0, validator=ge(0))  # width of the projectors' hidden layers; 0: that of the cells
-    predictor_hidden: int = field(default=512, validator=gt(0))
+    predictor_hidden: int = field(default=512, validator=gt(0))  # width of the predictor's hidden layer
     auxiliary: int = field(default=0, validator=ge(0))  # clusters of a second projector and predictor; 0: none
     constant_predictor_lr: bool = False  # the predictor's learning rate stays at its peak (SimSiam)
 

@@ -43,7 +43,7 @@ class Levels:
     hidden: int = field(default=0, validator=ge(0))  # width of the heads' hidden layer; 0: that of their input, nine times as much for patches
     channels: int = field(default=128, validator=gt(0))  # width of queries and keys
     queue: int = field(default=65536, validator=gt(0))  # keys of each of the queues, two a level
-    temperature: float = field(default=0.2, validator=gt(0))
+    temperature: float = field(default=0.2, validator=gt(0))  # of the softmax over cosines
 
     def __attrs_post_init__(self) -> None:
         if len(self.weights) != len(self.levels):

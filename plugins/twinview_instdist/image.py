@@ -65,7 +65,7 @@ class Image:
 
     channels: int = field(default=128, validator=gt(0))  # width of the vectors
     negatives: int = field(default=4096, validator=ge(1))  # images drawn for each view
-    temperature: float = field(default=0.07, validator=gt(0))
+    temperature: float = field(default=0.07, validator=gt(0))  # of the softmax over cosines
     momentum: float = field(default=0.5, validator=share)  # of an image's vector, when the image comes again
 
     @hookimpl

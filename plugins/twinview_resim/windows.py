@@ -41,7 +41,7 @@ class Windows:
     stride: tuple[int, int] = field(default=(32, 24), validator=deep_iterable(gt(0)))  # between windows
     reference: int = field(default=224, validator=gt(0))  # side of the views, in pixels, that both are meant for; they scale with the view
     ranks: Literal["released", "together"] = "released"  # fine negatives and means of windows: each rank's own, or over all ranks as if they were one
-    temperature: float = field(default=0.2, validator=gt(0))
+    temperature: float = field(default=0.2, validator=gt(0))  # of the softmax over cosines
 
     @hookimpl
     def traits(self) -> Traits:

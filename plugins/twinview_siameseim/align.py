@@ -31,7 +31,7 @@ class Relative:
     """
 
     depth: int = field(default=4, validator=ge(1))  # blocks
-    attention_heads: int = field(default=16, validator=ge(1))
+    attention_heads: int = field(default=16, validator=ge(1))  # of each block
     mlp_ratio: float = field(default=4.0, validator=gt(0))  # width of a block's hidden layer : width of the decoder
     width: int = field(default=0, validator=ge(0))  # of the decoder; 0: what a loss sends, rounded up until attention heads and positions divide it
     norm: Norm = "batch"  # batch: over batch x tokens; or layer

@@ -24,8 +24,8 @@ class Image:
 
     channels: int = field(default=2048, validator=gt(0))  # width of the projection
     hidden: int = field(default=0, validator=ge(0))  # width of the projector's two hidden layers; 0: that of the projection
-    predictor_hidden: int = field(default=512, validator=gt(0))
-    similarity: Literal["cosine", "cross_entropy"] = "cosine"
+    predictor_hidden: int = field(default=512, validator=gt(0))  # width of the predictor's hidden layer
+    similarity: Literal["cosine", "cross_entropy"] = "cosine"  # of what is predicted and what is asked
     constant_predictor_lr: bool = True  # the predictor's learning rate stays at its peak (section 4.2)
 
     @hookimpl
