@@ -22,7 +22,7 @@ GRID = {"use": "densesiam.grid_sample"}
 SCORED = {"train": "{shards}", "val": "{shards}", "size": [32, 32]}
 OPTIONS: dict[str, dict[str, Any]] = {  # small, where defaults are those of ImageNet
     "byol.crops": {"size": 32}, "byol.image": NARROW,
-    "deepcluster.alexnet": {"width": 0.1}, "deepcluster.images": {"clusters": 3, "size": [32, 32]},
+    "deepcluster.alexnet": {"width": 0.1}, "deepcluster.classifier": {"clusters": 3}, "deepcluster.images": {"clusters": 3, "size": [32, 32]},
     "deepcluster.cells": {"clusters": 3, "initial": 8, "iterations": 2}, "densecl.dense": {"queue": 16, "channels": 8},
     "densesiam.crop_and_whole": {"size": [32, 32]}, "densesiam.pixel": {"channels": 16, "predictor_hidden": 8}, "densesiam.projector": {"clusters": 8},
     "densesiam.region": {"regions": 3}, "densesiam.segment": {"clusters": 3},
@@ -44,15 +44,20 @@ OPTIONS: dict[str, dict[str, Any]] = {  # small, where defaults are those of Ima
     "probes.segment": {**SCORED, "levels": ["c3"], "classes": 3, "steps": 20},
 }
 RECIPES: dict[str, dict[str, Any]] = {  # what a part was made for
-    "densesiam.projector": {"loss": [{"use": "densesiam.segment", "head": "densesiam.projector", "clusters": 8}]},
+    "densesiam.projector": {"loss": [{"use": "densesiam.segment", "head": "densesiam.projector"}]},
     "picie.centroids": {"loss": [{"use": "picie.clusters", "head": "picie.centroids", "clusters": 3, "initial": 8, "iterations": 2}], "align": GRID},
     "iic.clusters": {
-        "loss": [{"use": "iic.mutual_information", "head": "iic.clusters", "clusters": 3, "displacement": 1, "grid": "cells"}], "align": GRID,
+        "loss": [{"use": "iic.mutual_information", "head": "iic.clusters", "displacement": 1, "grid": "cells"}], "align": GRID,
+    },
+    "deepcluster.classifier": {
+        "loss": [{"use": "deepcluster.cells", "head": "deepcluster.classifier", "clusters": 3, "initial": 8, "iterations": 2}],
     },
     "resim.windows": CROPS, "deepcluster.alexnet": CROPS,
 }
 SKIP: dict[str, dict[str, str]] = {  # what does not hold, on purpose
     "multisiam.none": {"places": "it aligns nothing: the floor of an ablation"},
+    "densecl.correspondence": {"places": "it matches cells by their features, not by their places"},
+    "instdist.image": {"micro-batches": "the constant Z of eq. 7 is estimated once, from the first batch of a run, as released"},
     "supervised.nothing": {"gradients": "it trains nothing: the floor of a table"},
 }
 PARTS = [part for method in METHODS for part in parts_of(method)]

@@ -155,7 +155,7 @@ def exports(trial: Trial) -> Iterator[Failure]:
             found = cast(Any, encoder).published((SIDE, SIDE))
         except ValueError:
             return
-        for key, value in found.tensors.items():
+        for key, value in found.tensors.items() if found is not None else ():  # None: of this network its library has none
             if not isinstance(value, Tensor) or not bool(value.isfinite().all()):
                 yield Failure(
                     trial.subject.name, "published", f"{key} that is no tensor of finite numbers",

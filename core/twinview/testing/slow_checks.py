@@ -93,6 +93,8 @@ def loads_elsewhere(trial: Trial) -> Iterator[Failure]:
         found = cast(Any, encoder).published((SIDE, SIDE))
     except ValueError:
         return
+    if found is None:
+        return  # of this network its library has none
     module: nn.Module = eval(found.load, {found.library: importlib.import_module(found.library)})
     try:
         module.load_state_dict(found.tensors, strict=found.strict)
