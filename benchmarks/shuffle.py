@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from twinview.data.dataset.open import open_shards
-from twinview.data.dataset.order import epoch_order
+from twinview.data.dataset.orders import shuffled
 from twinview.data.writing.writer import Options, write_shards
 from twinview.machine import cores
 
@@ -48,15 +48,16 @@ def main() -> None:
     args = parser.parse_args()
     starts = np.arange(args.shards + 1) * args.samples
     orders: dict[str, Order] = {"true permutations": lambda epoch: np.random.default_rng([7, epoch]).permutation(int(starts[-1]))}
-    for window in (0, 64, 16, 4, 1):
-        orders[f"window = {window}"] = lambda epoch, window=window: epoch_order(0, epoch, starts, window)  # type: ignore[misc]
+    for number in (2, 1):
+        for window in (0, 64, 16, 4, 1):
+            orders[f"window = {window}" + " (format 1)" * (number == 1)] = whole(starts, window, number)
     for size in (10_000, 1000):
         orders[f"buffer {size}"] = lambda epoch, size=size: buffered(starts, size, epoch)  # type: ignore[misc]
     rows = {name: statistics(order, args) for name, order in orders.items()}
     true = rows["true permutations"]
     for name, row in rows.items():
         row.update({f"{what} / true": row[what] / true[what] for what in ("distance", "same_shard", "neighbours")})
-        print(f"{name:<18}", "  ".join(f"{what} {value:.4g}" for what, value in row.items()))
+        print(f"{name:<22}", "  ".join(f"{what} {value:.4g}" for what, value in row.items()))
     about = {
         "command": " ".join(["python benchmarks/shuffle.py", *sys.argv[1:]]),
         "machine": f"{platform.machine()}, {cores()} cores, load {os.getloadavg()[1]:.0f}, Python {platform.python_version()}",
@@ -64,6 +65,12 @@ def main() -> None:
     found = {**about, **{k: v for k, v in vars(args).items() if k != "out"}, "orders": rows, "reads": reads()}
     print(found["reads"])
     args.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def whole(starts: NDArray[np.int64], window: int, number: int) -> Order:
+    """All of an epoch, in a format of the order."""
+    order = shuffled(starts, 0, window, number)
+    return lambda epoch: order.epoch(epoch, order.samples)[: order.samples]
 
 
 def statistics(order: Order, args: argparse.Namespace) -> dict[str, float]:
@@ -128,7 +135,7 @@ def reads(samples: int = 2000) -> dict[str, Any]:
         write_shards(entries, Path(folder) / "shards", total=samples, options=Options(shard_size=samples // 8), what="write")
         shards = open_shards(str(Path(folder) / "shards"))
         size = sum(path.stat().st_size for path in (Path(folder) / "shards").glob("*.tar"))
-        order = epoch_order(0, 0, shards.starts)
+        order = whole(shards.starts, 0, 2)(0)
         shards.read(0)
         before, started = counted(), time.process_time()
         for i in order.tolist():

@@ -2,11 +2,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 
 def rng(seed: int, epoch: int, key: str, purpose: str) -> np.random.Generator:
@@ -32,13 +30,6 @@ class Rekeyed:
 def key_hash(key: str) -> int:
     """A 64-bit hash of a sample's key, as a signed number that fits an int64 tensor."""
     return int.from_bytes(hashlib.blake2b(_bytes(key), digest_size=8).digest(), "little", signed=True)
-
-
-def twins(hashes: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Places (one, other) of keys with one hash: equal ones, and hardly ever others."""
-    order = np.argsort(hashes, kind="stable")
-    for place in np.flatnonzero(np.diff(hashes[order]) == 0):
-        yield int(order[place]), int(order[place + 1])
 
 
 def again(name: str, times: int, stands_for: str = "") -> str:

@@ -25,6 +25,7 @@ from twinview.recipe.tables import FORMAT
 from twinview.terminal import say
 
 Resume = Literal["auto"] | bool
+FIRST_ORDER = 1  # of [data] order
 PACKAGES = ("twinview", "torch", "torchvision", "deepspeed", "webdataset", "timm", "numpy", "attrs", "cattrs", "pluggy")
 
 
@@ -77,10 +78,21 @@ def find_start(folder: Path, table: Mapping[str, Any], data: str, resume: Resume
     return found
 
 
+def order_of(folder: Path) -> int:
+    """[data] order of a run that goes on, as its newest readable checkpoint says; recipes from before there was this key have the first."""
+    for step in reversed(steps_in(folder / "checkpoints")):
+        try:
+            meta = json.loads((folder / "checkpoints" / f"step-{step:06d}" / "meta.json").read_text(encoding="utf-8"))
+            return int(meta["recipe"]["data"].get("order", FIRST_ORDER))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # what is wrong with it is said when it is read
+    return 0
+
+
 def _as_now(before: Mapping[str, Any]) -> Mapping[str, Any]:
     """A recipe that an earlier version resolved, with the defaults of keys that came since: they leave its run as it was."""
     try:
-        return assemble(from_table(before)).table()
+        return assemble(from_table({**before, "data": {"order": FIRST_ORDER, **before["data"]}})).table()
     except TwinviewError:
         return before  # something of it is gone; the differences name it
 

@@ -33,6 +33,7 @@ from twinview.errors import RecipeError
 from twinview.model import Siamese, make_model
 from twinview.ops.seeding import seed_of
 from twinview.recipe import Recipe
+from twinview.recipe.tables import ORDER
 from twinview.values import DataFactory, Dims
 
 
@@ -40,7 +41,7 @@ class TrainSetup(NamedTuple):
     """What a run trains with, on one rank."""
 
     ranks: Ranks
-    recipe: Recipe  # as resolved: precision said plainly, mean and std in numbers
+    recipe: Recipe  # as resolved: precision and format of the order said plainly, mean and std in numbers
     assembly: Assembly
     shards: DataSource
     dims: Dims
@@ -68,6 +69,7 @@ def build(recipe: Recipe, *, assembly: Assembly | None = None, going_on: bool = 
     shards = _open_data(recipe)
     check_data(str(shards.checksum))
     recipe = with_measured(recipe, shards)
+    recipe = attrs.evolve(recipe, data=attrs.evolve(recipe.data, order=recipe.data.order or ORDER))
     assembly = assembly.under(recipe)
     epoch = steps_per_epoch(len(shards), recipe.run.batch_size)
     if assembly.has("sample_weights"):

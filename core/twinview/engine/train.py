@@ -29,7 +29,7 @@ from twinview.engine.loss_scale import scale_of
 from twinview.engine.metrics import read_metrics, table_of
 from twinview.engine.mlflow_log import MlflowLog
 from twinview.engine.resume import restore, start_run
-from twinview.engine.run_folder import Resume, check_folder, make_folder
+from twinview.engine.run_folder import Resume, check_folder, make_folder, order_of
 from twinview.engine.run_lock import locked
 from twinview.engine.run_log import OnProgress, RunLog
 from twinview.engine.setup import TrainSetup, build, wrap
@@ -84,6 +84,8 @@ def train(
                 micro_batch(recipe, join(recipe.run.device).world)  # refused before anything is written
                 on_first(lambda: _take(run_dir, resume, command, held))
                 going_on = on_first(lambda: bool(resume) and bool(steps_in(run_dir / "checkpoints")))
+                if going_on and not recipe.data.order:
+                    recipe = attrs.evolve(recipe, data=attrs.evolve(recipe.data, order=on_first(lambda: order_of(run_dir))))
                 setup = build(recipe, assembly=assembly, going_on=going_on)
                 start, meta = start_run(setup, run_dir, resume, command)
                 if not (setup.recipe.data.window or setup.recipe.data.streaming):  # its first batch would want nearly every shard

@@ -2,19 +2,15 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterator
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from twinview.seeds import seed_of, splitmix
 
-def seed_of(*names: int | str) -> int:
-    """63 bits from any names, the same on every machine."""
-    text = "\0".join(f"{type(n).__name__}:{n}" for n in names)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+__all__ = ["generator", "seed_of", "seeded", "splitmix", "uniform"]
 
 
 @contextlib.contextmanager
@@ -40,10 +36,3 @@ def uniform(seeds: Tensor, n: int, *names: int | str) -> Tensor:
         steps = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         bits = splitmix(state[:, None] + steps[None])
     return torch.from_numpy(((bits >> np.uint64(40)).astype(np.float32)) / np.float32(1 << 24))
-
-
-def splitmix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finalizer: a bijection of 64 bits in which every bit of the input moves half of the output's."""
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))

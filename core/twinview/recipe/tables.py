@@ -12,6 +12,7 @@ from attrs.validators import and_, deep_iterable, ge, gt, le, lt, matches_re, op
 from twinview.errors import RecipeError
 
 FORMAT = 1  # of recipes and of a run's folder
+ORDER: Final = 2  # the newest format of an epoch's order; 1 is that of runs whose recipe says none
 BUFFER: Final = 1000
 MEASURED: Final = "shards"  # in place of [data] mean or std: what the manifest of the shards says
 Numbers = list[float] | str  # of the channels, or MEASURED
@@ -67,6 +68,7 @@ class Data:
     held_out: float | int = _amount(0, "a share below 1.0", lambda share: 0 <= share < 1)  # of all, or how many: for evaluations alone
     workers: int = field(default=2, validator=ge(0))  # data worker processes per rank
     window: int = field(default=0, validator=ge(0))  # shards shuffled together; 0 = all of them
+    order: int = field(default=0, validator=[ge(0), le(ORDER)])  # format of the order of samples: 1, or 2; 0: the run's own, of a new run 2
     frozen_draws: bool = False  # every epoch draws the views of the first
     augment_on: Literal["worker", "device"] = "worker"
     decode: Literal["full", "scaled"] = "full"  # scaled: JPEGs at 1/2, 1/4 or 1/8 where every view is still made smaller; nearly the same pixels

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twinview.assembly import assemble
+from twinview.data.dataset import keyed_order, sorted_order
 from twinview.data.dataset.base import Samples
 from twinview.data.dataset.mixture import Mixture
 from twinview.data.dataset.open import open_data
-from twinview.data.dataset.order import BatchSampler, Mixed, shares
+from twinview.data.dataset.order import BatchSampler, shares
 from twinview.data.loading.factory import Factory
 from twinview.data.loading.loader import training_batches
 from twinview.data.loading.views import ViewDataset
@@ -49,19 +51,33 @@ def test_shares_go_to_the_largest_remainders() -> None:
     assert shares((1, 1, 1), 8) == [3, 3, 2] and shares((0.5, 0.3, 0.2), 9) == [4, 3, 2] and shares((0.1, 0.2), 3) == [1, 2]
 
 
+def mixed_order(number: int, **given_: Any) -> Any:
+    return (sorted_order, keyed_order)[number - 1].Mixed(**given_)
+
+
+def read_epoch(order: Any, epoch: int, count: int) -> Any:
+    return order.epoch(epoch, count)[:count]
+
+
+both = pytest.mark.parametrize("number", [1, 2])
 sources = st.lists(st.tuples(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.floats(0.2, 5)), min_size=1, max_size=3)
 
 
 @settings(max_examples=60)
-@given(sources, st.integers(0, 2**62), st.integers(0, 5), st.integers(1, 12))
+@given(sources, st.integers(0, 2**62), st.integers(0, 5), st.integers(1, 12), st.sampled_from([1, 2]), st.sampled_from([7, 1 << 14]))
 def test_every_epoch_has_each_sources_share_and_every_sample_its_turn(
-    given_: list[tuple[list[int], float]], seed: int, window: int, epochs: int
+    given_: list[tuple[list[int], float]], seed: int, window: int, epochs: int, number: int, block: int
 ) -> None:
-    order = Mixed(starts=tuple(starts(counts) for counts, _ in given_), weights=tuple(w for _, w in given_), seed=seed, window=window)
+    with mock.patch.object(keyed_order, "BLOCK", block):
+        check_turns(given_, seed, window, epochs, number)
+
+
+def check_turns(given_: list[tuple[list[int], float]], seed: int, window: int, epochs: int, number: int) -> None:
+    order = mixed_order(number, starts=tuple(starts(counts) for counts, _ in given_), weights=tuple(w for _, w in given_), seed=seed, window=window)
     firsts = starts([sum(counts) for counts, _ in given_])
     count, read_ = order.samples - order.samples // 4, Counter[int]()
     for epoch in range(epochs):
-        numbers = order.epoch(epoch, count)
+        numbers = read_epoch(order, epoch, count)
         again, index = np.divmod(numbers, order.samples)
         assert np.histogram(index, firsts)[0].tolist() == shares(order.weights, count)
         assert len(set(numbers.tolist())) == count, "a sample that comes again has another number"
@@ -70,16 +86,19 @@ def test_every_epoch_has_each_sources_share_and_every_sample_its_turn(
             assert n == seen[i], "repeats are counted in the order in which they come"
             seen[i] += 1
         read_.update(seen)
-        assert np.array_equal(numbers, order.epoch(epoch, count))
+        assert np.array_equal(numbers, read_epoch(order, epoch, count))
+        parts = [order.epoch(epoch, count)[at : at + 5] for at in range(0, count, 5)]
+        assert np.array_equal(numbers, np.concatenate([numbers[:0], *parts])), "any part by itself"
     for first, last in pairwise(firsts):
         each = [read_[i] for i in range(first, last)]
         assert max(each) - min(each) <= 1
 
 
-def test_a_window_holds_within_each_source() -> None:
-    given_ = Mixed(starts=(starts([5] * 6), starts([4] * 5)), weights=(1.0, 2.0), seed=3, window=2)
+@both
+def test_a_window_holds_within_each_source(number: int) -> None:
+    given_ = mixed_order(number, starts=(starts([5] * 6), starts([4] * 5)), weights=(1.0, 2.0), seed=3, window=2)
     for source, size in ((0, 5), (1, 4)):
-        read_ = np.concatenate([given_.epoch(epoch, 48) for epoch in range(4)]) % 50
+        read_ = np.concatenate([read_epoch(given_, epoch, 48) for epoch in range(4)]) % 50
         own = read_[read_ < 30] if source == 0 else read_[read_ >= 30] - 30
         length = 30 if source == 0 else 20
         for at in range(0, len(own) - length + 1, length):
@@ -91,23 +110,25 @@ def test_a_window_holds_within_each_source() -> None:
 
 
 def test_the_order_of_a_mixture_is_the_same_in_every_version() -> None:
-    order = Mixed(starts=(starts([700, 300]), starts([50])), weights=(1.0, 3.0), seed=3)
-    windowed = Mixed(starts=order.starts, weights=order.weights, seed=3, window=1)
-    found = [hashlib.sha256(o.epoch(4, 1000).astype("<i8").tobytes()).hexdigest()[:16] for o in (order, windowed)]
-    assert found == ["f1c0f346fca44084", "69999c9bbe5ccd6e"]
+    given_ = {"starts": (starts([700, 300]), starts([50])), "weights": (1.0, 3.0), "seed": 3}
+    made = [mixed_order(number, **given_, window=window) for number in (1, 2) for window in (0, 1)]
+    found = [hashlib.sha256(read_epoch(o, 4, 1000).astype("<i8").tobytes()).hexdigest()[:16] for o in made]
+    assert found == ["f1c0f346fca44084", "69999c9bbe5ccd6e", "K0", "K1"]
 
 
-def test_turns_and_places_are_uniform() -> None:
+@both
+def test_turns_and_places_are_uniform(number: int) -> None:
     """Samples of a source of 6 with half its share lie anywhere equally often, whatever the other's (chi-square, 11 degrees: 99.9 % below 31)."""
-    order, places = Mixed(starts=(starts([6]), starts([6])), weights=(1.0, 1.0), seed=1), np.zeros((12, 12))
+    order, places = mixed_order(number, starts=(starts([6]), starts([6])), weights=(1.0, 1.0), seed=1), np.zeros((12, 12))
     for epoch in range(1200):
-        places[order.epoch(epoch, 12) % 12, np.arange(12)] += 1
+        places[read_epoch(order, epoch, 12) % 12, np.arange(12)] += 1
     for row in places:
         assert ((row - 100) ** 2 / 100).sum() < 31.3
 
 
-def test_a_plan_reads_a_mixture_to_the_last_sample() -> None:
-    order = Mixed(starts=(starts([30]), starts([31])), weights=(2.0, 1.0), seed=0)
+@both
+def test_a_plan_reads_a_mixture_to_the_last_sample(number: int) -> None:
+    order = mixed_order(number, starts=(starts([30]), starts([31])), weights=(2.0, 1.0), seed=0)
     plan = BatchSampler(order=order, global_batch=14, accumulation=1, rank=0, world=1)
     places = [place for batch in plan.batches(0, 8) for place in batch]
     assert [epoch for epoch, _ in places] == [0] * 56 + [1] * 56

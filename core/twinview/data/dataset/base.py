@@ -83,8 +83,8 @@ class Samples(DataSource, Protocol):
         """Those of which one may stand in for sample `i`."""
         ...
 
-    def order(self, seed: int, window: int) -> EpochSampler:
-        """The order of every epoch."""
+    def order(self, seed: int, window: int, number: int = 0) -> EpochSampler:
+        """The order of every epoch, in the format `number` ([data] order; 0: the newest)."""
         ...
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinview.data.dataset.base import ByNumber
-from twinview.data.dataset.order import EpochSampler, Shuffled
+from twinview.data.dataset.order import EpochSampler
+from twinview.data.dataset.orders import shuffled
 from twinview.data.remote.anywhere import Shard
 from twinview.data.rng import key_hash
 from twinview.data.store.sample import Sample
@@ -72,6 +73,6 @@ class InMemorySamples(ByNumber):
         """Which of `paths` holds each of these samples."""
         return np.array([self.paths.index(self.held[int(i)].path) for i in numbers])
 
-    def order(self, seed: int, window: int) -> EpochSampler:
+    def order(self, seed: int, window: int, number: int = 0) -> EpochSampler:
         """A shuffle of all."""
-        return Shuffled(starts=np.array([0, self.length]), seed=seed)
+        return shuffled(np.array([0, self.length]), seed, 0, number)

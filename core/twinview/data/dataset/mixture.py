@@ -6,7 +6,7 @@ shards that are added later move no sample into a share or out of it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -15,12 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinview.data.dataset.base import ByNumber
-from twinview.data.dataset.order import EpochSampler, Mixed, Shuffled
+from twinview.data.dataset.order import EpochSampler
+from twinview.data.dataset.orders import mixed, shuffled
 from twinview.data.dataset.shards import Shards
 from twinview.data.remote.anywhere import Shard
 from twinview.data.rng import key_hash
 from twinview.data.store.sample import Sample
 from twinview.errors import DataError
+
+PIECE = 1 << 20  # rows that a checksum takes at once
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -29,7 +32,7 @@ class Subset:
 
     name: str
     shards: Shards
-    rows: NDArray[np.int64]  # [n] which
+    rows: NDArray[np.int64] | range  # [n] which; a range: all
     weight: float | None = None
 
     @property
@@ -40,7 +43,18 @@ class Subset:
     @property
     def starts(self) -> NDArray[np.int64]:
         """[shards + 1]: where those of each shard begin."""
-        return np.searchsorted(self.rows, self.shards.starts)
+        return self.shards.starts if isinstance(self.rows, range) else np.searchsorted(self.rows, self.shards.starts)
+
+    def rows_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows of its samples `numbers`."""
+        return numbers if isinstance(self.rows, range) else self.rows[numbers]
+
+    @property
+    def pieces(self) -> Iterator[bytes]:
+        """What a checksum of its rows is of."""
+        for at in range(0, len(self.rows), PIECE):
+            piece = self.rows[at : at + PIECE]
+            yield (np.arange(piece.start, piece.stop) if isinstance(piece, range) else piece).tobytes()
 
     def key(self, i: int) -> str:
         """The key of its sample `i`, behind the source's name."""
@@ -102,7 +116,7 @@ class Mixture(ByNumber):
         sources = np.searchsorted(self.starts, numbers, side="right") - 1
         for source, part in enumerate(self.parts):
             of = sources == source
-            found[of] = before + part.shards.shards_of(part.rows[numbers[of] - self.starts[source]])
+            found[of] = before + part.shards.shards_of(part.rows_of(numbers[of] - self.starts[source]))
             before += len(part.shards.paths)
         return found
 
@@ -111,16 +125,16 @@ class Mixture(ByNumber):
         part = int(np.searchsorted(self.starts, i, side="right"))
         return range(int(self.starts[part - 1]), int(self.starts[part]))
 
-    def order(self, seed: int, window: int) -> EpochSampler:
+    def order(self, seed: int, window: int, number: int = 0) -> EpochSampler:
         """With weights each source's share; without, the one shuffle of all that their shards in one list would have.  Raises DataError."""
         weights = tuple(part.weight for part in self.parts if part.weight is not None)
         for part, weight in zip(self.parts, weights):
             if 2 * sum(weights) > weight * len(self):  # an epoch is more than half of all samples, where it is less than all
                 raise DataError(f"[[data.source]] {part.label}: its weight {weight} is less than two samples of an epoch of {len(self)}. Write more.")
         if weights:
-            return Mixed(starts=tuple(part.starts for part in self.parts), weights=weights, seed=seed, window=window)
+            return mixed([part.starts for part in self.parts], weights, seed, window, number)
         starts = [part.starts[:-1] + start for part, start in zip(self.parts, self.starts)]
-        return Shuffled(starts=np.concatenate([*starts, self.starts[-1:]]), seed=seed, window=window)
+        return shuffled(np.concatenate([*starts, self.starts[-1:]]), seed, window, number)
 
     @property
     def paths(self) -> tuple[Shard, ...]:
@@ -139,7 +153,8 @@ class Mixture(ByNumber):
         digest = hashlib.blake2b(digest_size=16)
         for part in self.parts:
             digest.update(f"{part.name}\0{part.weight}\0{part.shards.checksum}\0{len(part.rows)}\0".encode())
-            digest.update(part.rows.tobytes())
+            for piece in part.pieces:
+                digest.update(piece)
         return digest.hexdigest()
 
     @property

@@ -16,20 +16,21 @@ from numpy.typing import NDArray
 
 from twinview.data.dataset.base import DataSource
 from twinview.data.dataset.mixture import Mixture, Subset
-from twinview.data.dataset.shards import Shards, refuse_twins
+from twinview.data.dataset.shards import ONCE, Shards, refuse_twins
 from twinview.data.dataset.stream import Stream
 from twinview.data.remote.anywhere import Shard, count
 from twinview.data.remote.shard import Access, check_room, is_remote, remote_of, remote_shards
 from twinview.data.scenes.shards import scenes
 from twinview.data.store import image_folder as images
 from twinview.data.store import index, manifest
+from twinview.data.store.indexes import indexes_of, shared
 from twinview.data.store.listing import folder as image_folder
 from twinview.data.store.listing import passed_over
 from twinview.data.threads import in_threads
 from twinview.errors import DataError
-from twinview.ops.seeding import seed_of, splitmix
 from twinview.progress import progress
 from twinview.recipe.tables import Amount, Data, Source
+from twinview.seeds import seed_of, splitmix
 from twinview.terminal import say
 
 
@@ -42,9 +43,16 @@ def open_shards(spec: str | Sequence[str], access: Access | None = None, *, rebu
     paths = [path for one in ([spec] if isinstance(spec, str) else spec) for path in shard_paths(one, access)]
     if not paths:
         raise DataError("[data] shards: names no shard. Write the paths of some .tar files.")
+    tars = [path for path in paths if isinstance(path, Path) and not path.is_dir()]
+    if len(tars) == len(paths):
+        return Shards(tars, indexes_of(tars, lambda found: refuse_twins([Shards(tars, found)], ONCE), rebuild=rebuild))
     remote = remote_of(paths)
-    opened: dict[Shard, tuple[Shard, index.Index | images.Folder]] = {}
-    opened |= zip(remote, in_threads(lambda shard: shard.opened(rebuild), remote, "index"))
+    fetched = dict(zip(remote, in_threads(lambda shard: shard.opened(rebuild), remote, "index")))
+    if len(remote) == len(paths):
+        shards, sent = zip(*(fetched[path] for path in remote))
+        names, versions = [shard.name for shard in shards], [shard.content for shard in shards]
+        return Shards(shards, shared(names, versions, sent, lambda found: refuse_twins([Shards(shards, found)], ONCE)))
+    opened: dict[Shard, tuple[Shard, index.Index | images.Folder]] = {**fetched}
     local = [path for path in paths if isinstance(path, Path)]
     read = {path: None if rebuild else images.read(path) if path.is_dir() else index.read(path) for path in local}
     todo = [path for path, found in read.items() if found is None]
@@ -142,6 +150,7 @@ def open_stream(data: Data, access: Access) -> Stream:
     return Stream(paths=paths, counts=tuple(known) if len(known) == len(paths) else None, samples=data.samples or sum(known))
 
 
+PIECE = 1 << 20  # hashes that are looked at at once
 SUBSET, HELD_OUT = "subset", "held-out"  # purposes, each with an order of its own
 
 
@@ -157,34 +166,39 @@ def open_data(data: Data, access: Access | None = None) -> DataSource:
     sources = data.source or [Source(shards=data.shards)]
     opened = [open_shards(source.shards, access) for source in sources]
     check_room([path for shards in opened for path in shards.paths], data.window * len(sources))
-    if not sources[0].name:
+    if len(opened) > 1 and not sources[0].name:
         refuse_twins(opened, "Keys name samples: write a name = \"...\" into each [[data.source]], to stand before its keys.")
-    hashes = [np.concatenate([found.hashes for found in shards.indexes]) for shards in opened]
+    hashes = [shards.hashes for shards in opened]
     ends = np.cumsum([len(shards) for shards in opened])
-    held = np.split(_chosen(np.concatenate(hashes), data.held_out, HELD_OUT, "[data] held_out"), ends[:-1]) if data.held_out else None
+    every = [array for arrays in hashes for array in arrays]
+    held = np.split(_chosen(every, data.held_out, HELD_OUT, "[data] held_out"), ends[:-1]) if data.held_out else None
     train, kept = list[Subset](), list[Subset]()
     for i, (source, shards) in enumerate(zip(sources, opened)):
-        part = Subset(name=source.name, shards=shards, rows=np.arange(len(shards)), weight=source.weight)
+        part = Subset(name=source.name, shards=shards, rows=range(len(shards)), weight=source.weight)
         rest = np.flatnonzero(~held[i]) if held else part.rows
         if not len(rest):
             raise DataError(f"[data] held_out: {data.held_out} leaves nothing of {part.label} to train with. Write less.")
         if source.subset != 1.0:
-            rest = rest[_chosen(hashes[i][rest], source.subset, SUBSET, f"[[data.source]] {part.label}: subset")]
+            left = hashes[i] if isinstance(rest, range) else [np.concatenate(hashes[i])[rest]]
+            chosen = _chosen(left, source.subset, SUBSET, f"[[data.source]] {part.label}: subset")
+            rest = np.flatnonzero(chosen) if isinstance(rest, range) else rest[chosen]
         train.append(attrs.evolve(part, rows=rest))
         kept += [attrs.evolve(part, rows=np.flatnonzero(held[i]), weight=None)] if held else []
     return Mixture(train, Mixture(kept) if held else None)
 
 
-def _chosen(hashes: NDArray[np.int64], amount: Amount, purpose: str, place: str) -> NDArray[np.bool_]:
+def _chosen(hashes: Sequence[NDArray[np.int64]], amount: Amount, purpose: str, place: str) -> NDArray[np.bool_]:
     """Choose samples by their hashes: for a share, those whose mixed hash lies in that share of all numbers; for a count, those with the smallest."""
-    mixed = splitmix(hashes.view(np.uint64) ^ np.uint64(seed_of(purpose)))
-    if isinstance(amount, int) and amount > len(hashes):
-        raise DataError(f"{place}: {amount} is more than the {len(hashes)} samples that there are. Write {len(hashes)} or less.")
+    mix = np.uint64(seed_of(purpose))
+    count = sum(map(len, hashes))
+    if isinstance(amount, int) and amount > count:
+        raise DataError(f"{place}: {amount} is more than the {count} samples that there are. Write {count} or less.")
     if isinstance(amount, int):
-        found = np.zeros(len(hashes), np.bool_)
-        found[np.argsort(mixed, kind="stable")[:amount]] = True
+        found = np.zeros(count, np.bool_)
+        found[np.argsort(np.concatenate([splitmix(one.view(np.uint64) ^ mix) for one in hashes]), kind="stable")[:amount]] = True
     else:
-        found = mixed < np.uint64(int(amount * 2**64))
+        pieces = [one[at : at + PIECE] for one in hashes for at in range(0, len(one), PIECE)]
+        found = np.concatenate([splitmix(piece.view(np.uint64) ^ mix) < np.uint64(int(amount * 2**64)) for piece in pieces])
     if not found.any():
-        raise DataError(f"{place}: {amount} of {len(hashes)} samples is none. Write more.")
+        raise DataError(f"{place}: {amount} of {count} samples is none. Write more.")
     return found

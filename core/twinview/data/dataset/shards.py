@@ -5,10 +5,9 @@ Those that lie elsewhere are read out of a cache on this machine.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -16,16 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinview.data.dataset.base import ByNumber
-from twinview.data.dataset.order import EpochSampler, Shuffled
+from twinview.data.dataset.order import EpochSampler
+from twinview.data.dataset.orders import shuffled
 from twinview.data.remote.anywhere import Shard, descriptor
 from twinview.data.remote.shard import remote_of
-from twinview.data.rng import twins
 from twinview.data.store import index
+from twinview.data.store.catalog import Catalog, digest_index
 from twinview.data.store.image_folder import Folder
 from twinview.data.store.regular import check_size
 from twinview.data.store.sample import Sample
+from twinview.data.store.twins import twins
 from twinview.errors import DataError
 
+ONCE = "Keys name samples: pack anew, or list each shard once."
 MOST_CLASSES = 1 << 20  # numbers beyond are ids, which no layer has an output for
 OPEN_FILES = 64  # shards held open by a process
 OPEN_CACHED = 1  # where a limited cache holds some of them: it evicts none that is open
@@ -35,12 +37,14 @@ class Shards(ByNumber):
     """All samples of a list of shards, in the order of the list.  Safe to fork (reads by `pread` share no position) and to pickle."""
 
     def __init__(self, paths: Sequence[Shard], indexes: Sequence[index.Index | Folder]) -> None:
-        """Raises DataError where two samples have one key."""
-        self.paths, self.indexes = tuple(paths), tuple(indexes)
-        self.starts: NDArray[np.int64] = np.cumsum([0, *map(len, indexes)], dtype=np.int64)  # [shards + 1]
+        """Raises DataError where two samples have one key; of a catalog that was found out when it was built."""
+        self.paths, self.indexes = tuple(paths), indexes if isinstance(indexes, Catalog) else tuple(indexes)
+        counts = indexes.samples if isinstance(indexes, Catalog) else [*map(len, indexes)]
+        self.starts: NDArray[np.int64] = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])  # [shards + 1]
         self._files: OrderedDict[int, int] = OrderedDict()  # shard -> descriptor, the longest unused first
         self._most = OPEN_CACHED if any(shard.cache.limit for shard in remote_of(paths)) else OPEN_FILES
-        refuse_twins([self], "Keys name samples: pack anew, or list each shard once.")
+        if not isinstance(indexes, Catalog):
+            refuse_twins([self], ONCE)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -91,9 +95,9 @@ class Shards(ByNumber):
         """All samples."""
         return range(len(self))
 
-    def order(self, seed: int, window: int) -> EpochSampler:
+    def order(self, seed: int, window: int, number: int = 0) -> EpochSampler:
         """Every sample once an epoch."""
-        return Shuffled(starts=self.starts, seed=seed, window=window)
+        return shuffled(self.starts, seed, window, number)
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -101,25 +105,32 @@ class Shards(ByNumber):
         return {}
 
     @property
+    def hashes(self) -> list[NDArray[np.int64]]:
+        """Of the keys of all samples, in one array or several."""
+        return [self.indexes.hashes] if isinstance(self.indexes, Catalog) else [found.hashes for found in self.indexes]
+
+    @property
     def fields(self) -> set[str]:
         """Every field that some sample has."""
+        if isinstance(self.indexes, Catalog):
+            return self.indexes.fields
         return {field for found in self.indexes for field in found.fields}
 
     @property
     def classes(self) -> int:
         """1 + the largest class number (field `cls`); 0 where not every sample has one, or they are ids far apart and number no classes."""
-        found = [i.classes for i in self.indexes]
+        found = self.indexes.classes.tolist() if isinstance(self.indexes, Catalog) else [i.classes for i in self.indexes]
         most = max(found, default=0) if all(found) else 0
         return most if most <= MOST_CLASSES else 0
 
     @cached_property
     def checksum(self) -> str:
         """A hash of all keys, fields, offsets and sizes, in order: the same set of shards, wherever it lies."""
+        if isinstance(self.indexes, Catalog):
+            return self.indexes.checksum
         digest = hashlib.blake2b(digest_size=16)
         for found in self.indexes:
-            digest.update(json.dumps([len(found), found.fields]).encode())
-            for array in found.content:
-                digest.update(array.tobytes())
+            digest_index(digest, found)
         return digest.hexdigest()
 
     def close(self) -> None:
@@ -149,9 +160,22 @@ class Shards(ByNumber):
         return data
 
 
+def twin_samples(hashes: Sequence[NDArray[np.int64]], key: Callable[[int, int], str]) -> Iterator[tuple[str, int, int]]:
+    """Keys that stand twice, and the numbers of the two shards: the first that has it, and another.
+
+    `hashes`: of the keys of each shard; `key(shard, i)`: of its sample `i`, asked only where hashes are the same.
+    """
+    starts = np.concatenate([[0], np.cumsum([*map(len, hashes)], dtype=np.int64)])
+    for pair in twins(hashes):
+        shards = [int(np.searchsorted(starts, place, side="right")) - 1 for place in pair]
+        keys = [key(shard, place - int(starts[shard])) for shard, place in zip(shards, pair)]
+        if keys[0] == keys[1]:
+            yield keys[0], shards[0], shards[1]
+
+
 def refuse_twins(sources: Sequence[Shards], instead: str) -> None:
     """Raises DataError where two samples have one key; `instead` says what to do."""
-    hashes = np.concatenate([found.hashes for shards in sources for found in shards.indexes])
+    hashes = [array for shards in sources for array in shards.hashes]
     starts = np.cumsum([0, *map(len, sources)])
     for pair in twins(hashes):
         found = []

@@ -95,14 +95,14 @@ class Factory:
                 raise DataError(f"plain(labels=...): there are no labels {label!r}.{closest(label, LABELS)}")
         source = self._open(shards)
         share = range(self.rank, len(source), self.world)
-        places = [share[at : at + batch_size] for at in range(0, len(share), batch_size)]
+        places = (share[at : at + batch_size] for at in range(0, len(share), batch_size))
 
         def batches() -> Generator[PlainBatch]:
             bad = BadSamples(self.recipe.data.bad_samples)
             plain = PlainImages(source, PixelFormat.of(self.recipe.data), size, tuple(labels), float(crop), interpolation)
             loaded = load(plain, places, self.recipe.data.workers)
             try:
-                for batch, failed in progress(loaded, len(places), self.doing, "batches", leave=False):
+                for batch, failed in progress(loaded, -(-len(share) // batch_size), self.doing, "batches", leave=False):
                     bad.add(failed)
                     if batch.keys:
                         yield batch._replace(images=self._normalized(batch.images))

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from twinview.assembly import Assembly
 from twinview.data.dataset.base import DataSource
-from twinview.data.dataset.order import BatchSampler, Chosen, EpochSampler, Shuffled
+from twinview.data.dataset.order import BatchSampler, EpochSampler
+from twinview.data.dataset.orders import Shuffled
 from twinview.data.dataset.read import BadSample
 from twinview.data.dataset.stream import Stream
 from twinview.data.formats import decode
@@ -65,7 +66,7 @@ def training_batches(
         return _counted(load(StreamBatches(recipe, dims, shards, rank, world, assembly), which, recipe.data.workers, pin=pin), recipe, bad)
     samples = shards.numbered()
     plan = BatchSampler(
-        order=chosen(samples.order(recipe.run.seed, recipe.data.window), numbers),
+        order=chosen(samples.order(recipe.run.seed, recipe.data.window, recipe.data.order), numbers),
         global_batch=recipe.run.batch_size,
         accumulation=recipe.run.accumulation,
         rank=rank,
@@ -83,7 +84,7 @@ def chosen(order: EpochSampler, numbers: NDArray[Any] | None) -> EpochSampler:
     if numbers is None:
         return order
     assert isinstance(order, Shuffled)
-    return Chosen(base=order, numbers=numbers)
+    return order.chosen(numbers)
 
 
 def check_choice(recipe: Recipe, place: str) -> None:

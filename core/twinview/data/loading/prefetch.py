@@ -15,12 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinview.data.dataset.base import Samples
-from twinview.data.dataset.order import BatchSampler, SampleIndex
+from twinview.data.dataset.keyed_order import ChosenEpoch, MixedEpoch, Windows
+from twinview.data.dataset.order import BatchSampler, EpochOrder, SampleIndex
 from twinview.data.remote.shard import RemoteShard, remote_of
 from twinview.errors import DataError
 
 T = TypeVar("T")
 Ints = NDArray[np.int64]
+COUNTED = 1 << 20  # samples of an epoch of which the shards are counted one by one
 
 
 class PrefetchBatch(NamedTuple):
@@ -33,12 +35,19 @@ class PrefetchBatch(NamedTuple):
 def prefetch_batches(plan: BatchSampler, samples: Samples, window: int, start: int, steps: int | None) -> Iterator[PrefetchBatch]:
     """`plan.batches`, each with the shards that are in use, and the next `window` that will be in this epoch."""
     for epoch, these, order in plan.epochs(start, steps):
-        used, first, last = uses(samples.shards_of(order % len(samples)))
+        used, first, last = spans(order, samples, plan.steps * plan.global_batch)
         for step in these:
             begun = int(np.searchsorted(first, (step + 1) * plan.global_batch))
             shards = [*used[:begun][last[:begun] >= step * plan.global_batch].tolist(), *used[begun : begun + window].tolist()]
             for places in plan.micro_batches(epoch, step, order):
                 yield PrefetchBatch(places, shards)
+
+
+def spans(order: EpochOrder, samples: Samples, count: int) -> tuple[Ints, Ints, Ints]:
+    """`uses` of an epoch of `count` samples: counted where it is small, or made whole anyway; else as the order says them, in windows."""
+    if isinstance(order, (Windows, ChosenEpoch, MixedEpoch)) and count > COUNTED:
+        return order.spans()
+    return uses(samples.shards_of(order[:count] % len(samples)))
 
 
 def uses(shards: Ints) -> tuple[Ints, Ints, Ints]:

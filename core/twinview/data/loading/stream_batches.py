@@ -15,13 +15,14 @@ import numpy as np
 from twinview.assembly import Assembly
 from twinview.data.dataset.base import ForwardSamples
 from twinview.data.dataset.in_memory import BufferedSample, InMemorySamples
-from twinview.data.dataset.order import micro_batch, permutation, steps_per_epoch
+from twinview.data.dataset.order import micro_batch, steps_per_epoch
 from twinview.data.dataset.read import BadSample
+from twinview.data.dataset.sorted_order import permutation
 from twinview.data.loading.views import ViewDataset
 from twinview.data.threads import read_ahead
 from twinview.errors import DataError
-from twinview.ops.seeding import seed_of
 from twinview.recipe import Recipe
+from twinview.seeds import seed_of
 from twinview.values import Batch, Dims
 
 T = TypeVar("T")

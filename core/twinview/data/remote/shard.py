@@ -167,7 +167,7 @@ class RemoteShard:
             return None
         try:
             data = small(on_path(self.url, lambda path: path + index.SUFFIX))
-            found = index.parse(io.BytesIO(data)) if data else None
+            found = index.parse(data) if data else None
         except Exception:  # refused, or no index: the shard itself will say what is wrong
             return None
         if found is None or found.stamp.size != self.known.size:

@@ -19,10 +19,11 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from twinview.data.rng import key_hash, twins
+from twinview.data.rng import key_hash
 from twinview.data.store.index import save
 from twinview.data.store.listing import Listing, image_field, key_of, listing
 from twinview.data.store.regular import check_size, check_stored, open_regular
+from twinview.data.store.twins import twins
 from twinview.errors import DataError
 from twinview.paths import cache
 from twinview.progress import progress
@@ -136,7 +137,7 @@ def _index(root: Path, found: Listing) -> Folder:
         sizes=stats[:, 0].copy(),
         times=stats[:, 1].copy(),
     )
-    for one, other in twins(folder.hashes):
+    for one, other in twins([folder.hashes]):
         if folder.key(one) == folder.key(other):
             raise DataError(f"{folder.path(other)}: its key {folder.key(one)!r} is that of {folder.path(one)} too. Rename one of the two.")
     return folder

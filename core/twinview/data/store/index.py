@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinview.data.rng import key_hash
-from twinview.data.store.regular import check_stored, open_regular
+from twinview.data.store.arrays import stored_arrays
+from twinview.data.store.regular import open_regular, read_regular
 from twinview.data.store.tar import Member, members
 from twinview.errors import DataError
 from twinview.files import write_atomic
@@ -78,20 +79,19 @@ def read(path: Path) -> Index | None:
     """A shard's index from its side-car file; None where that is missing, stale or damaged."""
     try:
         found = parse(sidecar(path))
-        return found if found.stamp == _stamp(path) else None
+        return found if found.stamp == stamp(path) else None
     except Exception:  # whatever is wrong with it, it can be built anew
         return None
 
 
-def parse(file: Path | BinaryIO) -> Index:
-    """The index that a side-car file holds.  Raises whatever is wrong with it."""
-    check_stored(file)
-    with np.load(file) as arrays:
-        meta = json.loads(arrays["meta"].tobytes())
-        if meta["format"] != FORMAT:
-            raise ValueError("of another format")
-        named = {name: arrays[name] for name in ARRAYS}
-        return Index(stamp=Stamp(*meta["stamp"]), fields=tuple(meta["fields"]), classes=meta["classes"], **named)
+def parse(file: Path | bytes) -> Index:
+    """The index that a side-car file, or its content, holds.  Raises whatever is wrong with it."""
+    arrays = stored_arrays(file if isinstance(file, bytes) else read_regular(file, None))
+    meta = json.loads(arrays["meta"].tobytes())
+    if meta["format"] != FORMAT:
+        raise ValueError("of another format")
+    named = {name: arrays[name] for name in ARRAYS}
+    return Index(stamp=Stamp(*meta["stamp"]), fields=tuple(meta["fields"]), classes=meta["classes"], **named)
 
 
 def build(path: Path) -> Index:
@@ -121,14 +121,14 @@ def scan(path: Path, name: str = "", rule: Split | None = None) -> Index:
 
     `rule` cuts a member's name into key and field, otherwise than `split`.
     """
-    stamp, name = _stamp(path), name or str(path)
+    now, name = stamp(path), name or str(path)
     kinds: dict[str, int] = {}
     keys: list[str] = []
     files: list[tuple[int, int, int]] = []
     firsts: list[int] = []
     classes: list[int | None] = []
     with _open(path) as file:
-        for key, field, member in labeled(members(partial(os.pread, file.fileno()), stamp.size, name), name, rule):
+        for key, field, member in labeled(members(partial(os.pread, file.fileno()), now.size, name), name, rule):
             if not keys or key != keys[-1]:
                 firsts.append(len(files))
                 keys.append(key)
@@ -140,7 +140,7 @@ def scan(path: Path, name: str = "", rule: Split | None = None) -> Index:
     names = [key.encode("utf-8", "surrogateescape") for key in keys]
     table = np.array(files, np.int64)
     return Index(
-        stamp=stamp,
+        stamp=now,
         fields=tuple(kinds),
         classes=1 + max(c for c in classes if c is not None) if len(classes) == len(keys) and None not in classes else 0,
         hashes=np.fromiter((key_hash(key) for key in keys), np.int64, len(keys)),
@@ -198,9 +198,10 @@ def sidecar(path: Path) -> Path:
     return path.with_name(path.name + SUFFIX)
 
 
-def _stamp(path: Path) -> Stamp:
+def stamp(path: Path) -> Stamp:
+    """What a shard's index is fresh by.  Raises DataError."""
     try:
-        found = path.stat()
+        found = os.stat(path)
     except OSError as e:
         raise DataError(f"{path}: {e.strerror}.") from None
     return Stamp(found.st_size, found.st_mtime_ns)

@@ -38,14 +38,13 @@ def check_size(size: int, most: int = SAMPLE_BYTES) -> None:
         raise ValueError(f"has {size} bytes; at most {most} are read")
 
 
-def check_stored(file: Path | BinaryIO) -> None:
-    """Raises ValueError for a .npz whose arrays promise more bytes than the file holds: `numpy.savez` compresses nothing."""
+def check_stored(file: Path | BinaryIO) -> list[zipfile.ZipInfo]:
+    """The members of a .npz.  Raises ValueError where they promise more bytes than the file holds: `numpy.savez` compresses nothing."""
     with zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
             if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
                 raise ValueError("is packed otherwise than indexes are")
-    if not isinstance(file, Path):
-        file.seek(0)
+        return archive.infolist()
 
 
 def _check(mode: int) -> None:
