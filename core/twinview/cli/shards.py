@@ -3,12 +3,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import TYPE_CHECKING
 
 from twinview.cli.commands import Commands, command, group
 from twinview.data.prepare.layouts import KINDS
 from twinview.errors import DataError
 from twinview.paths import expand
 from twinview.terminal import answer
+
+if TYPE_CHECKING:
+    from twinview.data.prepare.check import Checked
+    from twinview.data.writing.parts import Part
 
 CHOICES = ("labels", "split", "classes", "annotations", "fields", "dots", "keys")  # of some kinds of data sets
 
@@ -32,6 +37,9 @@ def add(commands: Commands) -> None:
     made.add_argument("--quality", metavar="Q", type=int, help="1 to 100: write every image as a JPEG of it (default: shrunk ones, of 90)")
     made.add_argument("--workers", metavar="N", type=int, default=1, help="threads (default: 1); the shards are the same")
     made.add_argument("--bad-samples", metavar="N", type=int, default=0, help="most samples to leave out where they cannot be read (default: 0)")
+    _add_part(made, "pack", "beside OUT; `shards join OUT` makes OUT of all parts")
+    made = command(under, "join", join, "make one of the parts that several machines packed or checked")
+    made.add_argument("out", metavar="OUT", help="the folder that parts were packed for, or that parts of a check were written to")
     made = command(under, "scenes", scenes, "draw street scenes with label maps, as shards")
     made.add_argument("out", metavar="OUT", help="an empty or new folder")
     made.add_argument("--count", metavar="N", type=int, default=1600, help="images (default: 1600)")
@@ -39,14 +47,39 @@ def add(commands: Commands) -> None:
     made.add_argument("--seed", metavar="N", type=int, default=0)
     made = command(under, "index", index, "build (again) the index beside each shard")
     made.add_argument("shards", metavar="SHARDS", nargs="+", help="paths with {000..063}, or a folder")
+    _add_part(made, "index", "the others are left alone; nothing is to be joined")
     made = command(under, "check", check, "read all of some shards, and name what is wrong with them")
     made.add_argument("shards", metavar="SHARDS", nargs="+", help="paths with {000..063}, or a folder")
     made.add_argument("--workers", metavar="N", type=int, default=1, help="threads (default: 1)")
+    _add_part(made, "check", "with --out; `shards join DIR` says what all parts found, and compares keys over all shards")
+    made.add_argument("--out", metavar="DIR", help="with --part: a folder for all parts to leave their findings in")
     made = command(under, "stat", stat, "count samples, fields, bytes, sizes and classes")
     made.add_argument("shards", metavar="SHARDS", nargs="+", help="paths with {000..063}, or a folder")
     made.add_argument("--images", metavar="N", type=int, default=1000, help="most samples to look into, evenly spaced (default: 1000)")
     made.add_argument("--out", metavar="FILE.png", help="draw some samples")
     made.add_argument("--json", action="store_true", help="the counts as JSON")
+
+
+def _add_part(made: argparse.ArgumentParser, what: str, then: str) -> None:
+    made.add_argument("--part", metavar="K/N", help=f"{what} one part of N, from 1/N to N/N, for an array of jobs: {then}")
+
+
+def _part(args: argparse.Namespace) -> Part | None:
+    from twinview.data.writing.parts import Part
+
+    return None if args.part is None else Part.read(args.part)
+
+
+def join(args: argparse.Namespace) -> None:
+    """Make one of parts."""
+    from twinview.data.prepare.check import CHECKED, join_checks
+    from twinview.data.prepare.join import join_shards
+
+    out = expand(args.out, "OUT")
+    if out.is_dir() and any(out.glob(f"*{CHECKED}")):
+        _say_checked(join_checks(out))
+    else:
+        answer(join_shards(out).text())
 
 
 def pack(args: argparse.Namespace) -> None:
@@ -60,14 +93,22 @@ def pack(args: argparse.Namespace) -> None:
     chosen = {name: value for name in CHOICES if (value := getattr(args, name)) is not None}
     chosen |= {name: str(expand(chosen[name], f"--{name}")) for name in ("labels", "annotations") if name in chosen}
     source = args.source if args.kind == "webdataset" else str(expand(args.source, "SOURCE"))  # shards are expanded where they are opened
-    answer(write(args.kind, source, expand(args.out, "OUT"), options, **chosen).text())
+    answer(write(args.kind, source, expand(args.out, "OUT"), options, part=_part(args), **chosen).text())
 
 
 def check(args: argparse.Namespace) -> None:
     """Name what is wrong with shards."""
-    from twinview.data.prepare.check import check_shards
+    from twinview.data.prepare.check import check_part, check_shards
 
-    found = check_shards(args.shards, workers=args.workers)
+    if (args.part is None) != (args.out is None):
+        raise DataError("--part, --out: go together: --part 1/8 --out found, for each part, and then `twinview shards join found`.")
+    if (part := _part(args)) is not None:
+        _say_checked(check_part(args.shards, expand(args.out, "--out"), part, workers=args.workers))
+    else:
+        _say_checked(check_shards(args.shards, workers=args.workers))
+
+
+def _say_checked(found: Checked) -> None:
     for fault in found.faults:
         answer(fault)
     if found.faults:
@@ -107,6 +148,11 @@ def scenes(args: argparse.Namespace) -> None:
 def index(args: argparse.Namespace) -> None:
     """Build the index beside each shard, whether or not there is one."""
     from twinview.data.dataset.open import open_shards
+    from twinview.data.prepare.join import index_part
 
-    found = open_shards(args.shards, rebuild=True)
-    answer(f"{len(found.paths)} shards, {len(found)} samples, fields {', '.join(sorted(found.fields))}")
+    if (part := _part(args)) is not None:
+        count, samples, fields = index_part(args.shards, part)
+    else:
+        found = open_shards(args.shards, rebuild=True)
+        count, samples, fields = len(found.paths), len(found), found.fields
+    answer(f"{count} shards, {samples} samples, fields {', '.join(sorted(fields))}")

@@ -2,25 +2,31 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import attrs
+import numpy as np
+from numpy.typing import NDArray
 
 from twinview.data.dataset.open import shard_paths
 from twinview.data.dataset.read import BadSample, bad_sample, read_class, read_map, read_values
-from twinview.data.dataset.shards import Shards
+from twinview.data.dataset.shards import Shards, twin_samples
 from twinview.data.formats.fields import map_field
 from twinview.data.remote.anywhere import Shard, local_copy
 from twinview.data.store import image_folder, index, manifest
 from twinview.data.store.manifest import ShardEntry
 from twinview.data.threads import in_order
+from twinview.data.writing.parts import Part, missing
 from twinview.errors import DataError
+from twinview.files import write_text
 from twinview.progress import progress
 
 T = TypeVar("T")
+CHECKED = ".checked.json"  # behind the name of a part
 
 
 @attrs.frozen(kw_only=True)
@@ -43,32 +49,107 @@ class _Sample(NamedTuple):
     faults: list[str]
 
 
+@attrs.frozen(kw_only=True)
+class CheckedShard:
+    """What was read of one shard.  Keys that other shards have too are found when all are read."""
+
+    before: tuple[str, ...]  # faults of the file, its tar and its keys
+    after: tuple[str, ...] = ()  # of its samples
+    images: int = 0
+    labels: int = 0
+
+
+class _Read(NamedTuple):
+    """All that was read, in order."""
+
+    faults: list[str]  # of the listing
+    paths: Sequence[Shard]
+    shards: list[CheckedShard]
+
+
 def check_shards(spec: Sequence[str], *, workers: int = 1) -> Checked:
     """Check the shards that `spec` names (as `shards` of a recipe does), every byte of them.
 
     Of a shard whose tar is damaged the first damage is named, and nothing behind it is read.  Raises DataError where `spec` names no shard at all.
     """
+    paths, faults = _listed(spec)
+    hashes = list[NDArray[np.int64]]()
+    return _checked(_Read(faults, paths, _read(paths, workers, hashes)), hashes)
+
+
+def check_part(spec: Sequence[str], out: Path, part: Part, *, workers: int = 1) -> Checked:
+    """Check a part of the shards, and leave in the folder OUT what `join_checks` wants of it."""
+    paths, faults = _listed(spec)
+    read = _Read(faults, part.of(paths), _read(part.of(paths), workers, []))
+    said = {"part": str(part), "spec": list(spec), "total": len(paths), "shards": [attrs.asdict(one) for one in read.shards]}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / f"{part.name}{CHECKED}", json.dumps(said))
+    except OSError as e:
+        raise DataError(f"{out}: cannot be written: {e.strerror}.") from None
+    return _checked(read._replace(faults=[]), [])
+
+
+def join_checks(folder: Path) -> Checked:
+    """What checking all shards at once would say, of the parts in a folder; keys are compared now.  Raises DataError where parts are missing."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"*{CHECKED}"))]
+    if not found:
+        raise DataError(f"{folder}: holds no part of a check. Write them there: `twinview shards check SHARDS --part 1/N --out {folder}`.")
+    parts = [Part.read(one["part"]) for one in found]
+    if len({(part.parts, *one["spec"], one["total"]) for part, one in zip(parts, found)}) > 1:
+        raise DataError(f"{folder}: holds parts of several checks. Remove those that do not belong together.")
+    if lacking := missing(parts):
+        raise DataError(f"{folder}: the parts {lacking} are not checked yet. Join when all are there.")
+    paths, faults = _listed(found[0]["spec"])
+    shards = [CheckedShard(**{**one, "before": tuple(one["before"]), "after": tuple(one["after"])}) for said in found for one in said["shards"]]
+    if len(paths) != len(shards):
+        raise DataError(f"{folder}: {len(shards)} shards were checked, and there are {len(paths)} now. Check them anew.")
+    return _checked(_Read(faults, paths, shards), [_hashes(path) for path in paths])
+
+
+def _read(paths: Sequence[Shard], workers: int, hashes: list[NDArray[np.int64]]) -> list[CheckedShard]:
+    """Read shards whole; `hashes` comes to hold those of their keys."""
     if workers < 1:
         raise DataError(f"workers: wants a number above 0, not {workers}.")
-    paths, faults = _listed(spec)
     manifests = {path.parent: manifest.beside(path.parent).shards for path in paths if isinstance(path, Path)}
-    first: dict[int, tuple[str, Shard]] = {}  # hash of a key -> the key, and where it stands
-    images = labels = 0
+    read = list[CheckedShard]()
     for path in progress(paths, len(paths), "check", "shards"):
-        if isinstance(path, Path):
-            faults += _against(manifests[path.parent].get(path.name), path)
+        before = list(_against(manifests[path.parent].get(path.name), path)) if isinstance(path, Path) else []
         try:
             found = _scan(path)
         except DataError as e:
-            faults.append(str(e))
+            read.append(CheckedShard(before=(*before, str(e))))
+            hashes.append(np.empty(0, np.int64))
             continue
         shards = Shards([path], [found])
-        faults += _twins(shards, first)
-        for one in in_order(partial(_sample, shards), range(len(shards)), workers):
-            images, labels = images + one.image, labels + one.label
-            faults += one.faults
+        samples = list(in_order(partial(_sample, shards), range(len(shards)), workers))
         shards.close()
-    return Checked(shards=len(paths), images=images, labels=labels, faults=tuple(faults))
+        read.append(CheckedShard(
+            before=(*before, *_outside(shards)), after=tuple(fault for one in samples for fault in one.faults),
+            images=sum(one.image for one in samples), labels=sum(one.label for one in samples),
+        ))
+        hashes.append(found.hashes.copy())
+    return read
+
+
+def _checked(read: _Read, hashes: Sequence[NDArray[np.int64]]) -> Checked:
+    """All faults in the order of the shards, each key that stands twice where it stands the second time."""
+    twice: dict[int, list[str]] = {}
+    for key, first, other in twin_samples(hashes, lambda shard, i: _scan(read.paths[shard]).key(i)):
+        twice.setdefault(other, []).append(f"{read.paths[other]}, sample {key!r}: stands already in {read.paths[first]}")
+    faults = [*read.faults]
+    for number, one in enumerate(read.shards):
+        faults += [*one.before, *twice.get(number, ()), *one.after]
+    images, labels = (sum(getattr(one, what) for one in read.shards) for what in ("images", "labels"))
+    return Checked(shards=len(read.paths), images=images, labels=labels, faults=tuple(faults))
+
+
+def _hashes(path: Shard) -> NDArray[np.int64]:
+    """Of the keys of a shard that was checked; none of a shard whose tar is damaged, which says so already."""
+    try:
+        return _scan(path).hashes.copy()
+    except DataError:
+        return np.empty(0, np.int64)
 
 
 def _scan(shard: Shard) -> index.Index | image_folder.Folder:
@@ -109,15 +190,12 @@ def _against(said: ShardEntry | None, path: Path) -> Iterator[str]:
         yield f"{path}: {e.strerror}"
 
 
-def _twins(shards: Shards, first: dict[int, tuple[str, Shard]]) -> Iterator[str]:
-    """Keys that an earlier shard has too, or that would lead out of a folder if they were taken for paths."""
+def _outside(shards: Shards) -> Iterator[str]:
+    """Keys that would lead out of a folder if they were taken for paths."""
     for i in range(len(shards)):
-        key, path = shards.key(i), shards.path(i)
+        key = shards.key(i)
         if key.startswith("/") or ".." in key.split("/"):
-            yield f"{path}, sample {key!r}: the key names a place outside of the shard"
-        before, place = first.setdefault(shards.key_hash(i), (key, path))
-        if place != path and before == key:
-            yield f"{path}, sample {key!r}: stands already in {place}"
+            yield f"{shards.path(i)}, sample {key!r}: the key names a place outside of the shard"
 
 
 def _sample(shards: Shards, i: int) -> _Sample:

@@ -12,6 +12,7 @@ import attrs
 
 from twinview.data.prepare import layouts
 from twinview.data.prepare.layouts import images as image_folder
+from twinview.data.writing.parts import Part
 from twinview.data.writing.writer import Options, Summary, write_shards
 
 FEWEST = 8  # shards that a data set is packed into, small as it may be
@@ -20,11 +21,14 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-def pack(kind: str, source: str, out: Path, options: Options, **chosen: Any) -> Summary:
-    """Pack a data set of a kind of `sources.KINDS` into OUT; `chosen` are that kind's own options.  Raises DataError."""
+def pack(kind: str, source: str, out: Path, options: Options, part: Part | None = None, **chosen: Any) -> Summary:
+    """Pack a data set of a kind of `layouts.KINDS` into OUT, or one part of it beside OUT.  Raises DataError.
+
+    `chosen` are that kind's own options.
+    """
     found = layouts.find(kind, source, chosen)
     metadata = {"kind": kind, **{name: value for name, value in chosen.items() if name != "labels"}, **found.metadata}
-    return _pack(found, out, options, metadata)
+    return _pack(found, out, options, metadata, part=part)
 
 
 def pack_images(images: Path, out: Path, labels: Path | None = None, *, name: str | None = None, **options: Any) -> Summary:
@@ -32,10 +36,12 @@ def pack_images(images: Path, out: Path, labels: Path | None = None, *, name: st
     return _pack(image_folder.find(images, labels), out, Options(**options), {"kind": "images"}, name)
 
 
-def _pack(found: layouts.Found, out: Path, options: Options, metadata: Mapping[str, Any], name: str | None = None) -> Summary:
+def _pack(
+    found: layouts.Found, out: Path, options: Options, metadata: Mapping[str, Any], name: str | None = None, part: Part | None = None
+) -> Summary:
     size = min(options.shard_size, -(-found.total // FEWEST))
     fitted = attrs.evolve(options, shard_size=max(size, 1))
     unmatched = {kind: count for kind, count in found.unmatched.items() if count}
     metadata = {**metadata, **({"unmatched": unmatched} if unmatched else {})}
-    written = write_shards(found.entries, out, total=found.total, options=fitted, name=name, what="pack", metadata=metadata)
+    written = write_shards(found.entries, out, total=found.total, options=fitted, name=name, what="pack", metadata=metadata, part=part)
     return attrs.evolve(written, passed_over=found.passed_over, unmatched=unmatched)

@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from twinview.data.store import index
 from twinview.data.store.listing import passed_over
 from twinview.data.threads import in_order
 from twinview.data.writing.entry import Content
+from twinview.data.writing.parts import Part, between, folder_of
 from twinview.data.writing.prepare_sample import BadEntry, Prepared, Recode, prepare
 from twinview.data.writing.resume import Keys, packing
 from twinview.data.writing.statistics import measured
@@ -31,6 +32,7 @@ from twinview.terminal import say
 
 SHARD_SIZE = 1000  # samples
 MAX_BYTES = 1 << 30  # of a shard's files
+PART = "part.json"  # in the folder of a part: what is known of its shards
 MEASURED = 1000  # images that mean and deviation are measured over, about; evenly spaced
 
 A = TypeVar("A")
@@ -51,6 +53,7 @@ class Summary:
     left_out: int = 0  # samples that could not be packed
     passed_over: Mapping[str, int] = attrs.field(factory=dict)  # what was not packed, by kind: files by their suffix, hidden files and folders
     unmatched: Mapping[str, int] = attrs.field(factory=dict)  # what met no partner, by kind
+    part: Part | None = None  # that this is of
 
     @property
     def images_per_second(self) -> float:
@@ -63,6 +66,7 @@ class Summary:
         speed = f"{self.seconds:.1f} s, {self.images_per_second:.0f} images/s"
         said = [passed_over(self.passed_over), *(f"{count} {kind}" for kind, count in self.unmatched.items())]
         said += [f"{self.left_out} bad samples left out, named in manifest.json"] if self.left_out else []
+        said += [f"part {self.part}: `twinview shards join` makes one folder of all parts"] if self.part else []
         others = "".join(f"; {one}" for one in said if one)
         return f"{self.out}: {self.images} images{maps} in {self.shards} shard{'s' * (self.shards != 1)}, {self.bytes / 1e6:.1f} MB ({speed}){others}"
 
@@ -91,21 +95,29 @@ class Options:
 
 def write_shards(
     entries: Iterable[tuple[str, Mapping[str, Content]]], out: Path, *, total: int, options: Options, name: str | None = None, what: str,
-    metadata: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None, part: Part | None = None,
 ) -> Summary:
     """Write samples to OUT/NAME-000000.tar, ..., each with its index, and OUT/manifest.json; OUT appears when all is written.
 
     NAME is OUT's own unless given; `what` and `total` are for the progress bar, `metadata` goes to the manifest.  After a kill or an error the
-    finished shards are kept, and the same call goes on behind them.  Raises DataError: where OUT is there and not empty, or cannot be written;
-    for a sample whose header is that of no image or label map.  Pixels are decoded only where images are encoded anew: a picture that was cut
-    short is packed as it is.
+    finished shards are kept, and the same call goes on behind them.  With `part` only that part's shards are written, beside OUT: `join` makes OUT of
+    all.  Raises DataError: where OUT is there and not empty, or cannot be written; for a sample whose header is that of no image or label map.
+    Pixels are decoded only where images are encoded anew: a picture that was cut short is packed as it is.
     """
     started = time.monotonic()
     name = re.sub(r"[^\w-]", "_", name or out.resolve().name)
     metadata, stride = dict(metadata or {}), -(-total // MEASURED)
     limits = {"shard_size": options.shard_size, "max_bytes": options.max_bytes, "measured": stride}
     job = {"name": name, **limits, **attrs.asdict(options.recode), **metadata}
-    with packing(out, job) as work:
+    first, count, place = 0, total, out
+    if part is not None:
+        blocks = part.share(-(-total // options.shard_size))  # shards end where their entries do, in any part
+        first, end = (min(total, block * options.shard_size) for block in (blocks.start, blocks.stop))
+        entries, count = between(entries, first, end), end - first
+        job, place = {**job, "part": str(part), "total": total}, _part_folder(out, part)
+        if (place / PART).is_file():
+            return _packed_already(place, job, part)
+    with packing(place, job) as work:
         kept = sum(shard["images"] for shard in work.done)
         seen = sum(shard["entries"] for shard in work.done)
         if kept:
@@ -113,23 +125,53 @@ def write_shards(
         left = _Bad(options.bad_samples, sum(len(shard["left_out"]) for shard in work.done))
 
         def prepared(numbered: tuple[int, tuple[str, Mapping[str, Content]]]) -> tuple[str, Prepared | BadEntry]:
-            place, entry = numbered
-            return entry[0], prepare(entry, options.recode, place % stride == 0)
+            at, entry = numbered
+            return entry[0], prepare(entry, options.recode, at % stride == 0)
 
-        ready = in_order(prepared, enumerate(work.rest(entries), seen), options.workers)
-        shown = progress(left.passed(ready), total - seen, what, "images")
-        for number, group in groupby(_numbered(shown, options, len(work.done)), key=lambda three: three[0]):
+        ready = in_order(prepared, enumerate(work.rest(entries), first + seen), options.workers)
+        shown = progress(left.passed(ready), count - seen, what, "images")
+        for number, group in groupby(_numbered(shown, options, len(work.done), first + seen), key=lambda three: three[0]):
             work.note(_write(work.shards / f"{name}-{number:06}.tar", ((key, one) for _, key, one in group)))
-        if not work.done:
-            raise DataError(f"{out}: the source holds no samples.")
-        totals = {count: sum(shard[count] for shard in work.done) for count in ("images", "labels", "bytes")}
-        kinds = sum((Counter(shard["kinds"]) for shard in work.done), Counter[str]())
-        colors = measured(kinds, [one for shard in work.done for one in shard["moments"]])
-        manifest = {"format": 1, **totals, **metadata, **colors, "left_out": [one for shard in work.done for one in shard["left_out"]]}
-        manifest["shards"] = [{what: shard[what] for what in ("name", "images", "kinds", "labels", "bytes", "sha256")} for shard in work.done]
-        (work.shards / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    seconds = time.monotonic() - started
-    return Summary(out=out, shards=len(work.done), **totals, seconds=seconds, kept=kept, left_out=len(manifest["left_out"]))
+        if part is None:
+            if not work.done:
+                raise DataError(f"{out}: the source holds no samples.")
+            write_manifest(work.shards, metadata, work.done)
+        else:
+            said = {"job": job, "metadata": metadata, "shards": work.done}
+            (work.shards / PART).write_text(json.dumps(said) + "\n", encoding="utf-8")
+    return attrs.evolve(summary_of(place, work.done), seconds=time.monotonic() - started, kept=kept, part=part)
+
+
+def _part_folder(out: Path, part: Part) -> Path:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out}: is there already. Name a new folder, or remove this one.")
+    return folder_of(out) / part.name
+
+
+def _packed_already(place: Path, job: Mapping[str, Any], part: Part) -> Summary:
+    """Of a part that an array of jobs asks for again.  Raises DataError where it was packed otherwise."""
+    said = json.loads((place / PART).read_text(encoding="utf-8"))
+    if said["job"] != json.loads(json.dumps(job)):
+        changed = ", ".join(name for name in {**said["job"], **job} if said["job"].get(name) != job.get(name))
+        raise DataError(f"{place}: was packed with another {changed}. Remove {place.parent} to pack all parts anew.")
+    found = summary_of(place, said["shards"])
+    return attrs.evolve(found, kept=found.images, part=part)
+
+
+def write_manifest(folder: Path, metadata: Mapping[str, Any], shards: Sequence[Mapping[str, Any]]) -> None:
+    """Write manifest.json of shards that are noted like this."""
+    totals = {count: sum(shard[count] for shard in shards) for count in ("images", "labels", "bytes")}
+    kinds = sum((Counter(shard["kinds"]) for shard in shards), Counter[str]())
+    colors = measured(kinds, [one for shard in shards for one in shard["moments"]])
+    manifest = {"format": 1, **totals, **metadata, **colors, "left_out": [one for shard in shards for one in shard["left_out"]]}
+    manifest["shards"] = [{what: shard[what] for what in ("name", "images", "kinds", "labels", "bytes", "sha256")} for shard in shards]
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def summary_of(out: Path, shards: Sequence[Mapping[str, Any]]) -> Summary:
+    """What was written, of shards that are noted like this."""
+    totals = {count: sum(shard[count] for shard in shards) for count in ("images", "labels", "bytes")}
+    return Summary(out=out, shards=len(shards), **totals, seconds=0.0, left_out=sum(len(shard["left_out"]) for shard in shards))
 
 
 class _Bad:
@@ -149,15 +191,20 @@ class _Bad:
             yield key, one
 
 
-def _numbered(ready: Iterable[tuple[str, Prepared | BadEntry]], options: Options, first: int) -> Iterator[tuple[int, str, Prepared | BadEntry]]:
-    """Each sample with the number of the shard that it goes to."""
-    number, count, weight = first, 0, 0
-    for key, one in ready:
+def _numbered(
+    ready: Iterable[tuple[str, Prepared | BadEntry]], options: Options, number: int, place: int
+) -> Iterator[tuple[int, str, Prepared | BadEntry]]:
+    """Each sample with the number of the shard that it goes to, from the first, which stands at `place` in the source.
+
+    A shard has the samples of `shard_size` places, or fewer where they have too many bytes: so where one begins is known without those before.
+    """
+    count, weight, block = 0, 0, 0
+    for at, (key, one) in enumerate(ready, place):
         if isinstance(one, Prepared):
             size = sum(map(len, one.sample.fields.values()))
-            if count == options.shard_size or (count and weight + size > options.max_bytes):
+            if count and (at // options.shard_size != block or weight + size > options.max_bytes):
                 number, count, weight = number + 1, 0, 0
-            count, weight = count + 1, weight + size
+            count, weight, block = count + 1, weight + size, at // options.shard_size
         yield number, key, one
 
 

@@ -38,15 +38,32 @@ def find(source: str, fields: str | None = None, dots: str = "first", keys: str 
             raise DataError(f"fields: no sample has a file {field!r}.{closest(field, there)}")
     before = _names(opened) if keys == "shard" else [""] * len(opened)
 
-    def entries() -> Iterator[Entry]:
-        for shards, name in zip(opened, before):
-            for i in range(len(shards)):
-                key, found = shards.read(i, set(chosen.values()) if chosen else None)
-                named = {new: found[old] for new, old in chosen.items() if old in found} if chosen else found
+    return Found(entries=_Entries(opened, before, chosen), total=sum(map(len, opened)))
+
+
+class _Entries:
+    """The samples of shards, in order."""
+
+    def __init__(self, opened: list[Shards], before: list[str], chosen: Mapping[str, str] | None) -> None:
+        """`before`: what stands before the keys of each shard; `chosen`: new names of fields, by which they are read."""
+        self.opened, self.before, self.chosen = opened, before, chosen
+
+    def __iter__(self) -> Iterator[Entry]:
+        return self.between(0, sum(map(len, self.opened)))
+
+    def between(self, begin: int, end: int) -> Iterator[Entry]:
+        """Samples `begin` to `end`; nothing before or behind them is read.  Raises DataError where two of them have one key."""
+        return _once(self._between(begin, end))
+
+    def _between(self, begin: int, end: int) -> Iterator[Entry]:
+        first = 0
+        for shards, name in zip(self.opened, self.before):
+            for i in range(max(0, begin - first), min(len(shards), end - first)):
+                key, found = shards.read(i, set(self.chosen.values()) if self.chosen else None)
+                named = {new: found[old] for new, old in self.chosen.items() if old in found} if self.chosen else found
                 yield Entry(name + _plain(key), {**named})
             shards.close()
-
-    return Found(entries=_once(entries()), total=sum(map(len, opened)))
+            first += len(shards)
 
 
 def _chosen(text: str) -> Mapping[str, str]:
