@@ -52,7 +52,8 @@ def open_shards(spec: str | Sequence[str], access: Access | None = None, *, rebu
         shards, sent = zip(*(fetched[path] for path in remote))
         names, versions = [shard.name for shard in shards], [shard.content for shard in shards]
         return Shards(shards, shared(names, versions, sent, lambda found: refuse_twins([Shards(shards, found)], ONCE)))
-    opened: dict[Shard, tuple[Shard, index.Index | images.Folder]] = {**fetched}
+    opened: dict[Shard, tuple[Shard, index.Index | images.Folder]] = {}
+    opened |= fetched.items()
     local = [path for path in paths if isinstance(path, Path)]
     read = {path: None if rebuild else images.read(path) if path.is_dir() else index.read(path) for path in local}
     todo = [path for path, found in read.items() if found is None]
