@@ -6,19 +6,21 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twinview.data.dataset.keyed_order import BLOCK, Mixed, Shuffled
 from twinview.data.dataset.permutation import keys_of, permute, unpermute
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3000), st.integers(0, 2**63))
 def test_one_to_one_and_back(n: int, key: int) -> None:
     there = permute(np.arange(n), n, key)
     assert sorted(there.tolist()) == list(range(n)) and np.array_equal(unpermute(there, n, key), np.arange(n))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 2**61), st.integers(0, 2**64 - 1), st.lists(st.integers(0, 2**61), min_size=1, max_size=20))
 def test_large_sizes(n: int, key: int, given_: list[int]) -> None:
     x = np.array([i % n for i in given_])

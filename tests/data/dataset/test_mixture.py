@@ -63,7 +63,7 @@ both = pytest.mark.parametrize("number", [1, 2])
 sources = st.lists(st.tuples(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.floats(0.2, 5)), min_size=1, max_size=3)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(sources, st.integers(0, 2**62), st.integers(0, 5), st.integers(1, 12), st.sampled_from([1, 2]), st.sampled_from([7, 1 << 14]))
 def test_every_epoch_has_each_sources_share_and_every_sample_its_turn(
     given_: list[tuple[list[int], float]], seed: int, window: int, epochs: int, number: int, block: int
@@ -113,7 +113,7 @@ def test_the_order_of_a_mixture_is_the_same_in_every_version() -> None:
     given_ = {"starts": (starts([700, 300]), starts([50])), "weights": (1.0, 3.0), "seed": 3}
     made = [mixed_order(number, **given_, window=window) for number in (1, 2) for window in (0, 1)]
     found = [hashlib.sha256(read_epoch(o, 4, 1000).astype("<i8").tobytes()).hexdigest()[:16] for o in made]
-    assert found == ["f1c0f346fca44084", "69999c9bbe5ccd6e", "K0", "K1"]
+    assert found == ["f1c0f346fca44084", "69999c9bbe5ccd6e", "522d16646a0140a3", "0a7e7d3ba96d67a3"]
 
 
 @both

@@ -30,6 +30,7 @@ def epoch_order(seed: int, epoch: int, begins: Any, window: int = 0, number: int
     return order.epoch(epoch, order.samples)[: order.samples]
 
 
+@settings(deadline=None)
 @given(sizes, st.integers(0, 2**63), st.integers(0, 10**6), st.integers(0, 15), formats)
 def test_every_sample_once(counts: list[int], seed: int, epoch: int, window: int, number: int) -> None:
     order = epoch_order(seed, epoch, starts(counts), window, number)
@@ -37,6 +38,7 @@ def test_every_sample_once(counts: list[int], seed: int, epoch: int, window: int
     assert np.array_equal(order, epoch_order(seed, epoch, starts(counts), window, number))
 
 
+@settings(deadline=None)
 @given(sizes, st.integers(1, 15), formats)
 def test_a_window_is_read_to_its_end_before_the_next(counts: list[int], window: int, number: int) -> None:
     order = epoch_order(1, 2, starts(counts), window, number)
@@ -76,7 +78,7 @@ def plan(world: int = 1, rank: int = 0, window: int = 0, number: int = 2, **chan
     return BatchSampler(**{"order": order, "global_batch": 28, "accumulation": 1, **changes}, rank=rank, world=world)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.sampled_from([1, 2, 4, 7]), st.sampled_from([1, 2]), st.integers(0, 3), st.integers(0, 20), formats)
 def test_ranks_share_the_same_global_batches(world: int, accumulation: int, window: int, start: int, number: int) -> None:
     if 28 % (world * accumulation):

@@ -72,6 +72,7 @@ def check_shards(spec: Sequence[str], *, workers: int = 1) -> Checked:
 
     Of a shard whose tar is damaged the first damage is named, and nothing behind it is read.  Raises DataError where `spec` names no shard at all.
     """
+    _check_workers(workers)
     paths, faults = _listed(spec)
     hashes = list[NDArray[np.int64]]()
     return _checked(_Read(faults, paths, _read(paths, workers, hashes)), hashes)
@@ -79,6 +80,7 @@ def check_shards(spec: Sequence[str], *, workers: int = 1) -> Checked:
 
 def check_part(spec: Sequence[str], out: Path, part: Part, *, workers: int = 1) -> Checked:
     """Check a part of the shards, and leave in the folder OUT what `join_checks` wants of it."""
+    _check_workers(workers)
     paths, faults = _listed(spec)
     read = _Read(faults, part.of(paths), _read(part.of(paths), workers, []))
     said = {"part": str(part), "spec": list(spec), "total": len(paths), "shards": [attrs.asdict(one) for one in read.shards]}
@@ -107,10 +109,13 @@ def join_checks(folder: Path) -> Checked:
     return _checked(_Read(faults, paths, shards), [_hashes(path) for path in paths])
 
 
-def _read(paths: Sequence[Shard], workers: int, hashes: list[NDArray[np.int64]]) -> list[CheckedShard]:
-    """Read shards whole; `hashes` comes to hold those of their keys."""
+def _check_workers(workers: int) -> None:
     if workers < 1:
         raise DataError(f"workers: wants a number above 0, not {workers}.")
+
+
+def _read(paths: Sequence[Shard], workers: int, hashes: list[NDArray[np.int64]]) -> list[CheckedShard]:
+    """Read shards whole; `hashes` comes to hold those of their keys."""
     manifests = {path.parent: manifest.beside(path.parent).shards for path in paths if isinstance(path, Path)}
     read = list[CheckedShard]()
     for path in progress(paths, len(paths), "check", "shards"):
