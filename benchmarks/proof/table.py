@@ -17,10 +17,17 @@ VAL_IMAGES = 3000  # of CIFAR's val
 
 
 def by_method(rows: Sequence[Row]) -> dict[str, dict[int, Row]]:
-    """Rows by method and seed; of several, the last.  What a segmentation run says of k-means on its random start stands there too."""
+    """Rows by method and seed; of several, the last.  A method that was trained for several numbers of steps stands there once for each.
+
+    What a segmentation run says of k-means on its random start and on raw pixels stands there too.
+    """
     found: dict[str, dict[int, Row]] = {}
+    budgets: dict[str, set[Any]] = {}
     for row in rows:
-        found.setdefault(row["method"], {})[row["seed"]] = row
+        budgets.setdefault(row["method"], set()).add(row.get("steps"))
+    for row in rows:
+        name = row["method"] if len(budgets[row["method"]]) == 1 else f"{row['method']}, {row.get('steps')} steps"
+        found.setdefault(name, {})[row["seed"]] = row
     for method, of in list(found.items()):
         for seed, row in of.items():
             for other, name in (("", method), ("random/", "random"), ("pixels/", "pixels")):

@@ -170,6 +170,11 @@ def test_k_means_of_a_segmentation_run_stands_beside_it() -> None:
     )
 
 
+def test_budgets_are_told_apart() -> None:
+    rows: list[dict[str, Any]] = [{"method": "mae", "seed": seed, "steps": steps, "knn": 40.0} for seed, steps in ((20, 100), (21, 100), (22, 300))]
+    assert {name: sorted(of) for name, of in by_method(rows).items()} == {"mae, 100 steps": [20, 21], "mae, 300 steps": [22]}
+
+
 def test_curves_start_at_the_random_start() -> None:
     from xml.etree import ElementTree
 
