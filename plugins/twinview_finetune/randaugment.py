@@ -22,7 +22,7 @@ class RandAugment:
     It turns and shears images too: for losses of whole images, whose geometry nobody asks for.
     """
 
-    config: str = field(default="rand-m9-mstd0.5-inc1")
+    config: str = field(default="rand-m9-mstd0.5-inc1")  # as timm reads it: magnitude m, its deviation mstd, operations n, inc1: stronger with m
 
     def __attrs_post_init__(self) -> None:
         from timm.data.auto_augment import rand_augment_transform

@@ -25,7 +25,7 @@ NONE = 255  # in a target: no class
 class Segmentation:
     """What both share: the labels, and the cross-entropy of logits that are upsampled to them."""
 
-    classes: int = field(validator=gt(0))
+    classes: int = field(validator=gt(0))  # of the label maps, those to ignore left out
     ignore: list[int] = field(factory=lambda: [255])  # labels that are no class
     reduce_zero: bool = False  # label 0 is no class, and n is class n - 1 (ADE20K)
 
@@ -136,11 +136,11 @@ class UperNet(Segmentation):
 
     place = "finetune.upernet"
     align_corners = False
-    levels: list[str] = field(factory=lambda: ["c2", "c3", "c4", "c5"], validator=[min_len(4), max_len(4)])
+    levels: list[str] = field(factory=lambda: ["c2", "c3", "c4", "c5"], validator=[min_len(4), max_len(4)])  # four maps, from fine to coarse
     width: int = field(default=512, validator=gt(0))  # 768 for ViT-B (mmsegmentation's MAE)
-    auxiliary_width: int = field(default=256, validator=gt(0))
-    auxiliary_weight: float = field(default=0.4, validator=ge(0))
-    dropout: float = field(default=0.1, validator=and_(ge(0), lt(1)))
+    auxiliary_width: int = field(default=256, validator=gt(0))  # channels of the auxiliary head
+    auxiliary_weight: float = field(default=0.4, validator=ge(0))  # of its loss
+    dropout: float = field(default=0.1, validator=and_(ge(0), lt(1)))  # of both heads
 
     @hookimpl
     def traits(self) -> Traits:
