@@ -43,6 +43,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(item.get_closest_marker(name) for name in ("unit", "ranks", "slow", "gpu")):
             continue
+        if Path(__file__).parent not in item.path.parents:  # of examples/
+            continue
         place = str(item.path.relative_to(Path(__file__).parent).with_suffix(""))
         ranks = place.startswith(RANKS) or {"processes", "two_ranks"} & set(getattr(item, "fixturenames", ()))
         item.add_marker("ranks" if ranks else "slow" if place.startswith(SLOW) or place.endswith("_reference") else "unit")
