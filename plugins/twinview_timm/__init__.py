@@ -41,6 +41,11 @@ def _known(_: Any, __: Any, name: str) -> None:
         raise RecipeError(f"name: {name!r} has a second class token, for a teacher's labels. Write {name.replace('_distilled', '')!r}.")
 
 
+def _default(option: attrs.Attribute[Any]) -> Any:
+    default: Any = option.default
+    return default.factory() if hasattr(default, "factory") else default
+
+
 @part
 class Encoder:
     """A network of timm's by name, without its classifier, for images of any size, under timm's own parameter names.
@@ -73,7 +78,7 @@ class Encoder:
     def __attrs_post_init__(self) -> None:
         options: tuple[attrs.Attribute[Any], ...] = attrs.fields(cast(Any, type(self)))
         foreign = OF_MAPS if self.plain else tuple(f.name for f in options if f.name not in (*OF_ANY, *OF_MAPS))
-        for option in (f.name for f in options if getattr(self, f.name) != f.default):
+        for option in (f.name for f in options if getattr(self, f.name) != _default(f)):
             if option in foreign:
                 kind = "is a plain vision transformer, whose one map is `cells`" if self.plain else "is no plain vision transformer"
                 raise RecipeError(f"{option}: {self.name!r} {kind}. Leave {option} out.")

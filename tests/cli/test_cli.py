@@ -41,7 +41,7 @@ def test_train_resume_and_load(recipe: str, tmp_path: Path, capsys: pytest.Captu
     assert api.load(run)(torch.zeros(1, 3, 32, 32)).pooled.shape == (1, 8)
     assert main(["show", "views", str(run)]) == 0 and (run / "pictures" / "views.png").is_file()
     assert main(["show", "clusters", str(run)]) == 2
-    assert "show clusters: no part of this run draws it. There is: views." in capsys.readouterr().err
+    assert "show clusters: no part of this run draws it. There is: run, views." in capsys.readouterr().err
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
