@@ -105,4 +105,4 @@ def test_it_builds_without_a_warning(tmp_path: Path) -> None:
 def test_the_readme_is_a_screen_and_a_half() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     outside = re.sub(r"<!-- methods.*?end of methods -->", "", text, flags=re.S)
-    assert len(outside.splitlines()) < 100 and "twinview train multisiam/quickstart" in text
+    assert len(outside.splitlines()) < 110 and "twinview train multisiam/quickstart" in text

@@ -63,7 +63,8 @@ def test_pictures_are_of_the_trained_model(recipe: dict[str, Any], tmp_path: Pat
     api.train(recipe, run=tmp_path)
     for name, picture in draw(read(tmp_path / "recipe.toml"), tmp_path).items():
         with Image.open(tmp_path / "pictures" / f"{name}.png") as saved:
-            assert ImageChops.difference(saved.convert("RGB"), picture.convert("RGB")).getbbox() is None, name
+            below = (0, 40, *picture.size)  # the title, which names the step or the run's end
+            assert ImageChops.difference(saved.convert("RGB").crop(below), picture.convert("RGB").crop(below)).getbbox() is None, name
 
 
 def test_two_ranks_draw_together(toy: dict[str, Any], install: Any, photo_shards: str, tmp_path: Path, processes: Processes) -> None:
@@ -89,7 +90,7 @@ def test_two_ranks_draw_together(toy: dict[str, Any], install: Any, photo_shards
     from PIL import Image
 
     with Image.open(tmp_path / "run" / "pictures" / "sum.png") as picture:
-        assert picture.getpixel((0, 0)) == (2, 2, 2)
+        assert (2, 2, 2) in {color for _, color in picture.convert("RGB").getcolors(1 << 20) or ()}, "below the title"
 
 
 def test_an_encoder_without_its_weights_is_the_random_start(recipe: dict[str, Any], tmp_path: Path) -> None:

@@ -240,7 +240,6 @@ def test_faults_have_one_line(tmp_path: Path) -> None:
     assert part(tmp_path, ignore=[300])._classes(torch.tensor([[[11, 300]]])).tolist() == [[[0, 255]]]
     for options, message in (
         ({"labels": "", "clusters": 0}, "clusters are to be counted by k-means"),
-        ({"labels": "", "clusters": 0, "head": "h", "baselines": ["pixels"]}, "clusters are to be counted by k-means"),
         ({"clusters": 1}, "clusters wants two or more"),
         ({"classes": 3}, "leave one of classes and labels out"),
     ):

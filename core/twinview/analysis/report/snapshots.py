@@ -16,6 +16,7 @@ from twinview.files import write_atomic
 from twinview.model import Siamese
 from twinview.ops.pictures import photograph
 from twinview.ops.principal import colors_of, principal
+from twinview.values import Features
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,7 +52,8 @@ class Recorder:
         if not len(images):
             return None
         model = self.model
-        cells = model.online.encoder((images.to(model.device).float() - model.mean) / model.std).cells
+        features = model.online.encoder((images.to(model.device).float() - model.mean) / model.std)
+        cells = features.cells if isinstance(features, Features) else None  # the first step says what is wrong with others
         if cells is None:
             return None
         if self._last is None and (before := [n for n in _steps(self.folder) if n < step]):  # of a run that goes on
