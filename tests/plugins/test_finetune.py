@@ -131,7 +131,7 @@ def recipe(shards: str) -> dict[str, Any]:
         "target": {"momentum": 0.8, "schedule": "constant"},
         "data": {"shards": shards, "workers": 0},
         "optimizer": {"use": "adamw", "lr": 4e-3, "weight_decay": 0.05},
-        "run": {"steps": 24, "batch_size": 12, "log_every": 1, "device": "cpu", "checkpoint_every": 8},
+        "run": {"steps": 48, "batch_size": 12, "log_every": 1, "device": "cpu", "checkpoint_every": 8},
         "evaluate": [
             {"use": "finetune.accuracy", "val": shards, "size": [32, 32]},
             {"use": "finetune.accuracy", "val": shards, "size": [32, 32], "branch": "target", "name": "ema"},
@@ -167,9 +167,9 @@ def test_a_run_learns_stops_and_goes_on_the_same(labeled: str, tmp_path: Path, c
     probe |= {"loss": [{"use": "finetune.classes", "norm": "batch", "frozen": True}], "extra": [], "augment": {"use": "byol.photometry"}, "target": {"momentum": 0.0}}
     probe["optimizer"] = {"use": "lars", "lr": 2.0}
     probe["evaluate"] = probe["evaluate"][:1]
-    before = torch.load(next((tmp_path / "whole" / "checkpoints").glob("step-000024")) / "model.pt", weights_only=True)
+    before = torch.load(next((tmp_path / "whole" / "checkpoints").glob("step-000048")) / "model.pt", weights_only=True)
     assert train(probe, run=tmp_path / "probe").scores["accuracy/top1"] > 60
-    after = torch.load(next((tmp_path / "probe" / "checkpoints").glob("step-000024")) / "model.pt", weights_only=True)
+    after = torch.load(next((tmp_path / "probe" / "checkpoints").glob("step-000048")) / "model.pt", weights_only=True)
     same = [name for name in after if name.startswith("online.encoder.")]
     assert same and all(torch.equal(before[name], after[name]) for name in same)
     assert main(["evaluate", "robustness", str(tmp_path / "whole"), "data.workers=0"]) == 0 and "clean" in capsys.readouterr().out
