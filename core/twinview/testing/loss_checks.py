@@ -85,7 +85,7 @@ def order_of_batch(trial: Trial) -> Iterator[Failure]:
     still.restore()
     turned = terms(still.forward(pick(batch, [3, 0, 7, 1, 6, 2, 5, 4])))
     still.restore()
-    if (change := _changed(first, turned, 2e-4)) and not _drops(still):
+    if (change := _changed(first, turned, 2e-5)) and not _drops(still):
         yield Failure(trial.subject.name, "loss", f"{change} for the same images in another order", "the same: which image stands where says nothing")
 
 
