@@ -43,11 +43,11 @@ def test_pack_with_every_option_then_check_and_count(photos: Path, tmp_path: Pat
     options = ["--shard-size", "5", "--shorter-side", "12", "--quality", "80", "--workers", "2", "--bad-samples", "1"]
     assert main(["shards", "pack", "imagefolder", str(photos), str(out), *options]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith(f"{out}: 12 images in 6 shards, ") and printed.endswith("; 1 bad samples left out, named in manifest.json\n")
+    assert printed.startswith(f"{out}: 12 images in 7 shards, ") and printed.endswith("; 1 bad samples left out, named in manifest.json\n")
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["kind"] == "imagefolder" and manifest["classes"] == ["a", "b"] and manifest["left_out"] == [f"{photos / 'a' / 'broken.jpg'}: is an empty file"]
     assert main(["shards", "check", str(out)]) == 0
-    assert capsys.readouterr().out == "6 shards, 12 images, 0 label maps: nothing wrong\n"
+    assert capsys.readouterr().out == "7 shards, 12 images, 0 label maps: nothing wrong\n"
     assert main(["shards", "stat", str(out), "--images", "6"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "looked into 6, evenly spaced; 0 of them bad" in lines and "height      12 to 12 pixels, median 12" in lines
