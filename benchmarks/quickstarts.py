@@ -13,11 +13,8 @@ import argparse
 import json
 import math
 import os
-import resource
-import subprocess
 import sys
 import tempfile
-import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,9 @@ from typing import Any
 import tomli_w
 
 from machine import processor
+from proof.alone import alone, train
 from proof.rows import ROOT, Row, Rows, code_hash, methods_of, table_hash
+from twinview.errors import TwinviewError
 from twinview.recipe.library import find
 from twinview.recipe.overrides import override
 
@@ -41,23 +40,24 @@ def names() -> list[str]:
     return [path.relative_to(folder).with_suffix("").as_posix() for path in found if '"scenes:train"' in path.read_text()]
 
 
+def train_in(folder: Path, file: Path, run: Path) -> dict[str, Any]:
+    """`proof.alone.train` from a folder, where relative shards are."""
+    os.chdir(folder)
+    return train(file, run)
+
+
 def trained(name: str, table: dict[str, Any], folder: Path, run: Path) -> Row:
     """Train in a process of its own, from `folder`, and say what came of it."""
     run.parent.mkdir(parents=True, exist_ok=True)
     file = run.with_suffix(".toml")
     file.write_text(tomli_w.dumps(table))
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    with run.with_suffix(".log").open("a") as log:
-        command = [sys.executable, "-m", "twinview", "train", str(file), "--run", str(run), "--resume", "auto"]
-        done = subprocess.run(command, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=log, cwd=folder)
-    if done.returncode:
-        sys.exit(f"{name}: exit {done.returncode}; see {run.with_suffix('.log')}")
-    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    try:
+        cost = alone(train_in, folder, file, run)
+    except TwinviewError as e:
+        sys.exit(f"{name}: {e} See {run.with_suffix('.log')}.")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     scores = {key: value for row in rows for key, value in row.items() if key.rpartition("/")[2] in SCORES and "/" in key}
     ends = {f"{where}/{key}": row[key] for where, row in (("first", rows[0]), ("last", rows[-1])) for key in SIGNALS if key in row}
-    cpu = spent.ru_utime + spent.ru_stime - before.ru_utime - before.ru_stime
-    cost = {"cpu_seconds": round(cpu, 1), "seconds": round(time.monotonic() - began, 1), "memory_mib": spent.ru_maxrss // 1024}
     return {"steps": rows[-1]["step"], "scores": scores, **ends, **cost}
 
 

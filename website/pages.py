@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 
 from twinview.assembly.comments import option_comments
+from twinview.ops.checks import default_of
 from twinview.recipe.schema import SLOTS, PartConfig
 from twinview.recipe.tables import OPTIMIZERS, Data, Run, Schedule, Source, Target
 
@@ -72,9 +73,7 @@ def _table(cls: type, left_out: tuple[str, ...] = ()) -> Iterator[str]:
 
 
 def _default(field: Any) -> str:
-    value = field.default
-    if isinstance(value, attrs.Factory):  # type: ignore[arg-type]
-        value = value.factory()
+    value = default_of(field)
     if value is attrs.NOTHING:
         return "to be given"
     return "" if value is None or value == "" else f"`{json.dumps(value)}`"

@@ -7,12 +7,13 @@ from typing import Literal, cast
 import torch
 from attrs import field
 from attrs.validators import and_, ge, gt, le, lt
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from twinview.branch import Branch, Branches, Head, ParamRule
 from twinview.hooks import hookimpl, part
 from twinview.ops.checks import share
+from twinview.ops.heads import LinearClassifier
 from twinview.ops.means import wide
 from twinview.ops.seeding import seed_of
 from twinview.values import Dims, Features, Role, Step, Traits
@@ -53,7 +54,7 @@ class Classes:
     def heads(self, dims: Dims) -> Mapping[str, Head]:
         """The `classifier`."""
         kind: Literal["averaged", "online_only"] = "averaged" if self.ema else "online_only"
-        return {"classifier": Head(Classifier(dims.width("pooled"), max(dims.classes, 1), self.norm, self.std), kind)}
+        return {"classifier": Head(LinearClassifier(dims.width("pooled"), max(dims.classes, 1), self.norm, self.std), kind)}
 
     @hookimpl
     def param_groups(self, name: str, parameter: Tensor) -> ParamRule | None:
@@ -101,7 +102,7 @@ class Classes:
                 value.copy_(own[name])
 
     def _classes(self, step: Step) -> int:
-        return cast(Classifier, step.branches.online.of(self, "classifier")).layer.out_features
+        return cast(LinearClassifier, step.branches.online.of(self, "classifier")).layer.out_features
 
     def _truth(self, step: Step, device: torch.device) -> Tensor:
         return step.batch.labels["class"].to(device)
@@ -109,22 +110,3 @@ class Classes:
     def _draw(self, step: Step, view: int) -> int:
         """Of the mixing of a batch: by its first sample and the step, so that ranks mix differently and a resumed run alike."""
         return seed_of("finetune.mix", self.seed, int(step.batch.seeds[0]), step.progress.step, step.progress.micro, view)
-
-
-class Classifier(nn.Module):
-    """Features [B, C] -> logits [B, classes]."""
-
-    def __init__(self, channels: int, classes: int, norm: str, std: float) -> None:
-        super().__init__()
-        norms: dict[str, nn.Module] = {
-            "none": nn.Identity(), "batch": nn.BatchNorm1d(channels, affine=False, eps=1e-6), "layer": nn.LayerNorm(channels, eps=1e-6),
-        }
-        self.norm = norms[norm]
-        self.layer = nn.Linear(channels, classes)
-        nn.init.normal_(self.layer.weight, std=std)
-        nn.init.zeros_(self.layer.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The logits."""
-        found: Tensor = self.layer(self.norm(x))
-        return found

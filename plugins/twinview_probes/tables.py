@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 import attrs
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 
+from twinview.ops.heads import LinearClassifier
 from twinview.ops.lars import LARS
 from twinview.ops.ranks import from_first
 from twinview.ops.seeding import seed_of, seeded
@@ -54,20 +55,11 @@ TABLES: Mapping[str, Table] = {
 }
 
 
-class Probe(nn.Module):
+class Probe(LinearClassifier):
     """Features [B, C] -> logits [B, classes], started at N(0, 0.01) and bias 0."""
 
     def __init__(self, channels: int, classes: int, norm: bool) -> None:
-        super().__init__()
-        self.norm: nn.Module = nn.BatchNorm1d(channels, affine=False, eps=1e-6) if norm else nn.Identity()
-        self.layer = nn.Linear(channels, classes)
-        nn.init.normal_(self.layer.weight, std=START)
-        nn.init.zeros_(self.layer.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The logits."""
-        found: Tensor = self.layer(self.norm(x))
-        return found
+        super().__init__(channels, classes, "batch" if norm else "none", START)
 
 
 def optimizer(table: Table, probe: Probe, lr: float) -> Optimizer:

@@ -11,7 +11,7 @@ from attrs.validators import ge, lt, optional
 
 from twinview.errors import RecipeError, closest
 from twinview.hooks import hookimpl, part
-from twinview.ops.checks import of_weights
+from twinview.ops.checks import default_of, of_weights
 from twinview.ops.vision import import_timm
 
 if TYPE_CHECKING:
@@ -39,11 +39,6 @@ def _known(_: Any, __: Any, name: str) -> None:
         raise RecipeError(f"name: timm has no network {name!r}.{closest(name, difflib.get_close_matches(name, known, n=5))}")
     if "distilled" in name:
         raise RecipeError(f"name: {name!r} has a second class token, for a teacher's labels. Write {name.replace('_distilled', '')!r}.")
-
-
-def _default(option: attrs.Attribute[Any]) -> Any:
-    default: Any = option.default
-    return default.factory() if hasattr(default, "factory") else default
 
 
 @part
@@ -78,7 +73,7 @@ class Encoder:
     def __attrs_post_init__(self) -> None:
         options: tuple[attrs.Attribute[Any], ...] = attrs.fields(cast(Any, type(self)))
         foreign = OF_MAPS if self.plain else tuple(f.name for f in options if f.name not in (*OF_ANY, *OF_MAPS))
-        for option in (f.name for f in options if getattr(self, f.name) != _default(f)):
+        for option in (f.name for f in options if getattr(self, f.name) != default_of(f)):
             if option in foreign:
                 kind = "is a plain vision transformer, whose one map is `cells`" if self.plain else "is no plain vision transformer"
                 raise RecipeError(f"{option}: {self.name!r} {kind}. Leave {option} out.")

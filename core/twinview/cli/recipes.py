@@ -150,9 +150,9 @@ def _default(f: Any) -> str:
     """An option's default as TOML would have it."""
     import attrs
 
-    value = f.default
-    if isinstance(value, attrs.Factory):  # type: ignore[arg-type]
-        value = value.factory()
+    from twinview.ops.checks import default_of
+
+    value = default_of(f)
     if value is attrs.NOTHING:
         return "(to be given)"
     if value is None:

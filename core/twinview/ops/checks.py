@@ -4,10 +4,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import attrs
 from attrs.validators import and_, deep_iterable, ge, le, min_len
 
 from twinview.errors import RecipeError
 from twinview.values import Dims
+
+
+def default_of(option: Any) -> Any:
+    """The default of an attrs field, made where a factory makes it; `attrs.NOTHING` where it has to be given."""
+    default = option.default
+    return default.factory() if isinstance(default, attrs.Factory) else default  # type: ignore[arg-type]
+
 
 share: Any = and_(ge(0), le(1))  # 0..1
 shares: Any = deep_iterable(share, min_len(1))  # a list of them

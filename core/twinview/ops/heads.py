@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 LastNorm = bool | Literal["gain"]
 
@@ -51,3 +51,27 @@ def _stack(
             behind.bias.requires_grad_(False)  # stays at its start, 0
         found.append(behind)
     return nn.Sequential(*found)
+
+
+class LinearClassifier(nn.Module):
+    """Features [B, C] -> logits [B, classes]: a linear layer started at N(0, `std`) and bias 0.
+
+    `norm` in front of it: "batch" without affine parameters (MAE's linear probe), "layer" (its fine-tuning), or "none".
+    """
+
+    def __init__(self, channels: int, classes: int, norm: Literal["none", "batch", "layer"], std: float) -> None:
+        super().__init__()
+        norms: dict[str, Callable[[], nn.Module]] = {
+            "none": nn.Identity,
+            "batch": lambda: nn.BatchNorm1d(channels, affine=False, eps=1e-6),
+            "layer": lambda: nn.LayerNorm(channels, eps=1e-6),
+        }
+        self.norm = norms[norm]()
+        self.layer = nn.Linear(channels, classes)
+        nn.init.normal_(self.layer.weight, std=std)
+        nn.init.zeros_(self.layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The logits."""
+        found: Tensor = self.layer(self.norm(x))
+        return found

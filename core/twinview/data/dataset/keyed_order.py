@@ -90,7 +90,7 @@ class Windows:
         if len(self._keys) == 1:
             return self._bounds[0], self._bounds[1], self._keys[0]
         window = np.searchsorted(self._bounds, places, side="right") - 1
-        return self._bounds[window], np.diff(self._bounds)[window], self._keys[window]
+        return self._bounds[window], self._bounds[window + 1] - self._bounds[window], self._keys[window]
 
     def spans(self) -> Spans:
         """When each shard that has items is read: as long as its window."""
