@@ -87,9 +87,11 @@ def test_a_killed_worker_is_told_of_where_its_batch_is_wanted() -> None:
     until = time.monotonic() + 1.5
     while time.monotonic() < until:  # the training: nothing is raised in here
         sum(range(1000))
-    assert next(batches) == 1
+    came = []
     with pytest.raises(DataError, match=r"^\[data\] workers: one ended unexpectedly"):
-        next(batches)
+        for batch in batches:
+            came.append(batch)
+    assert came in ([], [1])  # a thread of the worker sends batch 1, which its death may forestall
     assert signal.getsignal(signal.SIGCHLD) == before
 
 
