@@ -69,6 +69,7 @@ ROI = {"use": "multisiam.roi"}
 FAST: Table = {"momentum": 0.98}  # of the target; a run of some hundred steps leaves a slower one at its random start
 FASTER: Table = {"momentum": 0.95}  # small batches
 CROPS = {"use": "byol.crops", "size": 32, "scale": [0.2, 1.0]}
+CELLS = 6 * 6  # of c4 for crops of 96 pixels
 IOU = {"use": "multisiam.iou_crops", "size": 96, "min_iou": 0.5, "scale": [0.15, 0.8]}
 
 RESNET: dict[str, Table] = {
@@ -116,6 +117,11 @@ STREETS: dict[str, Table] = {
     "byol": {"loss": [byol()], "target": FASTER},
     "simsiam": {"loss": [{"use": "simsiam.image", "channels": 512, "predictor_hidden": 128}], "target": {"momentum": 0.0}},
     "multisiam": {"align": ROI, "loss": [byol(0.3), clusters()], "target": FASTER},
+    # MultiSiam less one of its pieces each: pairs that overlap as they come, no alignment, cell to cell in place of clusters
+    "multisiam_any_pair": {"views": {**IOU, "min_iou": 0.0}, "align": ROI, "loss": [byol(0.3), clusters()], "target": FASTER},
+    "multisiam_unaligned": {"align": {"use": "multisiam.none"}, "loss": [byol(0.3), clusters()], "target": FASTER},
+    "multisiam_cells": {"align": ROI, "loss": [byol(0.3), clusters(clusters=CELLS, iterations=0)], "target": FASTER},
+    "byol_any_pair": {"views": {**IOU, "min_iou": 0.0}, "loss": [byol()], "target": FASTER},
     "simclr": RESNET["simclr"],
     "densecl": {  # both ways, as all methods here; published one way
         "align": {"use": "densecl.correspondence"},
