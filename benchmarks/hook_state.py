@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from machine import processor
+from machine import commit, processor
 from twinview.data.prepare.pack import pack_images
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,8 +98,7 @@ def main() -> None:
         tables = runpy.run_path(str(DRIVER))["recipes"](base, photographs(folder), accumulations=(1, 2, 4), uses=("sgd", "adamw"))
         train(folder, install(folder), tables)
         found = rows(folder, tables)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-    metadata = {"machine": processor(), "torch": version("torch"), "deepspeed": version("deepspeed"), "commit": commit, "seed": 0}
+    metadata = {"machine": processor(), "torch": version("torch"), "deepspeed": version("deepspeed"), "commit": commit(), "seed": 0}
     RESULT.write_text(json.dumps({**metadata, "rows": found}, indent=1) + "\n")
     for row in found:
         print(row)

@@ -179,9 +179,8 @@ def main() -> None:
     unknown = [name for name in args.methods if name not in METHODS]
     if unknown:
         parser.error(f"no method {unknown[0]!r}; there is: {', '.join(METHODS)}")
-    from machine import processor
+    from machine import commit, processor
 
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     rows: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
     for name in args.methods or METHODS:
         pythons = {"ours": sys.executable, **({"lightly": args.lightly} if args.lightly and name in LIGHTLY else {})}
@@ -193,7 +192,7 @@ def main() -> None:
                 if done.returncode:
                     sys.exit(f"{name}, {who}: {done.stderr.strip().splitlines()[-1]}")
                 found[who].append(json.loads(done.stdout.splitlines()[-1]))
-        row: dict[str, Any] = {"lines": lines_of(name), "commit": commit, "seed": 0, "processor": processor()}
+        row: dict[str, Any] = {"lines": lines_of(name), "commit": commit(), "seed": 0, "processor": processor()}
         for who, runs in found.items():
             least = {key: min(run[key] for run in runs) for key in ("seconds", "memory_mb")}
             row[who] = {"seconds": round(least["seconds"], 3), "memory_mb": least["memory_mb"], "torch": runs[0]["torch"]}

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
@@ -69,7 +70,7 @@ class Siamese(nn.Module):
             new_samples=lambda part, name, epoch, shape: stores.new(key(part, name), epoch, shape),
             samples=lambda part, name, epoch: stores.get(key(part, name), epoch),
         )
-        mean, std = (torch.tensor(numbers).view(1, -1, 1, 1) * 255 for numbers in assembly.recipe.data.colors())
+        mean, std = (torch.from_numpy(np.asarray(numbers, np.float32) * np.float32(255)).view(1, -1, 1, 1) for numbers in assembly.recipe.data.colors())
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
 

@@ -5,6 +5,8 @@ from typing import Any, cast
 
 import attrs
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from twinview.assembly import Assembly
 from twinview.data.loading.factory import Paths
@@ -16,6 +18,7 @@ from twinview.ops.vision import without_compiler
 from twinview.recipe import Recipe
 from twinview.values import DataFactory
 
+WRITE = {"normal_", "uniform_", "erfinv_", "mul_", "div_", "add_", "sub_", "clamp_", "fill_", "zero_"}  # values alone; shapes stay
 ASSUMED_IMAGES, ASSUMED_CLASSES = 1_281_167, 1000  # of a data set that is not opened: ImageNet's
 
 
@@ -26,7 +29,7 @@ def check_sizes(assembly: Assembly) -> None:
     """
     assembly = assembly.under(with_numbers(assembly.recipe))
     try:
-        with without_compiler(), torch.device("meta"):
+        with without_compiler(), torch.device("meta"), _NothingWritten():
             _make(assembly)
     except HookError:  # of a part that wants numbers: once more with them
         _make(assembly)
@@ -34,6 +37,18 @@ def check_sizes(assembly: Assembly) -> None:
         raise
     except Exception:
         _make(assembly)
+
+
+class _NothingWritten(TorchFunctionMode):
+    """Random starts of tensors without memory are left out: torch would import its symbolic shapes, and sympy with them, to write nothing."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init" or getattr(func, "__name__", "") in WRITE:
+            tensor = args[0] if args else kwargs.get("tensor")
+            if isinstance(tensor, Tensor) and tensor.is_meta:
+                return tensor
+        return func(*args, **kwargs)
 
 
 def _make(assembly: Assembly) -> None:
