@@ -70,7 +70,8 @@ class Siamese(nn.Module):
             new_samples=lambda part, name, epoch, shape: stores.new(key(part, name), epoch, shape),
             samples=lambda part, name, epoch: stores.get(key(part, name), epoch),
         )
-        mean, std = (torch.from_numpy(np.asarray(numbers, np.float32) * np.float32(255)).view(1, -1, 1, 1) for numbers in assembly.recipe.data.colors())
+        colors = np.asarray(assembly.recipe.data.colors(), np.float32) * np.float32(255)
+        mean, std = (torch.from_numpy(numbers).view(1, -1, 1, 1) for numbers in colors)
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
 
