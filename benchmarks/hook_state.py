@@ -2,7 +2,7 @@
 
     python benchmarks/hook_state.py
 
-Methods and recipes are those of the tests (engine/hook_methods.py, helpers/hook_recipes.py), more of them: two epochs of three steps of four
+Methods and recipes are those of the tests (engine/hook_methods.py, helpers/hook_recipes.py), more of them: two epochs of three steps of eight
 photographs each.
 For each run the table has the largest difference of any tensor of the checkpoint (weights of both branches, state, buffers) from one process at
 stage 0 without accumulation, and the optimizer's steps on what was made anew or frozen.  The network has no BatchNorm, whose statistics are of a
@@ -37,10 +37,10 @@ RESET = {"deep": "classifier", "writes": "predictor"}  # what the optimizer star
 
 
 def photographs(folder: Path) -> str:
-    """Twelve smooth pictures as shards."""
+    """Twenty-four smooth pictures as shards."""
     images = folder / "images"
     images.mkdir()
-    for i in range(12):
+    for i in range(24):
         noise = np.random.default_rng(i).integers(0, 256, (5, 7, 3), dtype=np.uint8)
         Image.fromarray(noise).resize((80, 56), Image.Resampling.BICUBIC).save(images / f"{i:02}.png")
     return str(pack_images(images, folder / "shards").out)
@@ -64,7 +64,7 @@ def train(folder: Path, site: Path, tables: dict[str, Any]) -> None:
     path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
     for ranks in tqdm(RANKS, desc="ranks"):
         command = [sys.executable, str(DRIVER), str(folder), str(ranks)]
-        subprocess.run(command, check=True, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path})
+        subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": path})
 
 
 def load(folder: Path, run: str, file: str) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def main() -> None:
         folder = Path(made)
         base = {
             "views": {"use": "toy.views"}, "encoder": {"use": "toy.encoder"}, "loss": [{"use": "toy.pooled"}],
-            "optimizer": {"use": "sgd", "lr": 0.1}, "run": {"batch_size": 4, "log_every": 1},
+            "optimizer": {"use": "sgd", "lr": 0.1}, "run": {"batch_size": 8, "log_every": 1},
         }
         tables = runpy.run_path(str(DRIVER))["recipes"](base, photographs(folder), accumulations=(1, 2, 4), uses=("sgd", "adamw"))
         train(folder, install(folder), tables)
