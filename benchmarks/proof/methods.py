@@ -45,9 +45,12 @@ class Task:
 
 
 def merged(a: Mapping[str, Any], b: Mapping[str, Any]) -> Table:
-    """Tables of `a` with those of `b` in them; lists and values of `b` stand in for those of `a`."""
-    both = {key: merged(a[key], b[key]) for key in a.keys() & b.keys() if isinstance(a[key], Mapping) and isinstance(b[key], Mapping)}
-    return {**a, **b, **both}
+    """Tables of `a` with those of `b` in them; lists, values and tables that `use` something else stand in for those of `a`."""
+
+    def together(x: Any, y: Any) -> bool:
+        return isinstance(x, Mapping) and isinstance(y, Mapping) and y.get("use", x.get("use")) == x.get("use")
+
+    return {**a, **b, **{key: merged(a[key], b[key]) for key in a.keys() & b.keys() if together(a[key], b[key])}}
 
 
 PHOTOMETRY = {"use": "byol.photometry", "blur": [0.0, 0.0], "solarize": [0.0, 0.0]}  # BYOL's colours; 32 pixels bear no blur
@@ -130,6 +133,7 @@ STREETS: dict[str, Table] = {
     },
     "pixpro": {"loss": [{"use": "pixpro.pixels", **IMAGE}], "target": {**FASTER, "update": "before_forward"}},
 }
+ADAM: Table = {"optimizer": {"use": "adamw", "lr": 3e-4, "weight_decay": 0.0}, "schedule": {"use": "constant", "warmup_share": 0.0}}
 SEGMENTS: dict[str, Table] = {
     "densesiam": {
         "align": {"use": "densesiam.grid_sample"},
@@ -140,6 +144,30 @@ SEGMENTS: dict[str, Table] = {
             {"use": "densesiam.region", "head": "clusters", "weight": 0.1, "start": 0.5},
         ],
         "target": {"momentum": 0.0},
+    },
+    # the others with the rates of their own small recipes; published with the same optimizer, Adam, and rates of 1e-4
+    "picie": {
+        "align": {"use": "densesiam.grid_sample"},
+        "head": [{"use": "picie.centroids", "name": "clusters", "clusters": 8}],
+        "loss": [{"use": "picie.clusters", "head": "clusters", "clusters": 8, "initial": 320, "iterations": 10}],
+        "target": {"momentum": 0.0},
+        **ADAM,
+    },
+    "mdc": {
+        "head": [{"use": "deepcluster.classifier", "name": "clusters", "clusters": 8}],
+        "loss": [{"use": "deepcluster.cells", "head": "clusters", "clusters": 8, "initial": 320, "iterations": 10}],
+        "target": {"momentum": 0.0},
+        **ADAM,
+    },
+    "iic": {
+        "align": {"use": "densesiam.grid_sample", "points": "online"},
+        "head": [{"use": "iic.clusters", "name": "clusters", "clusters": 8}],
+        "loss": [
+            {"use": "iic.mutual_information", "name": "over", "clusters": 24, "displacement": 3, "grid": "cells"},
+            {"use": "iic.mutual_information", "head": "clusters", "displacement": 3, "grid": "cells"},
+        ],
+        "target": {"momentum": 0.0},
+        **ADAM,
     },
 }
 
