@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 from machine import processor
 from twinview.analysis.features.duplicates import NEIGHBORS, curate
 from twinview.analysis.features.embed import Options, embed, open_images
-from twinview.analysis.targets import resolve
+from twinview.analysis.targets import find_target
 from twinview.data.formats.decode import RGB
 
 KINDS = ("cut", "jpeg", "mirrored", "cut_mirrored", "halved")
@@ -61,7 +61,7 @@ def measure(source: Path, target: str, size: int, seed: int) -> dict[str, Any]:
         planted = plant(source, folder, seed)
         images = open_images(folder)
         began = time.perf_counter()
-        found = embed(resolve(target), images, Options(size=(size, size), workers=0, mirrored=True))
+        found = embed(find_target(target), images, Options(size=(size, size), workers=0, mirrored=True))
         embedded = time.perf_counter()
         curation = curate(found.features["pooled"], images, found.ids, RGB, threshold=min(THRESHOLDS))
         ended = time.perf_counter()

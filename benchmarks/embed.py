@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from machine import processor
 from twinview.analysis.features.embed import Options, embed_to, open_images
-from twinview.analysis.targets import Target, resolve
+from twinview.analysis.targets import Target, find_target
 
 BATCH = 32
 
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    target, images = resolve(args.target), open_images(args.folder)
+    target, images = find_target(args.target), open_images(args.folder)
     paths = sorted(p for p in args.folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
     speeds: dict[str, list[float]] = {"embed": [], "bare": []}
     apart = 0.0

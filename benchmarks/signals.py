@@ -13,13 +13,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+import attrs
 from scipy.stats import spearmanr
 
 from machine import processor
 from proof.rows import commit
 from twinview import api
 from twinview.analysis.evaluate import evaluate, evaluation_recipe
-from twinview.analysis.target import find_target
+from twinview.analysis.targets import find_target
 from twinview.engine.checkpoint import steps_in
 
 OUT = Path(__file__).parent / "results" / "signals.json"
@@ -63,7 +64,7 @@ def write(points: list[dict[str, Any]], images: int) -> None:
 def scored(run: Path, step: int, args: argparse.Namespace) -> dict[str, Any]:
     """Probes and signals of a checkpoint."""
     size = [args.size, args.size]
-    target = find_target(str(run), ["data.workers=0"])
+    target = attrs.evolve(find_target(run, ["data.workers=0"], step=step), scores=args.scores / run.name / "scores.json")
     asked: dict[str, dict[str, Any]] = {
         "linear": {"train": args.train, "val": args.val, "solver": "ridge"},
         "knn": {"train": args.train, "val": args.val},
@@ -72,10 +73,10 @@ def scored(run: Path, step: int, args: argparse.Namespace) -> dict[str, Any]:
     asked["lidar"] |= {"images": min(args.images, 200)}
     asked["uniformity"] |= {"images": min(args.images, 500)}
     asked["occupancy"] |= {"clusters": 50}
-    point: dict[str, Any] = {"run": run.name, "step": step, "seed": target.recipe.run.seed}
+    point: dict[str, Any] = {"run": run.name, "step": step, "seed": target.recipe().run.seed}
     for name, options in asked.items():
-        recipe = evaluation_recipe(target.recipe, name, None, {**options, "size": size, "baselines": []})
-        scores = evaluate(api.checked(recipe), target._replace(scores=args.scores / run.name / "scores.json"), step).scores
+        recipe = evaluation_recipe(target.recipe(), name, None, {**options, "size": size, "baselines": []})
+        scores = evaluate(api.checked(recipe), target).scores
         point |= {score: round(scores[score], 4) for score in {**SIGNALS, **PROBES}.values() if score in scores}
     print(point, flush=True)
     return point

@@ -73,11 +73,11 @@ def test_what_the_page_of_the_kit_shows_runs(install: Callable[..., None]) -> No
                 test()
 
 
-def test_the_tutorial_in_python(photo_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tutorial_in_python(photo_shards: str, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     twinview.train("multisiam/camvid", f"data.shards={photo_shards}", "run.steps=1", "run.batch_size=4", "views.size=64", "evaluate=[]", "data.workers=0", run="runs/mine")
     (code,) = blocks(DOCS / "tutorial.md", "python")
-    exec(code.replace("224, 224", "64, 64"), {})
+    exec(code.replace("photo.jpg", str(photographs / "photo00.jpg")), {})
 
 
 def test_the_reference_pages_hold_every_key_and_every_part() -> None:

@@ -121,9 +121,9 @@ def load(target: str | Path, step: int | None = None, branch: Literal["online", 
     a path or uint8 pixels, `encoder.normalize(batch)` a batch of uint8 pixels.  Of a run: its last checkpoint or that of `step`, and which `branch`.
     Raises CheckpointError, RecipeError.
     """
-    from twinview.analysis.targets import resolve
+    from twinview.analysis.targets import find_target
 
-    return resolve(target, step=step, branch=branch).loaded()
+    return find_target(target, step=step, branch=branch).loaded()
 
 
 def embed(
@@ -137,12 +137,12 @@ def embed(
     `analysis.features.embed.Options`.  Raises TwinviewError.
     """
     from twinview.analysis.features import embed as work
-    from twinview.analysis.targets import resolve
+    from twinview.analysis.targets import find_target
 
     chosen = work.Options(features=tuple(features), **options)
     if out is None:
-        return work.embed(resolve(target), work.open_images(images), chosen)
-    return work.embed_to(resolve(target), work.open_images(images), expand(out, "out"), chosen)
+        return work.embed(find_target(target), work.open_images(images), chosen)
+    return work.embed_to(find_target(target), work.open_images(images), expand(out, "out"), chosen)
 
 
 def read_features(path: str | Path) -> FeatureFile:

@@ -24,3 +24,4 @@ class Pretrained(NamedTuple):
     options: dict[str, Any]  # of the part, `weights` among them
     mean: tuple[float, ...] = ()  # of the images that they were trained with, 0..1 for each channel; (): ImageNet's
     std: tuple[float, ...] = ()
+    size: tuple[int, int] | None = None  # of these images, height, width in pixels; None: 224

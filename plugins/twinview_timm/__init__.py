@@ -108,7 +108,8 @@ class Encoder:
             tags = timm.list_pretrained(f"{bare}.*")
             raise RecipeError(f"timm:{name}: timm publishes no such weights.{closest(name, tags) if tags else ' It has none of this network.'}")
         pooled = {"pooled": "token"} if Encoder(name=bare).plain and found.num_classes == 0 else {}
-        return Pretrained({"name": bare, "weights": f"timm:{name}", **pooled}, tuple(found.mean), tuple(found.std))
+        size = (int(found.input_size[1]), int(found.input_size[2]))
+        return Pretrained({"name": bare, "weights": f"timm:{name}", **pooled}, tuple(found.mean), tuple(found.std), size)
 
     @hookimpl
     def traits(self) -> Traits:

@@ -16,7 +16,7 @@ from twinview.analysis.features import embed as work
 from twinview.analysis.features.choose import Chosen
 from twinview.analysis.features.files import FeatureFile, Part, read, write
 from twinview.analysis.features.same_picture import match, small
-from twinview.analysis.targets import resolve
+from twinview.analysis.targets import find_target
 from twinview.analysis.transform import Transform
 from twinview.cli import main
 from twinview.errors import CheckpointError, DataError, RecipeError
@@ -75,12 +75,12 @@ def test_a_loaded_run_takes_pictures_of_every_kind(run: Path, photographs: Path,
 
 
 @pytest.mark.parametrize("name, said", [
-    ("tim:resnet18", "Did you mean 'timm'"), ("nowhere/run", "no such run or file"), ("a.safetensors", "is missing"), ("timm:resnot18,weights=", "resnot18"),
+    ("tim:resnet18", "Did you mean 'timm'"), ("nowhere/run", "no such run or file"), ("a.safetensors", "no such file"), ("timm:resnot18,weights=", "resnot18"),
     ("timm:resnet18,weights=,cels=c3", "cels"), ("torchvision:resnet18,weights=NONE_V9", "NONE_V9"),
 ])  # fmt: skip
 def test_a_target_that_is_none_says_what_is(name: str, said: str) -> None:
     with pytest.raises((RecipeError, CheckpointError), match=said) as fault:
-        resolve(name)
+        find_target(name).loaded()
     assert "\n" not in str(fault.value)
 
 
@@ -112,7 +112,7 @@ def test_features_go_to_every_kind_of_file_and_come_back(photographs: Path, tmp_
 
 
 def test_tokens_of_chosen_blocks() -> None:
-    target = resolve(VIT)
+    target = find_target(VIT)
     images = torch.randn(2, 3, 32, 32)
     choose = Chosen(target.encoder, ("token", "token.0", "token.-1", "pooled"))
     found = choose(images)
@@ -129,7 +129,7 @@ def test_tokens_of_chosen_blocks() -> None:
 
 def test_what_a_kill_left_goes_on_and_other_options_start_anew(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work, "PART", 5)
-    target, images, out = resolve(RESNET), work.open_images(photographs), tmp_path / "f.npy"
+    target, images, out = find_target(RESNET), work.open_images(photographs), tmp_path / "f.npy"
     options = work.Options(size=(32, 32), workers=0, batch_size=2)
     real, calls = np.savez, list[int]()
 

@@ -11,7 +11,7 @@ import torch
 
 import twinview
 from twinview.analysis.exports.detection import mmseg_vit_key
-from twinview.analysis.targets import resolve
+from twinview.analysis.targets import find_target
 from twinview.cli import main
 
 VIT = {"use": "timm.encoder", "name": "vit_tiny_patch16_224", "patch": 8, "width": 48, "depth": 2, "heads": 3, "img_size": 32, "pooled": "token"}
@@ -109,7 +109,7 @@ def test_detection_files_have_the_keys_and_shapes_that_are_expected(runs: dict[s
     assert "not installed here" in said["checked"]["on"] and any("STRIDE_IN_1X1 = False" in line for line in said["code"])
     model = pickle.loads((tmp_path / "d2.pkl").read_bytes())["model"]
     assert {name: value.shape for name, value in model.items()} == expected_detectron2((2, 2, 2, 2))
-    tensors = resolve(runs["resnet"]).encoder.state_dict()
+    tensors = find_target(runs["resnet"]).encoder.state_dict()
     assert torch.equal(torch.from_numpy(model["res3.0.shortcut.norm.running_var"]), tensors["layer2.0.downsample.1.running_var"])
     for to in ("mmdet", "mmseg"):
         exported(capsys, runs["resnet"], tmp_path / "mm.pth", "--to", to)

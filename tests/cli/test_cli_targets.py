@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from twinview.analysis.target import find_target
+from twinview.analysis.targets import find_target
 from twinview.cli import main
 from twinview.data.loading.feature_cache import stored
 from twinview.errors import RecipeError
@@ -57,6 +57,8 @@ def test_a_checkpoint_of_another_project(colored: Path, cache: Path, tmp_path: P
     torch.manual_seed(0)
     net = ResNet(name="resnet18", width=8, stem="small").make_encoder(channels=3)
     torch.save({"state_dict": {f"module.encoder_q.{name}": value for name, value in net.state_dict().items()}}, tmp_path / "moco.pth.tar")
+    embedded = ["embed", str(tmp_path / "moco.pth.tar"), str(colored / "val"), "encoder.use=torchvision.resnet", "encoder.name=resnet18", *SMALL[:2], "--size", "32"]
+    assert main([*embedded, "--workers", "0", "--out", str(tmp_path / "f.npy")]) == 0 and "images      8" in capsys.readouterr().out
     words = ["evaluate", "knn", str(tmp_path / "moco.pth.tar"), "encoder.use=torchvision.resnet", "encoder.name=resnet18", *SMALL, *sets(colored), "k=[3,5]"]
     assert main(words) == 0
     said = capsys.readouterr().out
@@ -91,12 +93,13 @@ def test_what_is_refused(colored: Path, cache: Path, tmp_path: Path, capsys: pyt
 
 
 def test_names_say_options_and_colors() -> None:
-    found = find_target("timm:vit_small_patch16_224.augreg_in21k", ["data.workers=0"], "some.tar")
-    assert found.recipe.encoder.use == "timm.encoder" and found.recipe.data.mean == [0.5] * 3 and found.run is None
-    assert found.recipe.encoder.options == {"name": "vit_small_patch16_224", "weights": "timm:vit_small_patch16_224.augreg_in21k"}
-    assert found.scores == Path("runs/timm-vit_small_patch16_224.augreg_in21k/scores.json") and found.recipe.data.shards == "some.tar"
+    found = find_target("timm:vit_small_patch16_224.augreg_in21k", ["data.workers=0"])
+    assert found.recipe().encoder.use == "timm.encoder" and found.recipe().data.mean == [0.5] * 3 and found.run is None
+    assert found.recipe().encoder.options == {"name": "vit_small_patch16_224", "weights": "timm:vit_small_patch16_224.augreg_in21k"}
+    assert found.scores == Path("runs/timm-vit_small_patch16_224.augreg_in21k/scores.json") and found.recipe("some.tar").data.shards == "some.tar"
     found = find_target("torchvision:resnet50", ["encoder.stride=16"])
-    assert found.recipe.encoder.options == {"name": "resnet50", "weights": "IMAGENET1K_V2", "stride": 16}
+    assert find_target("torchvision:resnet50,stride=16,weights=x.pth").recipe().encoder.options == {"name": "resnet50", "weights": "x.pth", "stride": 16}
+    assert found.recipe().encoder.options == {"name": "resnet50", "weights": "IMAGENET1K_V2", "stride": 16}
 
 
 def test_features_are_kept_by_weights_and_key(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

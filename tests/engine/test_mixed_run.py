@@ -11,7 +11,7 @@ import pytest
 import tomli_w
 
 from twinview.analysis.evaluate import evaluate, evaluation_recipe
-from twinview.analysis.target import find_target
+from twinview.analysis.targets import find_target
 from twinview.assembly import assemble
 from twinview.cli import main
 from twinview.engine.metrics import read_metrics
@@ -84,7 +84,7 @@ def test_a_mixed_run_resumes_exactly_and_is_scored_on_what_it_never_saw(mixed: d
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole") and len(losses(tmp_path / "cut")) == 12
     target = find_target(str(tmp_path / "cut"))
     for what, shards in (("held", None), ("own", "held-out")):
-        assert evaluate(assemble(evaluation_recipe(target.recipe, what, shards, {})), target).scores == {"read": 6, "trained": 0}
+        assert evaluate(assemble(evaluation_recipe(target.recipe(), what, shards, {})), target).scores == {"read": 6, "trained": 0}
 
 
 @pytest.mark.parametrize(

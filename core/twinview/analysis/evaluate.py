@@ -1,15 +1,15 @@
 """One evaluation of a finished run, or of any encoder's weights, by itself."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import attrs
 import torch
 
 from twinview.analysis.scores import FLOORS, record
-from twinview.analysis.target import Target
+from twinview.analysis.targets import Target
 from twinview.assembly import Assembly, answered, find_part, installed, options, pluggy_manager
 from twinview.assembly.checks import naming_evaluations
 from twinview.data.dataset.open import open_data
@@ -26,8 +26,6 @@ from twinview.ops.seeding import generator
 from twinview.progress import waiting
 from twinview.recipe import PartConfig, Recipe
 from twinview.values import DataFactory, Progress
-
-Which = int | Literal["last", "best"]  # checkpoint
 
 
 class Evaluated(NamedTuple):
@@ -85,8 +83,8 @@ def _asked(recipe: Recipe, what: str) -> PartConfig:
     return own[0] if own else PartConfig(use=kind)
 
 
-def evaluate(assembly: Assembly, target: Target, which: Which = "last", command: str = "", overrides: Sequence[str] = ()) -> Evaluated:
-    """Scores of the assembled recipe's one evaluation on a target: the last checkpoint of a run, the best, or that of a step; every rank calls it.
+def evaluate(assembly: Assembly, target: Target, best: bool = False, command: str = "") -> Evaluated:
+    """Scores of the assembled recipe's one evaluation on a target, of a run its checkpoint or the `best`; every rank calls it.
 
     Keeps them in the target's `scores.json`.  Raises TwinviewError.
     """
@@ -98,7 +96,7 @@ def evaluate(assembly: Assembly, target: Target, which: Which = "last", command:
     model = make_model(assembly, len(shards), shards.classes, weights=target.run is None, data=checked).to(ranks.device)
     step, source = 0, {"weights": str(recipe.encoder.options.get("weights", ""))}
     if target.run is not None:
-        checkpoint = find_checkpoint(target.run / "checkpoints", _step(target.run, which))
+        checkpoint = find_checkpoint(target.run / "checkpoints", _best(target.run) if best else target.step)
         load_model(checkpoint, model, ranks.rank, ranks.world)
         step, source = checkpoint.step, _named(target.run, checkpoint.step)
     model.eval()
@@ -122,7 +120,7 @@ def evaluate(assembly: Assembly, target: Target, which: Which = "last", command:
         "protocol": options(assembly.parts[label]),
         "data": [{"shards": name, "checksum": found} for name, found in data.checksums.items()],
         "seed": recipe.run.seed,
-        "overrides": [*overrides],
+        "overrides": [*target.overrides],
         "command": command,
         "versions": versions(),
     }
@@ -130,10 +128,8 @@ def evaluate(assembly: Assembly, target: Target, which: Which = "last", command:
     return Evaluated(scores, plain, on_first(lambda: record(target.scores, plain, scores)))
 
 
-def _step(run: Path, which: Which) -> int | None:
-    """The step of a checkpoint; None for the newest that is whole."""
-    if which != "best":
-        return None if which == "last" else which
+def _best(run: Path) -> int:
+    """The step of the checkpoint that is marked as the best."""
     found = best_of(run / "checkpoints")
     if found is None:
         raise CheckpointError(f"{run}: marks no checkpoint as the best. Train with run.keep_best = \"knn/top1\", or leave --best out.")

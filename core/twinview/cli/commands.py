@@ -8,6 +8,7 @@ from typing import TypeAlias
 from twinview.cli.words import Parser
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
+TARGET = "a run's folder, a file that `twinview export` wrote, a checkpoint of another project (with encoder.use=...), timm:NAME or torchvision:NAME"
 
 
 def command(commands: Commands, name: str, answer: Callable[[argparse.Namespace], None], text: str) -> Parser:

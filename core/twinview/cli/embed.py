@@ -3,10 +3,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from twinview.cli.commands import Commands, command
+from twinview.cli.commands import TARGET, Commands, command
 from twinview.cli.sizes import size_of
 from twinview.errors import TwinviewError
 from twinview.paths import expand
@@ -16,14 +17,12 @@ if TYPE_CHECKING:
     from twinview.analysis.features.embed import Options
     from twinview.analysis.targets import Target
 
-TARGET = "a run's folder, a file of `twinview export`, timm:NAME or torchvision:NAME"
-
 
 def add(commands: Commands) -> None:
     """Add `embed` to the command line."""
     made = command(commands, "embed", embed, "write features of your images to a file, or list near duplicates and outliers among them")
     made.add_argument("target", metavar="TARGET", help=TARGET)
-    made.add_argument("images", metavar="IMAGES", nargs="+", help="a folder of images, or shards")
+    made.add_argument("images", metavar="IMAGES", nargs="+", help="a folder of images, or shards; encoder.key=value: options of the target's network")
     made.add_argument("--out", metavar="FILE", help="the features: .parquet, .h5 or .npy")
     kinds = "pooled, cells, c2 ..., cells.mean, token, token.N"
     made.add_argument("--features", metavar="NAMES", default="pooled", help=f"of {kinds}; with commas (default: pooled)")
@@ -52,7 +51,7 @@ def embed(args: argparse.Namespace) -> None:
     if not 0 < args.threshold <= 1:
         raise TwinviewError(f"--threshold: wants a number above 0, up to 1, not {args.threshold:g}.")
     from twinview.analysis.features.embed import Options
-    from twinview.analysis.targets import resolve
+    from twinview.analysis.targets import find_target
 
     size = size_of(args.size) if args.size else None
     names = tuple(dict.fromkeys(name for name in args.features.split(",") if name))
@@ -60,7 +59,11 @@ def embed(args: argparse.Namespace) -> None:
         features=names, size=size, crop=not args.whole, half=args.half, batch_size=args.batch_size, workers=args.workers, device=args.device,
         bad_images=args.bad_images,
     )
-    target = resolve(args.target, step=args.step, branch=args.branch)
+    overrides = [word for word in args.images if re.match(r"(encoder|data)\.\w+=", word)]
+    args.images = [word for word in args.images if word not in overrides]
+    if not args.images:
+        raise TwinviewError("embed: name a folder of images, or shards, behind the target.")
+    target = find_target(args.target, overrides, step=args.step, branch=args.branch)
     said = (_write(args, target, options) if args.out else {}) | (_duplicates(args, target, options) if args.duplicates else {})
     if said:
         answer(json.dumps(said) if args.json else "\n".join(f"{name:<11} {value}" for name, value in said.items()))

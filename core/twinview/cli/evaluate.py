@@ -6,12 +6,10 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from twinview.cli.commands import Commands, command
+from twinview.cli.commands import TARGET, Commands, command
 from twinview.cli.table import score_table, signs
 from twinview.errors import TwinviewError
 from twinview.terminal import answer
-
-TARGET = "a run's folder, a file that `twinview export` wrote, a checkpoint of another project (with encoder.use=...), timm:NAME or torchvision:NAME"
 
 
 def add(commands: Commands) -> None:
@@ -29,9 +27,9 @@ def add(commands: Commands) -> None:
 def evaluate(args: argparse.Namespace) -> None:
     """Run one evaluation and print its scores."""
     from twinview import api
-    from twinview.analysis.evaluate import Which, evaluation_recipe
     from twinview.analysis.evaluate import evaluate as score
-    from twinview.analysis.target import find_target
+    from twinview.analysis.evaluate import evaluation_recipe
+    from twinview.analysis.targets import find_target
     from twinview.engine.collapse import below_start, collapses
     from twinview.engine.distributed.launch import launch
     from twinview.engine.distributed.process import leave
@@ -43,12 +41,13 @@ def evaluate(args: argparse.Namespace) -> None:
         raise TwinviewError("--best: names one checkpoint and --step another. Leave one out.")
     of_recipe = [text for text in args.overrides if "." in text.partition("=")[0]]
     given = override({}, [text for text in args.overrides if text not in of_recipe])
-    target = find_target(args.target, of_recipe, given.get("train") or args.shards or given.get("val") or "")
-    recipe = evaluation_recipe(target.recipe, args.what, args.shards, given)
+    target = find_target(args.target, of_recipe, step=args.step)
+    if args.best and target.run is None:
+        raise TwinviewError(f"{args.target}: --best is of a run. Leave it out.")
+    recipe = evaluation_recipe(target.recipe(given.get("train") or args.shards or given.get("val") or ""), args.what, args.shards, given)
     assembly = api.checked(recipe)
-    which: Which = "best" if args.best else args.step if args.step is not None else "last"
     said = " ".join(["twinview", *sys.argv[1:]])
-    found = launch(args.ranks, lambda: score(assembly, target, which, said, of_recipe), device=recipe.run.device)
+    found = launch(args.ranks, lambda: score(assembly, target, args.best, said), device=recipe.run.device)
     leave()
     if api.is_first():
         collapsed = collapses({f"score/{name}": value for name, value in found.scores.items()})

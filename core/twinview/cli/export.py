@@ -66,9 +66,9 @@ def _other(args: argparse.Namespace, run: Path, out: Path, size: Size | None) ->
         raise TwinviewError(f"{out}: is no name for the file. Write one that ends in {OTHERS[args.to]}.")
     if not OTHERS[args.to] and out.suffix in (*OTHERS.values(), ".safetensors") and out.suffix:
         raise TwinviewError(f"{out}: is the name of a file, and --to {args.to} writes a folder. Write its name.")
-    from twinview.analysis.targets import resolve
+    from twinview.analysis.targets import find_target
 
-    target = resolve(run, step=args.step, branch=args.branch)
+    target = find_target(run, step=args.step, branch=args.branch)
     made_for = size or target.transform.size
     out.parent.mkdir(parents=True, exist_ok=True)
     if args.to == "huggingface":
