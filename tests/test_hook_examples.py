@@ -14,8 +14,10 @@ from torch import Tensor
 
 import twinview
 from twinview.assembly import assemble
+from twinview.assembly.checks import asks_batch
 from twinview.data.dataset.open import open_shards
 from twinview.data.loading.loader import training_batches
+from twinview.data.loading.views import ViewDataset
 from twinview.errors import RecipeError
 from twinview.model import LazyStep, make_model
 from twinview.recipe import read
@@ -49,6 +51,17 @@ def state(run: Path, step: int = 6, file: str = "model.pt") -> dict[str, Any]:
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_crops_of_a_batch_are_those_of_its_images(table: Table) -> None:
+    recipe = read({**table, "views": {"use": "docs.quick_crops"}})
+    assembly, shards = assemble(recipe), open_shards(recipe.data.shards)
+    dims = make_model(assembly, 12).dims
+    batch = next(training_batches(recipe, dims, shards, rank=0, world=1, steps=1))
+    views = ViewDataset(recipe, dims, shards, assembly)
+    assert asks_batch(assembly, "sample_views")
+    for b, number in enumerate(batch.ids.tolist()):
+        assert torch.equal(views[0, number].geometry.boxes, batch.geometry.boxes[b])
 
 
 def test_masks_of_any_count_go_with_a_mask_token_and_not_with_cells_that_are_dropped(table: Table, tmp_path: Path) -> None:

@@ -55,6 +55,11 @@ class Views(toy.Views):
         saw("sample_views")
         return toy.Views.sample_views(self, size, rng)
 
+    @hookimpl
+    def sample_views_batch(self, sizes, keys):
+        assert sizes.shape == keys.shape == (3, 2)
+        saw("sample_views_batch")
+
 
 @part
 class Colors:
@@ -62,6 +67,10 @@ class Colors:
     def draw_augment(self, view, size, rng):
         saw("draw_augment")
         return {"shift": torch.tensor(int(rng.integers(10)))}
+
+    @hookimpl
+    def draw_augment_batch(self, view, size, keys):
+        saw("draw_augment_batch")
 
     @hookimpl
     def apply_augment(self, pixels, params):

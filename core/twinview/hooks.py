@@ -92,6 +92,22 @@ class Hooks(Protocol):
         """
 
     @hookspec(firstresult=True)
+    def sample_views_batch(self, sizes: NDArray[np.int64], keys: NDArray[np.uint64]) -> Geometry | None:
+        """`sample_views` of several images at once, for speed: the same numbers, with B first in every tensor.
+
+        `sizes` [B, 2] height, width.  `keys` [B, 2]: the `rng` of image b is `Generator(Philox(key=keys[b]))` as it is before its first number
+        (`twinview.ops.compiled.philox` has these numbers in numba).  Optional: where it is not answered, gives None, or `sample_views` is wrapped or
+        answered by a subclass, `sample_views` is asked image by image.  The first image is drawn both ways, and has to be the same.
+        """
+
+    @hookspec(firstresult=True)
+    def draw_augment_batch(self, view: int, size: Size, keys: NDArray[np.uint64]) -> dict[str, Tensor] | None:
+        """`draw_augment` of one view of several images at once, for speed: the same tensors, stacked to [B, ...].
+
+        Optional, with `keys` and rules as `sample_views_batch` has them.
+        """
+
+    @hookspec(firstresult=True)
     def apply_augment(self, pixels: Tensor, params: dict[str, Tensor]) -> Tensor | None:
         """Apply draws to pixels [B, C, h, w] uint8 -> the same shape and dtype.  Under [data] white they are float32, of the same 0..255.
 
@@ -214,6 +230,8 @@ class Calls(Protocol):
     def traits(self) -> list[Traits]: ...
     def sample_views(self, *, size: Size, rng: np.random.Generator) -> Geometry: ...
     def draw_augment(self, *, view: int, size: Size, rng: np.random.Generator) -> dict[str, Tensor] | None: ...
+    def sample_views_batch(self, *, sizes: NDArray[np.int64], keys: NDArray[np.uint64]) -> Geometry | None: ...
+    def draw_augment_batch(self, *, view: int, size: Size, keys: NDArray[np.uint64]) -> dict[str, Tensor] | None: ...
     def apply_augment(self, *, pixels: Tensor, params: dict[str, Tensor]) -> Tensor: ...
     def make_masks(self, *, geometry: Geometry, grids: tuple[Size, ...], rng: np.random.Generator) -> tuple[Tensor | None, ...] | None: ...
     def make_encoder(self, *, masked: bool, channels: int) -> nn.Module: ...

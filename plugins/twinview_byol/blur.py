@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,6 +24,21 @@ def gaussian_kernels(sigma: Tensor, size: Size) -> Tensor:
     offset = np.arange(-reach, reach + 1)
     weights = np.exp(-0.5 * (offset / width) ** 2) * (np.abs(offset) <= np.ceil(CUT * width))
     return torch.from_numpy((weights / weights.sum(1, keepdims=True)).astype(np.float32))
+
+
+def own_kernels(sigma: NDArray[np.float32], size: Size) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The kernels of `gaussian_kernels`, each as if it were alone, one behind another, and where they begin [B + 1]; one tap where sigma is 0."""
+    blurred = np.flatnonzero(sigma > 0)
+    width = np.maximum(sigma[blurred], 1e-3)[:, None]
+    reach = np.minimum(np.ceil(CUT * width[:, 0]), min(size) - 1).astype(np.int64)
+    most = int(reach.max(initial=0))
+    weights = np.exp(-0.5 * (np.arange(-most, most + 1) / width) ** 2)
+    taps, counts = [np.ones(1)] * len(sigma), np.ones(len(sigma), np.int64)
+    counts[blurred] = 2 * reach + 1
+    for b, row, n in zip(blurred.tolist(), weights, reach.tolist()):
+        own = row[most - n : most + n + 1]
+        taps[b] = own / own.sum()
+    return np.concatenate(taps).astype(np.float32), np.concatenate([[0], np.cumsum(counts)])
 
 
 def gaussian_blur(x: Tensor, kernels: Tensor, whole: bool = True) -> Tensor:

@@ -7,10 +7,11 @@ from typing import Literal
 import numpy as np
 from attrs import field
 from attrs.validators import ge, gt
+from numpy.typing import NDArray
 
 from twinview.hooks import hookimpl, part
 from twinview.ops.checks import area_span, share, span
-from twinview.ops.crops import crops_geometry, random_resized_box
+from twinview.ops.crops import crops_batch, crops_geometry, random_resized_box
 from twinview.values import Geometry, Size
 
 
@@ -33,7 +34,14 @@ class Crops:
     def sample_views(self, size: Size, rng: np.random.Generator) -> Geometry:
         """`views` boxes of whole pixels, as fractions of the source."""
         boxes = [random_resized_box(size, rng, self.scale, self.ratio) for _ in range(self.views)]
-        geometry = crops_geometry(size, boxes, self.size, self.flip, rng)
+        return self._paired(crops_geometry(size, boxes, self.size, self.flip, rng))
+
+    @hookimpl
+    def sample_views_batch(self, sizes: NDArray[np.int64], keys: NDArray[np.uint64]) -> Geometry:
+        """The same of a batch."""
+        return self._paired(crops_batch(sizes, keys, [self.scale] * self.views, self.ratio, self.size, self.flip))
+
+    def _paired(self, geometry: Geometry) -> Geometry:
         if self.pairs == "one_way":
             return geometry._replace(pairs=tuple(itertools.combinations(range(self.views), 2)))
         return geometry

@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from attrs import field
 from attrs.validators import ge, le
+from numpy.typing import NDArray
 from torch import Tensor
 
 from twinview.hooks import hookimpl, part
 from twinview.ops.checks import share, shares, span
 from twinview.values import Size, Traits
 from twinview_byol import color
-from twinview_byol.blur import gaussian_blur, gaussian_kernels
+from twinview_byol.blur import gaussian_blur, gaussian_kernels, own_kernels
 
 JITTER = (color.brightness, color.contrast, color.saturation, color.hue)
 NEUTRAL = (1.0, 1.0, 1.0, 0.0)  # the factors that change nothing
@@ -66,12 +67,11 @@ class Photometry:
         if self.views and view not in self.views:
             jittered, coin = [2.0] * len(JITTER), [2.0] * len(coin)  # no chance is as high
         factors = list(NEUTRAL)
-        for i, strength in enumerate((self.brightness, self.contrast, self.saturation, self.hue)):
+        for i, strength in enumerate(self._strengths()):
             if jittered[i] < self.jitter:
                 low = max(NEUTRAL[i] - strength, LEAST[i])
                 factors[i] = low + place[i] * (NEUTRAL[i] + strength - low)
-        scale = min(size) / self.blur_reference if self.blur_reference else 1
-        sigma = scale * (self.blur_sigma[0] + place[4] * (self.blur_sigma[1] - self.blur_sigma[0]))
+        sigma = self._scale(size) * (self.blur_sigma[0] + place[4] * (self.blur_sigma[1] - self.blur_sigma[0]))
         blurred = coin[2] < self.blur[view % len(self.blur)]
         drawn = {
             "order": order,
@@ -81,6 +81,28 @@ class Photometry:
             "solarize": np.array(coin[3] < self.solarize[view % len(self.solarize)]),
         }
         return {name: torch.from_numpy(value) for name, value in drawn.items()}
+
+    @hookimpl
+    def draw_augment_batch(self, view: int, size: Size, keys: NDArray[np.uint64]) -> dict[str, Tensor]:
+        """The same of a batch."""
+        from twinview_byol.compiled_draws import draw  # here: numba takes a second to import, and only data workers need it
+
+        n, changed = len(keys), not self.views or view in self.views
+        order, factors, sigma = np.empty((n, len(JITTER)), np.int64), np.empty((n, len(JITTER)), np.float32), np.empty(n, np.float32)
+        grey, solarize = np.empty(n, np.bool_), np.empty(n, np.bool_)
+        chances = np.array([self.jitter, self.grey, self.blur[view % len(self.blur)], self.solarize[view % len(self.solarize)]])
+        factor = np.array([NEUTRAL, LEAST, self._strengths()])
+        sigmas = np.array([*self.blur_sigma, self._scale(size)])
+        draw(keys, self.order == "random", self.coins == "together", changed, chances, factor, sigmas, order, factors, grey, sigma, solarize)
+        drawn = {"order": order, "factors": factors, "grey": grey, "sigma": sigma, "solarize": solarize}
+        return {name: torch.from_numpy(value) for name, value in drawn.items()}
+
+    def _strengths(self) -> tuple[float, float, float, float]:
+        return self.brightness, self.contrast, self.saturation, self.hue
+
+    def _scale(self, size: Size) -> float:
+        """Of the blur."""
+        return min(size) / self.blur_reference if self.blur_reference else 1.0
 
     @hookimpl
     @torch.no_grad()
@@ -113,13 +135,11 @@ def _greyed(pixels: Tensor, images: list[int], whole: bool) -> Tensor:
 def _compiled(pixels: Tensor, draws: dict[str, Tensor]) -> Tensor:
     from twinview_byol.compiled import photometry  # here: numba takes a second to import, and only data workers need it
 
-    images, out = pixels.permute(0, 2, 3, 1).contiguous().numpy(), torch.empty(pixels.shape, dtype=torch.uint8)
-    order, factors, grey, solarize = (draws[name].numpy() for name in ("order", "factors", "grey", "solarize"))
+    out = torch.empty(pixels.shape, dtype=torch.uint8)
+    order, factors, grey, sigma, solarize = (draws[name].numpy() for name in ("order", "factors", "grey", "sigma", "solarize"))
+    taps, starts = own_kernels(sigma, (pixels.shape[2], pixels.shape[3]))
     active = factors != np.array(NEUTRAL, np.float32)
-    for b, (image, done) in enumerate(zip(images, out.numpy())):
-        sigma = draws["sigma"][b : b + 1]
-        taps = gaussian_kernels(sigma, image.shape[:2]).numpy()[0] if sigma > 0 else np.ones(1, np.float32)
-        photometry(image, order[b], factors[b], active[b], bool(grey[b]), taps, bool(solarize[b]), done)
+    photometry(pixels.contiguous().numpy(), order, factors, active, grey, taps, starts, solarize, out.numpy())
     return out
 
 

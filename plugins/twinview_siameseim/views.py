@@ -4,10 +4,11 @@ from __future__ import annotations
 import numpy as np
 from attrs import field
 from attrs.validators import gt
+from numpy.typing import NDArray
 
 from twinview.hooks import hookimpl, part
 from twinview.ops.checks import area_span, share, span
-from twinview.ops.crops import crops_geometry, random_resized_box
+from twinview.ops.crops import crops_batch, crops_geometry, random_resized_box
 from twinview.values import Geometry, Size
 
 
@@ -28,3 +29,8 @@ class Crops:
         """Two boxes of whole pixels as fractions of the source, paired one way."""
         boxes = [random_resized_box(size, rng, self.scale, self.ratio) for _ in range(2)]
         return crops_geometry(size, boxes, self.size, self.flip, rng)._replace(pairs=((0, 1),))
+
+    @hookimpl
+    def sample_views_batch(self, sizes: NDArray[np.int64], keys: NDArray[np.uint64]) -> Geometry:
+        """The same of a batch."""
+        return crops_batch(sizes, keys, [self.scale] * 2, self.ratio, self.size, self.flip)._replace(pairs=((0, 1),))

@@ -4,9 +4,10 @@ from __future__ import annotations
 import numpy as np
 from attrs import field
 from attrs.validators import ge, gt
+from numpy.typing import NDArray
 
 from twinview.hooks import hookimpl, part
-from twinview.ops import crops_geometry, random_resized_box
+from twinview.ops import crops_batch, crops_geometry, random_resized_box
 from twinview.ops.checks import area_span, share, span
 from twinview.values import Geometry, Size
 
@@ -26,10 +27,20 @@ class MultiCrop:
     @hookimpl
     def sample_views(self, size: Size, rng: np.random.Generator) -> Geometry:
         """Views 0 and 1 are large.  A pair for each ordered two views of which the second is large."""
-        scales = [self.scale] * 2 + [self.local_scale] * self.local
-        boxes = [random_resized_box(size, rng, scale, self.ratio) for scale in scales]
+        boxes = [random_resized_box(size, rng, scale, self.ratio) for scale in self._scales()]
+        return self._paired(crops_geometry(size, boxes, self.size, self.flip, rng))
+
+    @hookimpl
+    def sample_views_batch(self, sizes: NDArray[np.int64], keys: NDArray[np.uint64]) -> Geometry:
+        """The same of a batch."""
+        return self._paired(crops_batch(sizes, keys, self._scales(), self.ratio, self.size, self.flip))
+
+    def _scales(self) -> list[tuple[float, float]]:
+        return [self.scale] * 2 + [self.local_scale] * self.local
+
+    def _paired(self, geometry: Geometry) -> Geometry:
         small = self.local_size or max(1, round(self.size * 3 / 7))
-        return crops_geometry(size, boxes, self.size, self.flip, rng)._replace(
+        return geometry._replace(
             sizes=((self.size, self.size),) * 2 + ((small, small),) * self.local,
-            pairs=tuple((view, large) for large in (0, 1) for view in range(len(boxes)) if view != large),
+            pairs=tuple((view, large) for large in (0, 1) for view in range(2 + self.local) if view != large),
         )

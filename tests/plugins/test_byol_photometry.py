@@ -10,7 +10,7 @@ from scipy import stats
 from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
-from twinview_byol.compiled import compiled
+from twinview.ops.compiled.build import compiled
 from twinview_byol.photometry import Photometry, _batched
 
 SIDE = 24

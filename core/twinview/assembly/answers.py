@@ -59,6 +59,23 @@ def draws(answer: Any, asked: Mapping[str, Any]) -> None:
         _finite(value, repr(name))
 
 
+def views_batch(answer: Any, asked: Mapping[str, Any]) -> None:
+    """Of `sample_views_batch`: a Geometry with the images first."""
+    images = len(asked["keys"])
+    if not isinstance(answer, Geometry):
+        raise ContractError(f"gives {named(answer)}. Give a twinview.values.Geometry, with {images} images first in every tensor.")
+    _tensor(answer.boxes, "boxes", (images, len(answer.sizes), 4), floating=True, why="one box x0 y0 x1 y1 for each image and view")
+    _tensor(answer.flips, "flips", (images, len(answer.sizes)), dtype=torch.bool, why="one for each image and view")
+
+
+def draws_batch(answer: Any, asked: Mapping[str, Any]) -> None:
+    """Of `draw_augment_batch`: tensors by name, with the images first."""
+    draws(answer, asked)
+    for name, value in answer.items():
+        if value.ndim == 0 or len(value) != len(asked["keys"]):
+            raise ContractError(f"gives {named(value)} for {name!r}. Give [{len(asked['keys'])}, ...]: one for each image.")
+
+
 def augmented(answer: Any, asked: Mapping[str, Any]) -> None:
     """Of `apply_augment`: pixels of the shape and type that came in."""
     pixels: Tensor = asked["pixels"]
@@ -209,7 +226,8 @@ def nothing(answer: Any, asked: Mapping[str, Any]) -> None:
 
 
 CHECKS: dict[str, Callable[[Any, Mapping[str, Any]], None]] = {
-    "sample_views": views, "draw_augment": draws, "apply_augment": augmented, "make_masks": masks, "make_encoder": encoder, "encode": features,
+    "sample_views": views, "sample_views_batch": views_batch, "draw_augment": draws, "draw_augment_batch": draws_batch,
+    "apply_augment": augmented, "make_masks": masks, "make_encoder": encoder, "encode": features,
     "align": alignment, "loss": terms, "heads": heads, "aligned_widths": widths, "param_groups": rule, "evaluate": scores, "pictures": pictures,
     "before_epoch": nothing, "after_step": nothing, "after_micro_batch": nothing, "check": nothing,
 }

@@ -14,6 +14,7 @@ from twinview.values import Dims, Traits
 
 CORE = "twinview"  # the core's own name on the manager
 SINGLE = ("sample_views", "draw_augment", "apply_augment", "make_masks", "make_encoder", "encode", "sample_weights")  # at most one part answers
+BATCHED = {"sample_views": "sample_views_batch", "draw_augment": "draw_augment_batch"}  # of hooks for an image, those for several
 NEEDS = {  # word of Traits.needs -> what lacks it
     **{word: "encoder" for word in ("cells", "pooled", "tokens", "levels")},
     "crop_draws": "views",
@@ -88,6 +89,23 @@ def check_hooks(made: Composition) -> None:
     if draw != apply:
         one = (draw or apply)[0]
         raise PluginError(f"{made.uses[one][1]}: answers one of draw_augment and apply_augment; a part answers both or none.")
+    for hook, batched in BATCHED.items():
+        for name in made.answers(batched):
+            if name not in made.answers(hook):
+                raise PluginError(f"{made.uses[name][1]}: answers {batched} and not {hook}, which is asked for one image. Answer both.")
+
+
+def asks_batch(made: Composition, hook: str) -> bool:
+    """Whether a hook for one image may be asked for several at once.
+
+    Not where something goes around it, and not where a class answers it anew and inherits the other.
+    """
+    who = made.answers(BATCHED[hook])
+    if not who or made.wrappers(hook):
+        return False
+    classes = type(made.parts[who[0]]).__mro__
+    one, several = (next((place for place, cls in enumerate(classes) if name in vars(cls)), 0) for name in (hook, BATCHED[hook]))
+    return several <= one
 
 
 def check_traits(made: Composition) -> None:

@@ -13,8 +13,11 @@ from twinview.assembly.plugins import packages
 from twinview.errors import ContractError, HookError, RecipeError, TwinviewError
 from twinview.faults import explained
 
-SINGLE = ("sample_views", "draw_augment", "apply_augment", "make_masks", "make_encoder", "encode", "align", "param_groups")  # one answer, not a list
-OPTIONAL = ("make_masks", "param_groups")  # of these, those where None is an answer
+SINGLE = (  # one answer, not a list
+    *("sample_views", "sample_views_batch", "draw_augment", "draw_augment_batch", "apply_augment", "make_masks", "make_encoder", "encode", "align"),
+    "param_groups",
+)
+OPTIONAL = ("sample_views_batch", "draw_augment_batch", "make_masks", "param_groups")  # of these, those where None is an answer
 
 EVERY_TIME = ("param_groups", "loss")  # asked once for each parameter; may end in another line when a part's time has come
 

@@ -5,11 +5,12 @@ import hashlib
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 def rng(seed: int, epoch: int, key: str, purpose: str) -> np.random.Generator:
     """A Philox generator keyed by a 128-bit hash: the same in any process, independent for any two arguments that differ."""
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(_digest(seed, epoch, key, purpose), "little")))
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest(seed, epoch, key, purpose), "little")))
 
 
 class Rekeyed:
@@ -22,7 +23,11 @@ class Rekeyed:
 
     def __call__(self, seed: int, epoch: int, key: str, purpose: str) -> np.random.Generator:
         """As `rng`."""
-        self._state["state"]["key"] = np.frombuffer(_digest(seed, epoch, key, purpose), "<u8")
+        return self.keyed(np.frombuffer(digest(seed, epoch, key, purpose), "<u8"))
+
+    def keyed(self, key: NDArray[np.uint64]) -> np.random.Generator:
+        """The generator of a `digest`, [2]."""
+        self._state["state"]["key"] = key
         self._philox.state = self._state
         return self._generator
 
@@ -42,7 +47,8 @@ def again(name: str, times: int, stands_for: str = "") -> str:
     return f"{name}\0for {stands_for}" if stands_for else name
 
 
-def _digest(seed: int, epoch: int, key: str, purpose: str) -> bytes:
+def digest(seed: int, epoch: int, key: str, purpose: str) -> bytes:
+    """The 128 bits that key the generator of `rng`, lowest byte first."""
     text = f"{seed}\0{epoch}\0{purpose}\0".encode() + _bytes(key)  # the key stands last: it alone may hold anything
     return hashlib.blake2b(text, digest_size=16).digest()
 

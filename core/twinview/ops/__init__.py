@@ -1,7 +1,7 @@
 """What several methods need, public: heads, cosines, cross-entropies, contrast, queues, crops, maps, clustering, attention, signs of collapse."""
 from twinview.ops.contrast import info_nce, info_nce_batch, info_nce_queue, nt_xent
 from twinview.ops.cosine import cosine, cosine_loss, cosine_pairs
-from twinview.ops.crops import crops_geometry, random_resized_box
+from twinview.ops.crops import crops_batch, crops_geometry, random_resized_box
 from twinview.ops.cross_entropy import soft_cross_entropy, soft_cross_entropy_loss
 from twinview.ops.heads import conv_mlp, mlp
 from twinview.ops.kmeans import spherical_kmeans
@@ -20,6 +20,7 @@ __all__ = [
     "cosine",
     "cosine_loss",
     "cosine_pairs",
+    "crops_batch",
     "crops_geometry",
     "effective_rank",
     "feature_spread",

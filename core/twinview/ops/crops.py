@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from twinview.values import Geometry
 
@@ -55,4 +56,25 @@ def crops_geometry(
         sizes=((side, side),) * len(boxes),
         pairs=tuple(itertools.permutations(range(len(boxes)), 2)),
         notes=dict(zip(noted, numbers.unbind())),
+    )
+
+
+def crops_batch(
+    sizes: NDArray[np.int64], keys: NDArray[np.uint64], scales: Sequence[tuple[float, float]], ratio: tuple[float, float], side: int, flip: float,
+) -> Geometry:
+    """For `sample_views_batch`: what `random_resized_box` for each of `scales`, and then `crops_geometry`, give for each image, compiled.
+
+    `sizes` [B, 2] and `keys` [B, 2] as the hook has them; tensors of the result have B first.
+    """
+    from twinview.ops.compiled.boxes import boxes_and_flips  # here: numba takes a second to import, and only data workers need it
+
+    boxes, flips = np.empty((len(sizes), len(scales), 4), np.float32), np.empty((len(sizes), len(scales)), np.bool_)
+    shape, logs = np.array(ratio, np.float64), np.array([math.log(ratio[0]), math.log(ratio[1])])
+    boxes_and_flips(sizes, keys, np.array(scales, np.float64), shape, logs, TRIES, float(flip), boxes, flips)
+    return Geometry(
+        boxes=torch.from_numpy(boxes),
+        flips=torch.from_numpy(flips),
+        source=torch.from_numpy(sizes.astype(np.float32)),
+        sizes=((side, side),) * len(scales),
+        pairs=tuple(itertools.permutations(range(len(scales)), 2)),
     )

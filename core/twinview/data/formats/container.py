@@ -8,6 +8,7 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -25,6 +26,8 @@ INSTALL = {"HEIF": "`pip install 'twinview[heic]'` installs what reads it", "AVI
 NEEDED = (b"IHDR", b"PLTE", b"IDAT", b"IEND")  # chunks of a PNG that its pixels are made of
 NOTES = 0xE1  # the marker of a JPEG's EXIF and XMP
 ORIENTATION = 0x0112  # EXIF's tag
+FRAMES = (0xC0, 0xC1, 0xC2)  # markers of baseline, extended and progressive frames: what every decoder of JPEGs knows
+SAMPLINGS = (0x11, 0x21, 0x22)  # of brightness to color: 4:4:4, 4:2:2, 4:2:0; of others, decoders of other years interpolate colors otherwise
 TURNED = 5  # from this orientation on, height and width change places
 UPRIGHT = {  # orientation -> what Pillow does to turn the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
@@ -109,6 +112,25 @@ def stated_size(data: bytes) -> Size | None:
     for marker, at in _segments(data):
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and at + 9 <= len(data):  # a frame header: SOF0..SOF15
             return int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
+    return None
+
+
+class Frame(NamedTuple):
+    """What the header of a JPEG says."""
+
+    size: Size  # as it is stored
+    usual: bool  # in color, and sampled so that every decoder gives the same pixels
+
+
+def frame(data: bytes) -> Frame | None:
+    """Of a JPEG of 8 bits, grey or in three channels; None of whatever else."""
+    for marker, at in _segments(data):
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            if marker not in FRAMES or at + 19 > len(data) or data[at + 4] != 8 or data[at + 9] not in (1, 3):
+                return None
+            size = int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
+            usual = data[at + 9] == 3 and data[at + 11] in SAMPLINGS and data[at + 14] == data[at + 17] == 0x11
+            return Frame(size, usual) if min(size) else None
     return None
 
 

@@ -84,6 +84,14 @@ def image(data: bytes, form: PixelFormat = RGB) -> Tensor:
     return pixels.float().mul_(255 / form.white).clamp_(max=255) if pixels.dtype == torch.uint16 else pixels.float()
 
 
+def stored_jpeg(data: bytes) -> Tensor:
+    """A JPEG -> RGB [3, H, W] uint8, as it is stored.  Raises ValueError where torchvision does not decode it."""
+    try:
+        return DECODERS[JPEG](data, 3)
+    except RuntimeError as e:
+        raise ValueError(str(e)) from None
+
+
 def values(data: bytes) -> Tensor:
     """A file as it is: [C, H, W] uint8 or uint16, upright, transparency dropped.  Raises ValueError with the reason."""
     if npy_tiff.holds(data):
@@ -102,7 +110,7 @@ def _eight_bits(data: bytes, channels: int) -> Tensor:
     """
     for begin, decode in DECODERS.items():
         if data.startswith(begin) and (size := container.stated_size(data)):
-            _check(size)
+            check_size(size)
             with suppress(RuntimeError):  # PIL reads some that torchvision does not, and says why it does not read the others
                 stored = decode(data, channels)  # which would heed EXIF in the first segment alone
                 return container.upright(stored, container.orientation(data))
@@ -192,12 +200,13 @@ def _open_map(data: bytes) -> Image.Image:
 
 def _open(data: bytes) -> Image.Image:
     if size := container.stated_size(data):
-        _check(size)  # before PIL warns of it
+        check_size(size)  # before PIL warns of it
     opened = container.open_picture(data)
-    _check((opened.height, opened.width))
+    check_size((opened.height, opened.width))
     return opened
 
 
-def _check(size: Size) -> None:
+def check_size(size: Size) -> None:
+    """Raises ValueError for more pixels than MAX_PIXELS."""
     if size[0] * size[1] > MAX_PIXELS:
         raise ValueError(f"has {size[0]}x{size[1]} pixels; images have at most {MAX_PIXELS}")

@@ -1,7 +1,7 @@
 """What a worker sees only with two answers at hand: the same sample drawn twice has to be the same, and draws of a batch have one shape."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from twinview.assembly import Assembly
 from twinview.data.loading.item import Item
 from twinview.errors import ContractError
+from twinview.values import Batch
 
 
 def check_repeats(assembly: Assembly, one: Item, other: Item) -> None:
@@ -21,6 +22,16 @@ def check_repeats(assembly: Assembly, one: Item, other: Item) -> None:
         for name in mine:
             if not _same(mine[name], again.get(name)):
                 raise _unsteady(assembly, "draw_augment", f"another {name!r}")
+
+
+def check_batched(assembly: Assembly, batched: Mapping[str, bool], one: Item, batch: Batch) -> None:
+    """Of a batch's first sample made by itself too.  Raises ContractError where a hook that was asked for several at once gives others."""
+    if batched["sample_views"] and not (_same(one.geometry.boxes, batch.geometry.boxes[0]) and _same(one.geometry.flips, batch.geometry.flips[0])):
+        raise _unlike(assembly, "sample_views", "other boxes")
+    for mine, many in zip(one.augment or (), batch.augment or (), strict=True) if batched["draw_augment"] else ():
+        for name in mine.keys() | many.keys():
+            if name not in mine or name not in many or not _same(mine[name], many[name][0]):
+                raise _unlike(assembly, "draw_augment", f"another {name!r}")
 
 
 def stacked_draws(draws: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -37,6 +48,11 @@ def _unsteady(assembly: Assembly, hook: str, what: str) -> ContractError:
     place = assembly.place_of(hook)
     said = f"{hook}() gives {what} when the same image is drawn again"
     return ContractError(f"{place}: {said}. Draw from `rng` alone: a resumed run, or one with other workers, has to see the same.", placed=True)
+
+
+def _unlike(assembly: Assembly, hook: str, what: str) -> ContractError:
+    said = f"{hook}_batch() gives {what} than {hook}() for the same image"
+    return ContractError(f"{assembly.place_of(hook)}: {said}. Take the same numbers in the same order.", placed=True)
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:

@@ -14,16 +14,21 @@ from twinview.data import rng as draws
 from twinview.data.dataset.base import Samples
 from twinview.data.dataset.order import SampleIndex
 from twinview.data.dataset.read import BadSample, read, read_class, read_image, tried
-from twinview.data.formats import decode, jpeg_draft
+from twinview.data.formats import jpeg_draft
 from twinview.data.formats.decode import PixelFormat
+from twinview.data.loading.at_once import BatchMaker, fits
+from twinview.data.loading.cutting import cut as cut
+from twinview.data.loading.cutting import cut_views, fixed, on_views, sources
+from twinview.data.loading.cutting import on_pixels as on_pixels
 from twinview.data.loading.item import Cut
 from twinview.data.loading.item import Item as Item
-from twinview.data.loading.repeats import check_repeats, stacked_draws
-from twinview.data.loading.view_labels import stacked_labels, view_labels
+from twinview.data.loading.repeats import check_repeats
+from twinview.data.loading.stacking import collate as collate
+from twinview.data.loading.view_labels import view_labels
 from twinview.data.rng import Rekeyed
 from twinview.errors import ContractError, DataError, PluginError
 from twinview.recipe import Recipe
-from twinview.values import Batch, Dims, Geometry, Size
+from twinview.values import Batch, Dims, Size
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +40,7 @@ class WorkerHooks:
         self.assembly, self.calls, self.rng = assembly, assembly.calls, Rekeyed()
         self.repeats = False  # that a sample drawn twice is the same has been seen
         self.augment, self.masks = assembly.has("draw_augment"), assembly.has("make_masks")
+        self.maker: BatchMaker | None = None
 
 
 class _Image(NamedTuple):
@@ -78,18 +84,32 @@ class ViewDataset:
 
     def collate(self, places: Sequence[SampleIndex]) -> tuple[Batch, tuple[BadSample, ...]]:
         """The batch of some places of one epoch, and the samples in it that had to be replaced."""
-        items = [self[place] for place in places]
-        try:
-            batch, bad = collate(items, self._uneven()), tuple(bad for item in items for bad in item.bad)
-        except ContractError as e:  # of draws
-            raise ContractError(f"{self._made().assembly.place_of('draw_augment')}: {e}", placed=True) from None
+        if fits(self.recipe, self.dims):
+            batch, bad = self._batches()(self.shards, places, self.__getitem__)
+            cuts: list[dict[int, Cut]] = []
+        else:
+            batch, bad, cuts = self._stacked(places)
         if batch.augment is not None and self.recipe.data.augment_on == "worker":
-            apply, whole = self._made().calls.apply_augment, set(_sources(batch.geometry))
+            apply, whole = self._made().calls.apply_augment, set(sources(batch.geometry))
             drawn = enumerate(zip(batch.images, batch.augment))
             images = tuple(apply(pixels=raw, params=params) if v in whole else raw for v, (raw, params) in drawn)
             batch = batch._replace(images=images, augment=None)
-        images = cut_views(batch.images, batch.geometry, [item.cuts for item in items])
+        images = cut_views(batch.images, batch.geometry, cuts)
         return batch._replace(images=tuple(i.contiguous() for i in images)), bad
+
+    def _stacked(self, places: Sequence[SampleIndex]) -> tuple[Batch, tuple[BadSample, ...], list[dict[int, Cut]]]:
+        """The batch of items one by one, its draws still to be applied; what was replaced; views that are cut out of others once these are done."""
+        items = [self[place] for place in places]
+        try:
+            batch = collate(items, self._uneven())
+        except ContractError as e:  # of draws
+            raise ContractError(f"{self._made().assembly.place_of('draw_augment')}: {e}", placed=True) from None
+        return batch, tuple(bad for item in items for bad in item.bad), [item.cuts for item in items]
+
+    def _batches(self) -> BatchMaker:
+        made = self._made()
+        made.maker = made.maker or BatchMaker(self.recipe, self.dims, made.assembly, self._uneven())
+        return made.maker
 
     def _made(self) -> WorkerHooks:
         self._parts = self._parts or WorkerHooks(assemble(self.recipe))
@@ -139,7 +159,7 @@ class ViewDataset:
         image = self._image(index)
         height, width = image.size
         geometry = parts.calls.sample_views(size=(height, width), rng=rng("views"))
-        if _fixed(geometry) != _fixed(self.dims):
+        if fixed(geometry) != fixed(self.dims):
             said = f"gives other sizes, pairs, draws, cut_from or sets for an image of {height}x{width} than for the first"
             raise PluginError(f"[views] {self.recipe.views.use}: {said}. They are the same for every image.")
         unit = jpeg_draft.unit(geometry, image.size) if image.scalable else 1
@@ -172,118 +192,6 @@ class ViewDataset:
             labels=({"class": torch.tensor(read_class(self.shards, index))} if self.dims.classes else {})
             | (view_labels(self.shards, index, (height, width), geometry, self.dims.wants) if self.dims.wants else {}),
         )
-
-
-def on_pixels(geometry: Geometry, height: int, width: int, unit: int = 1) -> tuple[Geometry, list[list[int]]]:
-    """Round boxes to whole pixels of the source, at least one: what is cut is what Geometry says.  Gives x0 y0 x1 y1 in pixels too.
-
-    Of a source decoded with `unit` x `unit` pixels in one, these are the pixels; what is left of a side at its end is not cut.
-    """
-    pixels, columns, rows = [], width // unit, height // unit
-    for left, top, right, bottom in geometry.boxes.tolist():  # a few numbers: sooner done without arrays
-        x0, y0 = min(max(round(left * width / unit), 0), columns - 1), min(max(round(top * height / unit), 0), rows - 1)
-        x1, y1 = min(max(round(right * width / unit), x0 + 1), columns), min(max(round(bottom * height / unit), y0 + 1), rows)
-        pixels.append([x0, y0, x1, y1])
-    boxes = np.array(pixels) * unit / (width, height, width, height)
-    return geometry._replace(boxes=torch.from_numpy(boxes.astype(np.float32)), source=torch.tensor([height, width])), pixels
-
-
-def _fixed(given: Geometry | Dims) -> tuple[Any, ...]:
-    return given.sizes, given.pairs, given.draws, given.cut_from, given.sets
-
-
-def _sources(geometry: Geometry) -> tuple[int, ...]:
-    """Of each view, the view that it is cut from: itself, where that is the source."""
-    return geometry.cut_from or tuple(range(len(geometry.sizes)))
-
-
-def on_views(geometry: Geometry, meant: Geometry) -> tuple[Geometry, dict[int, Cut]]:
-    """Views that are cut out of others' pictures: their boxes rounded to whole pixels of these, at least one; what is cut is what Geometry says.
-
-    `meant`: before `on_pixels` moved the views that they are cut from, which they keep to.
-    """
-    cuts, boxes = dict[int, Cut](), geometry.boxes.tolist()
-    for view, source in enumerate(_sources(geometry)):
-        if source == view:
-            continue
-        (height, width), mirrored = geometry.sizes[source], bool(geometry.flips[source])
-        corners = meant.to_view(meant.boxes[view].view(2, 2), source)
-        (left, top), (right, bottom) = corners.amin(0).tolist(), corners.amax(0).tolist()
-        x0, y0 = min(max(round(left * width), 0), width - 1), min(max(round(top * height), 0), height - 1)
-        x1, y1 = min(max(round(right * width), x0 + 1), width), min(max(round(bottom * height), y0 + 1), height)
-        places = geometry.to_source(torch.tensor([[x0 / width, y0 / height], [x1 / width, y1 / height]]), source)
-        boxes[view] = [*places.amin(0).tolist(), *places.amax(0).tolist()]
-        cuts[view] = Cut((x0, y0, x1, y1), bool(geometry.flips[view]) != mirrored)
-    return (geometry._replace(boxes=torch.tensor(boxes)), cuts) if cuts else (geometry, cuts)
-
-
-def cut_views(images: Sequence[Tensor], geometry: Geometry, cuts: Sequence[dict[int, Cut]]) -> tuple[Tensor, ...]:
-    """The views [B, C, h, w] with those that are cut out of others; `cuts`: of each image."""
-    found = list(images)
-    for view, source in enumerate(_sources(geometry)):
-        if source != view:
-            found[view] = stacked([cut(images[source][b], one[view].box, geometry.sizes[view], one[view].flip) for b, one in enumerate(cuts)])
-    return tuple(found)
-
-
-def cut(pixels: Tensor, box: Sequence[int], size: tuple[int, int], flip: bool) -> Tensor:
-    """[C, H, W] -> [C, h, w] of the same type: the box x0 y0 x1 y1, resized with antialiasing, then mirrored."""
-    x0, y0, x1, y1 = box
-    view = decode.resize(pixels[:, y0:y1, x0:x1], size)
-    return view.flip(-1) if flip else view
-
-
-def collate(items: Sequence[Item], even: str = "") -> Batch:
-    """Items of one epoch -> a Batch.  `even`: the place of masks that hide as many cells of a view in every image, else they may differ."""
-    first = items[0]
-    views = range(len(first.images))
-
-    def stack(tensors: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        return {name: torch.stack([t[name] for t in tensors]) for name in tensors[0]}
-
-    geometries = [item.geometry for item in items]
-    hidden = [_masks([item.hidden[v] for item in items], f"{even}: hides" if even else "", v) for v in views]
-    return Batch(
-        keys=tuple(item.key for item in items),
-        ids=torch.tensor([item.id for item in items]),
-        seeds=torch.tensor([item.seed for item in items]),
-        epoch=first.epoch,
-        images=tuple(stacked([item.images[v] for item in items]) for v in views),
-        geometry=Geometry(
-            boxes=torch.stack([g.boxes for g in geometries]),
-            flips=torch.stack([g.flips for g in geometries]),
-            source=torch.stack([g.source for g in geometries]),
-            sizes=first.geometry.sizes,
-            pairs=first.geometry.pairs,
-            notes=stack([g.notes for g in geometries]),
-            draws=first.geometry.draws,
-            cut_from=first.geometry.cut_from,
-            sets=first.geometry.sets,
-        ),
-        hidden=tuple(hidden),
-        augment=tuple(stacked_draws([item.augment[v] for item in items if item.augment]) for v in views) if first.augment else None,
-        labels=stacked_labels([item.labels for item in items]),
-    )
-
-
-def _masks(masks: Sequence[Tensor | None], even: str, view: int) -> Tensor | None:
-    """[B, h*w] bool of a view, None where no image has a mask; one without hides nothing.  `even`: the start of a refusal of other counts."""
-    some = next((mask for mask in masks if mask is not None), None)
-    if some is None:
-        return None
-    whole = torch.stack([torch.zeros_like(some) if mask is None else mask for mask in masks])
-    counts = sorted(set(whole.sum(1).tolist())) if even else []
-    if len(counts) > 1:
-        instead = 'Hide as many in every image, or say Traits(gives=frozenset({"uneven_masks"})), for encoders that put a mask token there'
-        raise PluginError(f"{even} {counts[0]} cells of view {view} in one image and {counts[-1]} in another. {instead}.")
-    return whole
-
-
-def stacked(images: Sequence[Tensor]) -> Tensor:
-    """Images [C, h, w] -> [B, C, h, w]; interleaved as they are, where all are."""
-    if all(image.stride(0) == 1 for image in images):
-        return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
-    return torch.stack(tuple(images))
 
 
 class BadSamples:

@@ -1,0 +1,42 @@
+"""Machine code of a function, made at its first call and kept on disk."""
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numba
+
+from twinview.paths import cache
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def compiled(function: F) -> F:
+    """`numba.njit`, kept in a folder whose name is a hash of every file that the code may come from.
+
+    numba's own cache looks at the function's file alone, and would go on with what it once took from another.  Here these are the files of this
+    folder, and those beside the function's own.  Where nothing can be written, every process compiles for itself.  `fastmath` stays off: nothing is
+    reordered or contracted, so that the width of a processor's vectors changes no number.
+    """
+    before = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = str(_folder(os.environ.get("NUMBA_CACHE_DIR", ""), Path(inspect.getfile(function)).parent))
+    try:
+        return cast(F, numba.njit(cache=True)(function))
+    except RuntimeError:  # of numba: the folder cannot be written
+        return cast(F, numba.njit(function))
+    finally:
+        numba.config.CACHE_DIR = before
+
+
+@functools.lru_cache
+def _folder(named: str, package: Path) -> Path:
+    digest = hashlib.blake2b(digest_size=8)
+    for folder in sorted({Path(__file__).parent, package}):
+        for path in sorted(folder.glob("*.py")):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return (Path(named) if named else cache() / "compiled") / digest.hexdigest()
