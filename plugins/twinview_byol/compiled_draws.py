@@ -23,22 +23,19 @@ def draw(
     lowest, the strength of each.  `sigmas`: the least and the most, in pixels of the reference, and the scale.
     """
     neutral, lowest, strengths = factor[0], factor[1], factor[2]
-    state, coin, place, jittered = np.zeros(SIZE, np.uint64), np.empty(4), np.empty(5), np.empty(4)
+    state, drawn = np.zeros(SIZE, np.uint64), np.empty(9 if together else 13)
+    coin, place = drawn[:4], drawn[4:9]
     for b in range(len(keys)):
         begin(state, keys[b])
         if shuffled:
             permutation(state, order[b])
         else:
-            order[b] = np.arange(4)
-        for i in range(4):
-            coin[i] = random(state)
-        for i in range(5):
-            place[i] = random(state)
-        for i in range(4):
-            jittered[i] = coin[0] if together else random(state)
+            for i in range(4):
+                order[b, i] = i
+        random(state, drawn)
         for i in range(4):
             value = neutral[i]
-            if changed and jittered[i] < chances[0]:
+            if changed and (coin[0] if together else drawn[9 + i]) < chances[0]:
                 low = max(neutral[i] - strengths[i], lowest[i])
                 value = low + place[i] * (neutral[i] + strengths[i] - low)
             factors[b, i] = np.float32(value)

@@ -48,9 +48,9 @@ def files() -> dict[str, bytes]:
     found["rgb.jpg"] = saved(photo(26, 33, 55), "JPEG", keep_rgb=True)
     found["grey.jpg"] = saved(photo(21, 33, 55).convert("L"), "JPEG")
     found["inks.jpg"] = saved(photo(22, 33, 55).convert("CMYK"), "JPEG")
-    found["rgb.png"] = saved(photo(23, 33, 55), "PNG")
+    found["flat.png"] = saved(photo(23, 33, 55), "PNG")
     found["palette.png"] = saved(photo(24, 33, 55).convert("P"), "PNG")
-    found["grey.png"] = saved(photo(25, 33, 55).convert("L"), "PNG")
+    found["flat_grey.png"] = saved(photo(25, 33, 55).convert("L"), "PNG")
     for n, (height, width) in enumerate([(1, 1), (1, 40), (70, 2), (8, 500), (300, 260)]):
         found[f"size{n}.jpg"] = saved(photo(30 + n, height, width), "JPEG")
     return found
@@ -111,7 +111,7 @@ def test_parts_that_take_one_image_go_on_working(tables: dict[str, Any], monkeyp
 
 def test_bad_samples_are_replaced_alike(photos: dict[str, Any], tables: dict[str, Any], write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     good = files()
-    cut = {name: data[: len(data) // 2] if name in ("s3.jpg", "rgb.png") else b"broken" if name == "s4.jpg" else data for name, data in good.items()}
+    cut = {name: data[: len(data) // 2] if name in ("s3.jpg", "flat.png") else b"broken" if name == "s4.jpg" else data for name, data in good.items()}
     for table in (photos, tables):
         views = make({**table, "data": {"shards": str(write("broken.tar", cut)), "workers": 0, "bad_samples": 9}})
         check_same(views, [(0, i) for i in range(len(views))], monkeypatch)

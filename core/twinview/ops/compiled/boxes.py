@@ -22,7 +22,7 @@ def boxes_and_flips(
 
     `keys` [B, 2]: of each image's generator.  `scales` [V, 2]: of each view's area.  `ratio` [2] of width to height, and its `logs`.
     """
-    state = np.zeros(SIZE, np.uint64)
+    state, coins = np.zeros(SIZE, np.uint64), np.empty(len(scales))
     for b in range(len(sizes)):
         height, width = sizes[b]
         begin(state, keys[b])
@@ -31,15 +31,18 @@ def boxes_and_flips(
             w, h = np.float32(width), np.float32(height)
             box = boxes[b, v]
             box[0], box[1], box[2], box[3] = np.float32(x0) / w, np.float32(y0) / h, np.float32(x1) / w, np.float32(y1) / h
+        random(state, coins)
         for v in range(len(scales)):
-            flips[b, v] = random(state) < flip
+            flips[b, v] = coins[v] < flip
 
 
 @compiled
 def _box(state: State, height: int, width: int, scale: Floats, ratio: Floats, logs: Floats, tries: int) -> Any:
+    drawn = np.empty(2)
     for _ in range(tries):
-        area = height * width * (scale[0] + (scale[1] - scale[0]) * random(state))
-        aspect = math.exp(logs[0] + (logs[1] - logs[0]) * random(state))
+        random(state, drawn)
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * drawn[0])
+        aspect = math.exp(logs[0] + (logs[1] - logs[0]) * drawn[1])
         w, h = np.intp(np.rint(math.sqrt(area * aspect))), np.intp(np.rint(math.sqrt(area / aspect)))
         if 0 < w <= width and 0 < h <= height:
             y0 = integer(state, height - h + 1)

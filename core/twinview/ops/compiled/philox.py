@@ -65,9 +65,10 @@ def bits_32(state: State) -> Any:
 
 
 @compiled
-def random(state: State) -> Any:
-    """`rng.random()`: in [0, 1)."""
-    return np.float64(bits_64(state) >> BITS_11) * (1.0 / 9007199254740992.0)
+def random(state: State, out: NDArray[np.float64]) -> None:
+    """`rng.random(len(out))`: in [0, 1)."""
+    for i in range(len(out)):  # one place that takes bits, for machine code repeats what it calls
+        out[i] = np.float64(bits_64(state) >> BITS_11) * (1.0 / 9007199254740992.0)
 
 
 @compiled
@@ -75,12 +76,11 @@ def integer(state: State, n: int) -> Any:
     """`rng.integers(n)` of 1 <= n < 2**32: 0 .. n - 1, by Lemire's product, drawn anew where that would favor some."""
     if n == 1:
         return 0
-    product = bits_32(state) * np.uint64(n)
-    if (product & LOW) < np.uint64(n):
-        least = (LOW - np.uint64(n - 1)) % np.uint64(n)
-        while (product & LOW) < least:
-            product = bits_32(state) * np.uint64(n)
-    return np.intp(product >> BITS_32)
+    least = (LOW - np.uint64(n - 1)) % np.uint64(n)
+    while True:
+        product = bits_32(state) * np.uint64(n)
+        if (product & LOW) >= least:
+            return np.intp(product >> BITS_32)
 
 
 @compiled
@@ -88,11 +88,12 @@ def permutation(state: State, out: NDArray[np.int64]) -> None:
     """`rng.permutation(len(out))`, of at most 2**32: a place from the end on takes a random one of those up to it."""
     for i in range(len(out)):
         out[i] = i
-    for i in range(len(out) - 1, 0, -1):
+    i = len(out) - 1
+    while i > 0:
         mask = np.uint64(i)
         for shift in (1, 2, 4, 8, 16):
             mask |= mask >> np.uint64(shift)
         j = bits_32(state) & mask
-        while j > np.uint64(i):
-            j = bits_32(state) & mask
-        out[i], out[j] = out[j], out[i]
+        if j <= np.uint64(i):  # else drawn anew
+            out[i], out[j] = out[j], out[i]
+            i -= 1
