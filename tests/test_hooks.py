@@ -57,7 +57,7 @@ class Views(toy.Views):
 
     @hookimpl
     def sample_views_batch(self, sizes, keys):
-        assert sizes.shape == keys.shape == (3, 2)
+        assert sizes.shape == keys.shape and sizes.shape[1] == 2
         saw("sample_views_batch")
 
 
