@@ -36,7 +36,8 @@ class Seen(NamedTuple):
     keys: list[str]
     photos: list[Tensor]  # [3, h, w] uint8
     pooled: Tensor  # [N, C]
-    cells: Tensor  # [SHOWN, C, h, w] of the first
+    shown: list[int]  # of these, the images of the sheet of cells
+    cells: Tensor  # [len(shown), C, h, w]
 
 
 def draw_run(run: Path, overrides: Sequence[str] = (), *, images: int = 160) -> tuple[dict[str, list[Picture]], list[str]]:
@@ -79,28 +80,32 @@ def look(opened: Opened, images: int) -> Seen:
     count = min(images, len(shards))
     places = [i * len(shards) // count for i in range(count)]
     read = PlainImages(shards, PixelFormat.of(recipe.data), model.dims.sizes[0], (), True)
-    keys, photos, pooled, cells = list[str](), list[Tensor](), list[Tensor](), list[Tensor]()
+    keys, photos, pooled, cells, shown = list[str](), list[Tensor](), list[Tensor](), list[Tensor](), list[int]()
+    marks = {i * count // SHOWN for i in range(SHOWN)}  # spread too: data sets are often sorted by class
     for at in range(0, count, BATCH):
         batch, _ = read(places[at : at + BATCH])
         if not batch.keys:
             continue
         features = model.online.encoder((batch.images.float() - model.mean) / model.std)
+        chosen = [k for k in range(len(batch.keys)) if len(keys) + k in marks]
+        if features.cells is not None:
+            shown += [len(keys) + k for k in chosen]
+            cells.append(features.cells[chosen].float())
         keys += batch.keys
         photos += [photograph(image) for image in batch.images]
         pooled.append(features.pooled if features.pooled is not None else features.at("cells").mean((2, 3)))
-        if at == 0 and features.cells is not None:
-            cells.append(features.cells[:SHOWN].float())
     if not keys:
         raise TwinviewError("no image of the run's data could be read.")
-    return Seen(keys, photos, torch.cat(pooled).float(), torch.cat(cells) if cells else torch.empty(0, 1, 1, 1))
+    return Seen(keys, photos, torch.cat(pooled).float(), shown, torch.cat(cells) if cells else torch.empty(0, 1, 1, 1))
 
 
 def cells_now(seen: Seen, at: str) -> Picture:
-    """The first images beside their cells."""
+    """Some of the images beside their cells."""
     if not len(seen.cells):
         return Picture("", sheet([[Cell(photo) for photo in seen.photos[:SHOWN]]], title="This encoder gives no cells"))
+    photos = [seen.photos[i] for i in seen.shown]
     colors = colors_of(principal(seen.cells))
-    rows = [[Cell(photo) for photo in seen.photos[: len(colors)]], [Cell(_blocks(color, photo)) for color, photo in zip(colors, seen.photos)]]
+    rows = [[Cell(photo) for photo in photos], [Cell(_blocks(color, photo)) for color, photo in zip(colors, photos)]]
     caption = (
         "The three main directions of the cells of all these images together, as red, green and blue. Cells of one color have like features: a "
         "trained network gives the parts of one thing one color, in every image."
@@ -126,9 +131,11 @@ def neighbors_sheet(seen: Seen, at: str) -> Picture:
 def feature_map(seen: Seen, at: str) -> Picture:
     """Thumbnails where t-SNE puts the pooled features."""
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     unit = F.normalize(seen.pooled - seen.pooled.mean(0), dim=1).numpy()
-    places = TSNE(perplexity=min(30.0, (len(unit) - 1) / 3), init="pca", random_state=0).fit_transform(unit)
+    with threadpool_limits(1):  # threads that wait for one another cost a hundred times as much on a busy machine
+        places = TSNE(perplexity=min(30.0, (len(unit) - 1) / 3), init="pca", random_state=0).fit_transform(unit)
     low, high = places.min(0), places.max(0)
     whole = Image.new("RGB", (MAP, round(MAP * 0.7)), "white")
     for (x, y), photo in zip((places - low) / (high - low + 1e-9), seen.photos):

@@ -82,7 +82,10 @@
       svg("line", { x1: M.l, x2: W - M.r, y1: Y(v), y2: Y(v), class: "grid" }, picture);
       svg("text", { x: M.l - 6, y: Y(v) + 4, "text-anchor": "end" }, picture).textContent = number(v);
     }
-    for (const v of ticks(x0, x0 + wide, Math.max(3, Math.floor(W / 75)))) svg("text", { x: X(v), y: H - 7, "text-anchor": "middle" }, picture).textContent = number(v);
+    for (const v of ticks(x0, x0 + wide, Math.max(3, Math.floor(W / 75)))) {
+      const last = X(v) > W - 20;  // half of a number would be outside
+      svg("text", { x: last ? W - 1 : X(v), y: H - 7, "text-anchor": last ? "end" : "middle" }, picture).textContent = number(v);
+    }
     const clip = "c" + [...made.keys()].indexOf(chart.title); const c = svg("clipPath", { id: clip }, picture); svg("rect", { x: M.l - 5, y: 0, width: W - M.l - M.r + 10, height: H - M.b + 5 }, c);
     const plot = svg("g", { "clip-path": `url(#${clip})` }, picture);
     for (const s of it.lines) {
@@ -122,6 +125,8 @@
   if (reset) reset.onclick = () => { view.x = null; drawAll(); };
   theme.onclick = () => { const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches; root.dataset.theme = dark ? "light" : "dark"; };
   if (box) { drawAll(); let wait; addEventListener("resize", () => { clearTimeout(wait); wait = setTimeout(drawAll, 120); }); addEventListener("beforeprint", drawAll); }
+
+  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(part => { part.open = true; }));
 
   if (document.body.dataset.live) {
     let stamp = null;
