@@ -67,7 +67,9 @@ class VisionTransformer(nn.Module):
         before = [getattr(self, t).expand(x.shape[0], -1, -1) for t in TOKENS if getattr(self, t) is not None]
         if before:
             x = torch.cat([torch.cat(before, 1) + prefix, x], 1)
-        x, levels, tokens = self.norm_pre(x), dict[str, Tensor](), list[Tensor]()
+        x = self.norm_pre(x)
+        levels: dict[str, Tensor] = {}  # no dict[str, Tensor](), at which torch.compile breaks its graph
+        tokens: list[Tensor] = []
         if not self.maps and self.pooled_blocks == 1:
             x = self.blocks(x)
         else:

@@ -50,8 +50,6 @@ def check_recipe(recipe: Recipe) -> None:
         raise RecipeError("[run] keep_best: the recipe scores nothing. Add an [[evaluate]] table, or leave keep_best out.")
     if recipe.run.compile and stage(recipe) == 3:
         raise RecipeError("[run] compile: ZeRO stage 3 gathers parameters layer by layer, inside what would be compiled. Write stage = 2.")
-    if recipe.run.compile and recipe.run.activation_checkpointing:
-        raise RecipeError("[run] compile: torch.compile does not follow activation_checkpointing into its second pass. Write one of the two.")
     if recipe.run.clip_gradients and recipe.optimizer.clip:
         raise RecipeError("[optimizer] clip: run.clip_gradients clips the same gradients, all together. Write one of the two.")
     if recipe.schedule.grain == "epoch" and recipe.run.hours is not None:

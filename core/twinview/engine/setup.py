@@ -95,11 +95,22 @@ def build(recipe: Recipe, *, assembly: Assembly | None = None, going_on: bool = 
 def _recompute_blocks(model: Siamese) -> None:
     from twinview.ops.recompute import recompute
 
-    encoder: Any = model.online.encoder
-    if not hasattr(encoder, "recomputable") or not encoder.recomputable():
-        raise no_blocks(model.assembly.recipe)
+    check_blocks(model.assembly.recipe, model.online.encoder)
+    inside = set(model.online.encoder.modules()) if model.assembly.recipe.run.compile else set()
     for block in model.online.recomputable():
-        recompute(block)
+        recompute(block, compiled=block in inside)
+
+
+def check_blocks(recipe: Recipe, encoder: nn.Module) -> None:
+    """Raises RecipeError where activation checkpointing has nothing to work on, or nothing that can be compiled with it."""
+    if not recipe.run.activation_checkpointing:
+        return
+    blocks = cast(Any, encoder).recomputable() if hasattr(encoder, "recomputable") else []
+    if not blocks:
+        raise no_blocks(recipe)
+    if recipe.run.compile and any(True for block in blocks for _ in block.buffers()):
+        what = "compiled blocks that are computed twice would move their BatchNorm statistics twice"
+        raise RecipeError(f"[run] compile: {what}. Leave activation_checkpointing out, or compile.")
 
 
 def no_blocks(recipe: Recipe) -> RecipeError:

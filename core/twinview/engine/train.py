@@ -21,6 +21,7 @@ from twinview.engine.around import before_epoch
 from twinview.engine.batches import Batches, ask_choice, choice_files, load_choice
 from twinview.engine.checkpoint import Checkpoint, best_of, load_model, mark_best, save_checkpoint, steps_in
 from twinview.engine.collapse import collapses
+from twinview.engine.compiled import graphs
 from twinview.engine.deepspeed_config import micro_batch
 from twinview.engine.distributed.preempt import SAVING, Notice, Told, noticing
 from twinview.engine.distributed.process import averaged, barrier, gathered, join, on_first, peak_memory, telling_faults
@@ -261,8 +262,11 @@ class Trainer:
         if first_of_epoch and not chooses:
             before_epoch(setup, self.engine, data, progress)
         self.notice.stepping()
+        is_first = not self.notice.steps
         with self.first_step():
             taken = take_step(setup, self.engine, chain([first], batches), progress, watch=self.is_logged(self.step + 1))
+        if is_first and setup.recipe.run.compile:
+            self.log.say(graphs())
         if taken.left_out:
             self.log.say(self.skipped.add(taken.left_out))
         self.step += 1

@@ -11,13 +11,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 
-def recompute(block: nn.Module) -> None:
+def recompute(block: nn.Module, compiled: bool = False) -> None:
     """Compute `block` again in the backward pass, from now on and wherever gradients are recorded; otherwise it is what it was.
 
     Results, gradients and buffers are those of the block itself: random draws, autocast and the choice of attention kernels are repeated, and
     buffers (running statistics) change once.  Names of parameters stay, hooks and copies work.  A collective inside it runs twice on every rank.
+    `compiled`: in a form that torch.compile takes into one graph.  It is for blocks without buffers: those would change twice.
     """
-    cast(Any, block).__class__ = _recomputed(cast(Any, type(block)))
+    cast(Any, block).__class__ = _recomputed(cast(Any, type(block)), _ToCompile if compiled else _Recomputed)
 
 
 class _Recomputed(nn.Module):
@@ -30,9 +31,17 @@ class _Recomputed(nn.Module):
         return checkpoint(run, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _AsBefore(self)), **named)
 
 
+class _ToCompile(nn.Module):
+    """The same for the compiler, which repeats draws and kernels itself and knows no context around the second pass."""
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        run = super().forward
+        return checkpoint(run, *inputs, use_reentrant=False, **named) if torch.is_grad_enabled() else run(*inputs, **named)
+
+
 @lru_cache
-def _recomputed(kind: type[nn.Module]) -> type[nn.Module]:
-    return kind if issubclass(kind, _Recomputed) else type(kind.__name__, (_Recomputed, kind), {})
+def _recomputed(kind: type[nn.Module], front: type[nn.Module]) -> type[nn.Module]:
+    return kind if issubclass(kind, (_Recomputed, _ToCompile)) else type(kind.__name__, (front, kind), {})
 
 
 class _AsBefore(AbstractContextManager[None]):

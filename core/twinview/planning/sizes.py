@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from twinview.assembly import Assembly
 from twinview.data.loading.factory import Paths
 from twinview.data.loading.loader import check_choice
-from twinview.engine.setup import check_batchnorm, no_blocks
+from twinview.engine.setup import check_batchnorm, check_blocks
 from twinview.errors import HookError, TwinviewError
 from twinview.model import Siamese
 from twinview.ops.vision import without_compiler
@@ -60,9 +60,7 @@ def _make(assembly: Assembly) -> None:
     for label in assembly.answers("sample_weights"):
         check_choice(recipe, assembly.uses[label][1])
     model = Siamese(assembly, dims, encoder)
-    blocks = cast(Any, encoder)
-    if recipe.run.activation_checkpointing and not (hasattr(blocks, "recomputable") and blocks.recomputable()):
-        raise no_blocks(recipe)
+    check_blocks(recipe, encoder)
     check_batchnorm(model, recipe, world=1)
 
 
