@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from twinview.ops.compiled.build import compiled
 from twinview.ops.compiled.cut import to_bytes
+from twinview.ops.compiled.vectors import FOLDED, fold
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -25,69 +26,62 @@ BLOCK = 1024  # pixels at a time: three channels of floats, 12 KiB
 
 
 @compiled
-def photometry(
-    images: Bytes, order: NDArray[np.int64], factors: Floats, active: Coins, grey: Coins, taps: Floats, starts: NDArray[np.int64], solarize: Coins,
-    out: Bytes,
-) -> None:
-    """Images [B, 3, h, w] -> `out` [B, 3, h, w].
+def colors(images: Bytes, order: NDArray[np.int64], factors: Floats, active: Coins, grey: Coins, out: Bytes) -> None:
+    """Jitter and grey of images [B, 3, h, w] -> `out` [B, 3, h, w], of a `grey` one its first channel alone.
 
-    `order` and `factors` [B, 4] are those of the draws; operations that are not `active` [B, 4] are left out.  `taps[starts[b] : starts[b + 1]]` is
-    the kernel of an image's blur, odd in number; one tap: none.
+    `order` and `factors` [B, 4] are those of the draws; operations that are not `active` [B, 4] are left out.
     """
-    shape = images.shape[1:]
-    size = shape[1] * shape[2]
-    work, block, shifts = np.empty(shape, np.uint8), np.empty(3 * BLOCK, np.float32), np.empty(3, np.float32)
+    size = images.shape[2] * images.shape[3]
+    block, shifts = np.empty(3 * BLOCK, np.float32), np.empty(3, np.float32)
     for b in range(len(images)):
-        kernel = taps[starts[b] : starts[b + 1]]
         source, done = images[b].reshape(3, size), out[b].reshape(3, size)
-        target = work.reshape(3, size) if len(kernel) > 1 else done
         turn = SIX * factors[b, 3]
         for c in range(3):
             shifts[c] = (turn - TWO * np.float32(c) + THREE) % SIX - THREE
-        before, mean = 0, ZERO  # operations before contrast, which wants the mean of what they make
-        if active[b, CONTRAST]:
-            while order[b, before] != CONTRAST:
-                before += 1
-            total = jittered(source, order[b, :before], factors[b], active[b], ZERO, shifts, False, True, block, target)
-            source, mean = target, np.float32(total / size)
-        jittered(source, order[b, before:], factors[b], active[b], mean, shifts, grey[b], False, block, target)
-        if len(kernel) > 1:
-            blur(work, kernel, 1 if grey[b] else 3, out[b])
-        if solarize[b]:
-            for c in range(1 if grey[b] else 3):
-                channel = done[c]
-                for i in range(size):
-                    channel[i] = min(channel[i], ~channel[i])  # of a byte and its complement, exactly one is below 128
-        if grey[b]:
-            done[1], done[2] = done[0], done[0]
+        before, mean, total = 0, ZERO, 0  # operations before contrast, which wants the mean of what they make
+        while before < 4 and active[b, CONTRAST] and order[b, before] != CONTRAST:
+            before += 1
+        for last in (False, True):  # up to contrast, for that mean; from there on
+            if not last and not active[b, CONTRAST]:
+                continue
+            for at in range(0, size, BLOCK):
+                n = min(BLOCK, size - at)
+                part = block[: 3 * n].reshape(3, n)
+                for c in range(3):
+                    values, floats = source[c][at : at + n], part[c]
+                    for i in range(n):
+                        floats[i] = np.float32(np.int32(values[i]))  # by way of int32, which processors convert by vectors
+                for k in order[b, before:] if last else order[b, :before]:
+                    if active[b, k]:
+                        jitter(part, k, factors[b, k], mean, shifts)
+                if not last:
+                    total += grey_sum(part)
+                elif grey[b]:
+                    red, green, blue = part[0], part[1], part[2]
+                    for i in range(n):
+                        red[i] = luma(red[i], green[i], blue[i])
+                for c in range(1 if last and grey[b] else 3):
+                    to_bytes(part[c], done[c][at : at + n])
+            source, mean = done, np.float32(total / size)
 
 
 @compiled
-def jittered(
-    source: Bytes, order: NDArray[np.int64], factors: Floats, active: Coins, mean: np.float32, shifts: Floats, grey: bool, summed: bool,
-    block: Floats, out: Bytes,
-) -> Any:
-    """Bytes [3, n] -> `out` [3, n] after the operations of `order`, of a `grey` image its first channel alone; the sum of grey values if `summed`."""
-    total, size = 0, source.shape[1]
-    for at in range(0, size, BLOCK):
-        n = min(BLOCK, size - at)
-        part = block[: 3 * n].reshape(3, n)
-        for c in range(3):
-            values, floats = source[c][at : at + n], part[c]
-            for i in range(n):
-                floats[i] = np.float32(np.int32(values[i]))  # by way of int32, which processors convert by vectors
-        for k in order:
-            if active[k]:
-                jitter(part, k, factors[k], mean, shifts)
-        if summed:
-            total += grey_sum(part)
-        if grey:
-            red, green, blue = part[0], part[1], part[2]
-            for i in range(n):
-                red[i] = luma(red[i], green[i], blue[i])
-        for c in range(1 if grey else 3):
-            to_bytes(part[c], out[c][at : at + n])
-    return total
+def finish(images: Bytes, taps: Floats, starts: NDArray[np.int64], solarize: Coins, grey: Coins) -> None:
+    """Blur and solarisation in place, and of `grey` images [3, h, w] the first channel into all.
+
+    `taps[starts[b] : starts[b + 1]]` is the kernel of an image's blur, odd in number; one tap: none.
+    """
+    for b in range(len(images)):
+        kernel, channels = taps[starts[b] : starts[b + 1]], 1 if grey[b] else 3
+        if len(kernel) > 1:
+            blur(images[b], kernel, channels)
+        planes = images[b].reshape(3, -1)
+        for c in range(channels if solarize[b] else 0):
+            values = planes[c]
+            for i in range(len(values)):
+                values[i] = min(values[i], ~values[i])  # of a byte and its complement, exactly one is below 128
+        for c in range(channels, 3):
+            planes[c] = planes[0]
 
 
 @compiled
@@ -102,7 +96,7 @@ def grey_sum(block: Floats) -> Any:
     """Of the grey values of [3, n]: whole numbers, so that their order does not matter."""
     red, green, blue, total = block[0], block[1], block[2], np.int32(0)
     for i in range(len(red)):
-        total += np.int32(luma(red[i], green[i], blue[i]))
+        total = np.int32(total + np.int32(luma(red[i], green[i], blue[i])))  # numba's sums of int32 are int64, of which a vector holds half as many
     return total
 
 
@@ -149,31 +143,37 @@ def unlike(distance: np.float32) -> np.float32:
 
 
 @compiled
-def blur(planes: Bytes, taps: Floats, channels: int, out: Bytes) -> None:
-    """The first channels of [3, h, w] under a symmetric kernel, down and then across, mirrored at the borders, rounded into `out` [3, h, w]."""
+def blur(planes: Bytes, taps: Floats, channels: int) -> None:
+    """The first channels of [3, h, w] under a symmetric kernel, in place: down and then across, mirrored at the borders, rounded.
+
+    A row holds its channels side by side, each with its mirrored borders: one loop of each pass takes all of them, and what it makes of two
+    neighbouring channels is dropped.
+    """
     height, width = planes.shape[1:]
     reach = len(taps) // 2
-    sums, wide = np.empty(width, np.float32), np.empty(width + 2 * reach, np.float32)
-    middle = wide[reach : reach + width]  # slices: numba makes no vectors of a loop over sums of indices
-    for c in range(channels):
-        plane = planes[c]
-        for y in range(height):
-            here, weight = plane[y], taps[reach]
+    step = width + 2 * reach
+    row, half = channels * step, taps[reach:]
+    rows, down, across = np.zeros(height * row + FOLDED, np.float32), np.zeros(row + 2 * FOLDED, np.float32), np.zeros(row + FOLDED, np.float32)
+    for y in range(height):
+        for c in range(channels):
+            values, wide = planes[c, y], rows[y * row + c * step : y * row + (c + 1) * step]
+            middle = wide[reach : reach + width]  # slices: numba makes no vectors of a loop over sums of indices
             for i in range(width):
-                middle[i] = np.float32(np.int32(here[i])) * weight
-            for k in range(1, reach + 1):  # down: rows above and below have one weight
-                above, below, weight = plane[abs(y - k)], plane[min(y + k, 2 * (height - 1) - y - k)], taps[reach + k]
-                for i in range(width):
-                    middle[i] += np.float32(np.int32(np.int32(above[i]) + np.int32(below[i]))) * weight
+                middle[i] = np.float32(np.int32(values[i]))
             for k in range(1, reach + 1):
                 wide[reach - k], wide[reach + width - 1 + k] = wide[reach + k], wide[reach + width - 1 - k]
-            weight = taps[reach]
+    beside, around = np.empty(2 * reach, np.int64), np.empty(2 * reach, np.int64)
+    for k in range(reach):
+        beside[2 * k], beside[2 * k + 1] = -k - 1, k + 1
+    for y in range(height):
+        for k in range(reach):
+            above, below = abs(y - k - 1), min(y + k + 1, 2 * (height - 1) - y - k - 1)
+            around[2 * k], around[2 * k + 1] = (above - y) * row, (below - y) * row
+        for i in range(0, row, FOLDED):
+            fold(rows, y * row + i, around, half, reach, down, i)
+        for i in range(0, row - 2 * reach, FOLDED):
+            fold(down, reach + i, beside, half, reach, across, i)
+        for c in range(channels):
+            values, found = planes[c, y], across[c * step : c * step + width]
             for i in range(width):
-                sums[i] = middle[i] * weight
-            for k in range(1, reach + 1):  # across
-                left, right, weight = wide[reach - k : reach - k + width], wide[reach + k : reach + k + width], taps[reach + k]
-                for i in range(width):
-                    sums[i] += (left[i] + right[i]) * weight
-            blurred = out[c, y]
-            for i in range(width):
-                blurred[i] = np.uint8(np.int32(np.rint(sums[i])))
+                values[i] = np.uint8(np.int32(np.rint(found[i])))

@@ -133,13 +133,13 @@ def _greyed(pixels: Tensor, images: list[int], whole: bool) -> Tensor:
 
 
 def _compiled(pixels: Tensor, draws: dict[str, Tensor]) -> Tensor:
-    from twinview_byol.compiled import photometry  # here: numba takes a second to import, and only data workers need it
+    from twinview_byol.compiled import colors, finish  # here: numba takes a second to import, and only data workers need it
 
     out = torch.empty(pixels.shape, dtype=torch.uint8)
     order, factors, grey, sigma, solarize = (draws[name].numpy() for name in ("order", "factors", "grey", "sigma", "solarize"))
     taps, starts = own_kernels(sigma, (pixels.shape[2], pixels.shape[3]))
-    active = factors != np.array(NEUTRAL, np.float32)
-    photometry(pixels.contiguous().numpy(), order, factors, active, grey, taps, starts, solarize, out.numpy())
+    colors(pixels.contiguous().numpy(), order, factors, factors != np.array(NEUTRAL, np.float32), grey, out.numpy())
+    finish(out.numpy(), taps, starts, solarize, grey)
     return out
 
 

@@ -17,7 +17,7 @@ Floats = NDArray[np.float32]
 Lines = NDArray[np.uint32]  # a pixel: red, green, blue from the lowest byte on
 
 EXACT = 16  # bits: 24 of a float, less the 8 of a byte
-HALF, BYTE, EIGHT, SIXTEEN = np.float32(0.5), np.uint32(255), np.uint32(8), np.uint32(16)
+ZERO, HALF, BYTE, EIGHT, SIXTEEN = np.float32(0), np.float32(0.5), np.uint32(255), np.uint32(8), np.uint32(16)
 SPARE = 3  # lines behind the last, since four are made at a time
 
 
@@ -94,15 +94,17 @@ def resize_across(
 @compiled
 def resize_down(lines: Lines, start: int, taps: Floats, out: Floats) -> None:
     """Lines from `start` on, weighted, to one row of each channel: `out` [3, w], one half too much."""
-    red, green, blue = out[0], out[1], out[2]
+    red, green, blue, last = out[0], out[1], out[2], len(lines) - 1
     out[:] = HALF
-    for k in range(len(taps)):
-        line, weight = lines[start + k], taps[k]
-        if weight > 0:
-            for i in range(len(red)):
-                red[i] += np.float32(np.int32(line[i] & BYTE)) * weight
-                green[i] += np.float32(np.int32((line[i] >> EIGHT) & BYTE)) * weight
-                blue[i] += np.float32(np.int32((line[i] >> SIXTEEN) & BYTE)) * weight
+    for k in range(0, len(taps), 2):  # two lines in one pass, which is bound by what it loads and stores
+        j = min(k + 1, len(taps) - 1)
+        first, second = taps[k], taps[j] if j > k else ZERO
+        one, other = lines[min(start + k, last)], lines[min(start + j, last)]  # beyond the last there are weights of nothing
+        for i in range(len(red)):
+            p, q = one[i], other[i]
+            red[i] += np.float32(np.int32(p & BYTE)) * first + np.float32(np.int32(q & BYTE)) * second
+            green[i] += np.float32(np.int32((p >> EIGHT) & BYTE)) * first + np.float32(np.int32((q >> EIGHT) & BYTE)) * second
+            blue[i] += np.float32(np.int32((p >> SIXTEEN) & BYTE)) * first + np.float32(np.int32((q >> SIXTEEN) & BYTE)) * second
 
 
 @compiled
