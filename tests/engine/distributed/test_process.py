@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from twinview.engine.distributed.process import adopt_slurm, first_host, telling_faults
+from twinview.engine.distributed.process import adopt_slurm, first_host, quiet_deepspeed, telling_faults
 from twinview.errors import RankLost
 
 SRUN = {
@@ -63,3 +63,12 @@ def test_a_lost_rank_is_told_and_other_errors_are_not_touched() -> None:
         raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:2")
     with pytest.raises(RuntimeError, match="shapes"), telling_faults():
         raise RuntimeError("shapes do not match")
+
+
+def test_no_version_of_deepspeed_finds_a_kernel_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """0.17 indexes the table of kernels, later ones ask it."""
+    import deepspeed
+
+    monkeypatch.setattr(deepspeed.ops, "__compatible_ops__", {}, raising=False)
+    quiet_deepspeed("cpu")
+    assert deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] is False

@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -48,7 +49,7 @@ def quiet_deepspeed(kind: str) -> None:
     os.environ.setdefault("DS_ACCELERATOR", kind)
     import deepspeed
 
-    deepspeed.ops.__compatible_ops__ = {}
+    deepspeed.ops.__compatible_ops__ = defaultdict(bool)  # DeepSpeed 0.17 indexes it
     deepspeed.utils.logger.setLevel(logging.ERROR)
 
 
