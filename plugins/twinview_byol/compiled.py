@@ -71,10 +71,15 @@ def finish(images: Bytes, taps: Floats, starts: NDArray[np.int64], solarize: Coi
 
     `taps[starts[b] : starts[b + 1]]` is the kernel of an image's blur, odd in number; one tap: none.
     """
+    height, width = images.shape[2:]
+    most = 1
+    for b in range(len(images)):
+        most = max(most, starts[b + 1] - starts[b])
+    room = np.empty(height * 3 * (width + most) + FOLDED if most > 1 else 0, np.float32)  # once: new memory comes in pages that cost time
     for b in range(len(images)):
         kernel, channels = taps[starts[b] : starts[b + 1]], 1 if grey[b] else 3
         if len(kernel) > 1:
-            blur(images[b], kernel, channels)
+            blur(images[b], kernel, channels, room)
         planes = images[b].reshape(3, -1)
         for c in range(channels if solarize[b] else 0):
             values = planes[c]
@@ -143,8 +148,8 @@ def unlike(distance: np.float32) -> np.float32:
 
 
 @compiled
-def blur(planes: Bytes, taps: Floats, channels: int) -> None:
-    """The first channels of [3, h, w] under a symmetric kernel, in place: down and then across, mirrored at the borders, rounded.
+def blur(planes: Bytes, taps: Floats, channels: int, rows: Floats) -> None:
+    """The first channels of [3, h, w] under a symmetric kernel, in place: down and then across, mirrored at the borders, rounded; `rows` is room.
 
     A row holds its channels side by side, each with its mirrored borders: one loop of each pass takes all of them, and what it makes of two
     neighbouring channels is dropped.
@@ -153,7 +158,7 @@ def blur(planes: Bytes, taps: Floats, channels: int) -> None:
     reach = len(taps) // 2
     step = width + 2 * reach
     row, half = channels * step, taps[reach:]
-    rows, down, across = np.zeros(height * row + FOLDED, np.float32), np.zeros(row + 2 * FOLDED, np.float32), np.zeros(row + FOLDED, np.float32)
+    down, across = np.empty(row + 2 * FOLDED, np.float32), np.empty(row + FOLDED, np.float32)
     for y in range(height):
         for c in range(channels):
             values, wide = planes[c, y], rows[y * row + c * step : y * row + (c + 1) * step]

@@ -184,6 +184,15 @@ class WrongDraws(Photometry):
 
 
 @part
+class Same(Photometry):
+    """Gives the pixels that it was given."""
+
+    @hookimpl
+    def apply_augment(self, pixels, params):
+        return pixels.flip(-1).flip(-1) if self.jitter else pixels
+
+
+@part
 class Half:
     @hookimpl
     def draw_augment_batch(self, view, size, keys):
@@ -202,7 +211,7 @@ class Wrapper:
 
 @hookimpl
 def parts():
-    return {"overridden": Overridden, "nothing": Nothing, "wrong": Wrong, "wrong_draws": WrongDraws, "half": Half, "wrapper": Wrapper}
+    return {"overridden": Overridden, "nothing": Nothing, "wrong": Wrong, "wrong_draws": WrongDraws, "half": Half, "same": Same, "wrapper": Wrapper}
 '''
 
 
@@ -224,6 +233,17 @@ def test_whoever_draws(photos: dict[str, Any], install: Callable[..., None], cha
     check_same(views, [(0, i) for i in (0, 5, 12, 3)], monkeypatch)
     flips = views.collate([(0, i) for i in range(12)])[0].geometry.flips
     assert bool(flips.all()) == ("overridden" in str(change) or "wrapper" in str(change))
+
+
+def test_a_batch_stays_as_it_is_when_the_next_is_made(photos: dict[str, Any], install: Callable[..., None]) -> None:
+    """Views are cut into the same memory again, also where photometry gives back what it was given."""
+    install("batches", BATCHES)
+    for jitter in (0.0, 0.5):
+        views = make({**photos, "augment": {"use": "batches.same", "jitter": jitter}})
+        batch, _ = views.collate([(0, 1), (0, 2), (0, 3)])
+        before = [images.clone() for images in batch.images]
+        views.collate([(0, 9), (0, 8)])
+        assert all(torch.equal(a, b) for a, b in zip(before, batch.images))
 
 
 def test_a_batch_that_is_drawn_otherwise_than_its_images_is_refused(photos: dict[str, Any], install: Callable[..., None]) -> None:

@@ -55,6 +55,8 @@ class BatchMaker:
         self.recipe, self.dims, self.assembly, self.even = recipe, dims, assembly, even
         self.calls, self.rng, self.memory, self.cut, self.checked = assembly.calls, Rekeyed(), JpegMemory(), Cutter(), False
         self.augment, self.masks = assembly.has("draw_augment"), assembly.has("make_masks")
+        self.reuses = self.augment and recipe.data.augment_on == "worker"  # the memory of views that photometry makes others of
+        self._room = tuple(torch.empty(0, 3, *size, dtype=torch.uint8) for size in dims.sizes)
         self.batched = {hook: asks_batch(assembly, hook) for hook in ("sample_views", "draw_augment")}
 
     def __call__(self, shards: Samples, places: Sequence[SampleIndex], item: Callable[[SampleIndex], Item]) -> tuple[Batch, tuple[BadSample, ...]]:
@@ -73,6 +75,14 @@ class BatchMaker:
             self.checked = True
         return batch, tuple(bad for _, item in sorted(found.odd.items()) for bad in item.bad)
 
+    def room(self, n: int) -> tuple[Tensor, ...]:
+        """For the views of n images, [n, 3, h, w] each; the same memory again where photometry makes others of them, since new pages cost time."""
+        if len(self._room[0]) >= n:
+            return tuple(images[:n] for images in self._room)
+        made = tuple(torch.empty(n, 3, *size, dtype=torch.uint8) for size in self.dims.sizes)
+        self._room = made if self.reuses else self._room
+        return made
+
 
 class _Batch:
     """One batch on its way: arrays whose rows are filled as its images come."""
@@ -85,7 +95,7 @@ class _Batch:
         self.keys = [shards.key(i) for i in self.ids]
         self.view_keys = self.bits("views")
         self.odd: dict[int, Item] = {}  # by place: what was made by itself
-        self.images = tuple(torch.empty(n, 3, *size, dtype=torch.uint8) for size in maker.dims.sizes)
+        self.images = maker.room(n)
         self.arrays = [images.numpy() for images in self.images]
         self.boxes, self.flips = np.empty((n, views, 4), np.float32), np.empty((n, views), np.bool_)
         self.sizes, self.notes = np.empty((n, 2), np.int64), dict[str, Tensor]()

@@ -92,7 +92,7 @@ class ViewDataset:
         if batch.augment is not None and self.recipe.data.augment_on == "worker":
             apply, whole = self._made().calls.apply_augment, set(sources(batch.geometry))
             drawn = enumerate(zip(batch.images, batch.augment))
-            images = tuple(apply(pixels=raw, params=params) if v in whole else raw for v, (raw, params) in drawn)
+            images = tuple(_apart(apply(pixels=raw, params=params), raw) if v in whole else raw for v, (raw, params) in drawn)
             batch = batch._replace(images=images, augment=None)
         images = cut_views(batch.images, batch.geometry, cuts)
         return batch._replace(images=tuple(i.contiguous() for i in images)), bad
@@ -192,6 +192,11 @@ class ViewDataset:
             labels=({"class": torch.tensor(read_class(self.shards, index))} if self.dims.classes else {})
             | (view_labels(self.shards, index, (height, width), geometry, self.dims.wants) if self.dims.wants else {}),
         )
+
+
+def _apart(made: Tensor, given: Tensor) -> Tensor:
+    """What photometry made, in memory of its own: the next batch is cut where it was `given` this one."""
+    return made.clone() if made.untyped_storage().data_ptr() == given.untyped_storage().data_ptr() else made
 
 
 class BadSamples:
