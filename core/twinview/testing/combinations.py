@@ -215,7 +215,7 @@ def attempt(combination: Combination, shards: str, options: Options = NO_OPTIONS
     batch, _ = ViewDataset(recipe, model.dims, source, assembly).collate([(0, i) for i in range(IMAGES)])
     if assembly.has("before_epoch"):
         branches = model.branches._replace(reset=lambda part, head: None)
-        data, progress = _OneBatch(model, batch), Progress(0, STEPS, 0, 0.0)
+        data, progress = OneBatch(model, batch), Progress(0, STEPS, 0, 0.0)
         for label in assembly.answers("before_epoch"):
             assembly.only("before_epoch", label)(branches=branches, data=data, progress=progress, rng=np.random.default_rng(0))
     optimizer, trainable = make_optimizer(assembly, model.online)
@@ -235,7 +235,7 @@ def attempt(combination: Combination, shards: str, options: Options = NO_OPTIONS
     return Attempt(losses=tuple(losses), untouched=tuple(sorted(untouched)))
 
 
-class _OneBatch:
+class OneBatch:
     """A data factory whose every epoch is one batch."""
 
     def __init__(self, model: Siamese, batch: Batch) -> None:
