@@ -2,7 +2,9 @@
 
     python benchmarks/probe_speed.py
 
-Writes benchmarks/results/probe_speed.json: seconds of this process, and accuracy on 2 000 other features of the same classes.
+Writes benchmarks/results/probe_speed.json: seconds of this process, accuracy on 2 000 other features of the same classes, and for the logistic
+regressions of one decay how far their loss is above its minimum, which scikit-learn finds in float64 with a tolerance of 1e-7.  Channels are
+correlated, as those of networks are: standardised, their covariance has eigenvalues from some hundredths to tens.
 """
 from __future__ import annotations
 
@@ -10,9 +12,11 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from machine import processor
 from proof.rows import commit
@@ -20,45 +24,66 @@ from twinview_probes.regression import logistic, ridge
 
 OUT = Path(__file__).parent / "results" / "probe_speed.json"
 IMAGES, WIDTH, CLASSES = 10_000, 512, 10
+DECAY = 1e-2
+ROUNDS = 3  # of which the quickest counts
+Answers = Callable[[Tensor], Tensor]  # features [N, C] -> [N, classes]
 
 
 def features(n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Classes that overlap, in a few of the directions, under noise of falling size in all of them."""
-    means = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(0))
+    """Classes that overlap, in a few of the directions, under noise of falling size in all of them; channels are mixtures of the directions."""
+    fixed = torch.Generator().manual_seed(0)
+    means = torch.randn(CLASSES, WIDTH, generator=fixed)
+    mixed = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=fixed)).Q
     scale = torch.arange(1, WIDTH + 1) ** -0.5
     draws = torch.Generator().manual_seed(seed)
     y = torch.randint(CLASSES, (n,), generator=draws)
-    return (0.5 * means[y] + 4 * torch.randn(n, WIDTH, generator=draws)) * scale, y
+    return (0.5 * means[y] + 4 * torch.randn(n, WIDTH, generator=draws)) * scale @ mixed, y
+
+
+def scikit(x: Tensor, y: Tensor, decay: float, tolerance: float = 1e-4) -> Answers:
+    """scikit-learn's logistic regression on standardised features."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    found = make_pipeline(StandardScaler(), LogisticRegression(C=1 / (decay * len(x)), max_iter=10_000, tol=tolerance)).fit(x.numpy(), y.numpy())
+    return lambda z: torch.from_numpy(found.decision_function(z.numpy()))
+
+
+def loss(answers: Answers, x: Tensor, y: Tensor, decay: float) -> float:
+    """What a logistic regression makes small; its weights, of standardised features, are read off its answers, which are linear."""
+    mean, deviation = x.mean(0), x.std(0, correction=0)
+    middle = answers(mean[None]).double()
+    weight = answers(mean + torch.diag(deviation)).double() - middle
+    return float(F.cross_entropy(answers(x).double(), y) + decay / 2 * weight.square().sum())
 
 
 def main() -> None:
     """Time each on the same features."""
     x, y = features(IMAGES, 1)
     other, truth = features(2000, 2)
-
-    def scikit() -> Callable[[Tensor], Tensor]:
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-
-        found = make_pipeline(StandardScaler(), LogisticRegression(C=1 / (1e-2 * len(x)), max_iter=1000)).fit(x.numpy(), y.numpy())
-        return lambda z: torch.from_numpy(found.predict(z.numpy()))
-
-    ways: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
-        "scikit-learn LogisticRegression, one decay": scikit,
-        "lbfgs, the same decay": lambda: (lambda fit: lambda z: fit(z).argmax(1))(logistic(x, y, CLASSES, decays=[1e-2])),
-        "lbfgs, four decays, one chosen": lambda: (lambda fit: lambda z: fit(z).argmax(1))(logistic(x, y, CLASSES)),
-        "ridge, ten decays, one chosen": lambda: (lambda fit: lambda z: fit(z).argmax(1))(ridge(x, y, CLASSES)),
+    scikit(x[:500], y[:500], DECAY)  # imports
+    least = loss(scikit(x.double(), y, DECAY, 1e-7), x.double(), y, DECAY)
+    ways: dict[str, Callable[[], Answers]] = {
+        "scikit-learn LogisticRegression, one decay": lambda: scikit(x, y, DECAY),
+        "lbfgs, the same decay": lambda: logistic(x, y, CLASSES, decays=[DECAY]),
+        "lbfgs, four decays, one chosen": lambda: logistic(x, y, CLASSES),
+        "ridge, ten decays, one chosen": lambda: ridge(x, y, CLASSES),
     }
     rows = []
     for name, fit in ways.items():
-        began, cpu = time.perf_counter(), time.process_time()
-        predict = fit()
-        seconds = {"seconds": round(time.perf_counter() - began, 2), "cpu_seconds": round(time.process_time() - cpu, 2)}
-        rows.append({"probe": name, **seconds, "accuracy": round(100 * float((predict(other) == truth).double().mean()), 2)})
+        cpus = []
+        for _ in range(ROUNDS):
+            cpu = time.process_time()
+            answers = fit()
+            cpus.append(time.process_time() - cpu)
+        row: dict[str, Any] = {"probe": name, "cpu_seconds": round(min(cpus), 2)}
+        if "decay" in name and "decays" not in name:
+            row["above_the_minimum"] = float(f"{loss(answers, x, y, DECAY) - least:.2g}")
+        rows.append({**row, "accuracy": round(100 * float((answers(other).argmax(1) == truth).double().mean()), 2)})
         print(rows[-1], flush=True)
-    made = {"machine": processor(), "commit": commit(), "seed": 0, "threads": torch.get_num_threads()}
-    OUT.write_text(json.dumps({"images": IMAGES, "width": WIDTH, "classes": CLASSES, **made, "rows": rows}, indent=1) + "\n")
+    made = {"machine": processor(), "commit": commit(), "seed": 0, "threads": torch.get_num_threads(), "rounds": ROUNDS}
+    OUT.write_text(json.dumps({"images": IMAGES, "width": WIDTH, "classes": CLASSES, "decay": DECAY, **made, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

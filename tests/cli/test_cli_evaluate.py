@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -99,8 +100,19 @@ def test_a_collapsed_run_says_so(run: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert main(["evaluate", "cluster", str(run)]) == 0
     said = capsys.readouterr().out
     assert "COLLAPSED   cluster: fewer than two clusters are left" in said and "cluster collapsed" not in said
+    assert main(["evaluate", "cluster", str(run), "--json"]) == 0
+    assert "fewer than two clusters are left" in json.loads(capsys.readouterr().out)["collapsed"][0]
     result = RunResult(folder=run, step=4, seconds=1.0, loss=1.0, scores={}, checkpoint=run, collapsed=["features are equal"])
     assert "COLLAPSED   features are equal" in summary(result)
+
+
+def test_scores_as_json(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    found = {"cluster/miou": 30.0, "cluster/things": math.nan, "cluster/random/miou": 20.0}
+    monkeypatch.setattr("twinview.analysis.evaluate.evaluate", lambda *_: Evaluated(found, ROW, "new"))
+    assert main(["evaluate", "cluster", str(run), "--json"]) == 0
+    row = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)  # no NaN, which is no JSON
+    assert row["scores"] == {"cluster/miou": 30.0, "cluster/things": None} and row["floors"] == {"random": {"cluster/miou": 20.0}}
+    assert row["use"] == "probes.cluster" and row["said"] == "new" and row["kept_in"] == str(run / "scores.json") and row["collapsed"] == row["below_start"] == []
 
 
 def test_two_ranks_count_together(run: Path, processes: Processes) -> None:

@@ -160,13 +160,25 @@ def test_the_schedule_moves_once_an_epoch_or_steps_down() -> None:
     assert [lr_factor(warm, share, 0.1, 0, 0.05) for share in (0.0, 0.05, 0.1)] == pytest.approx([0.1, 0.55, 1.0])  # the warm-up by the step
 
 
+def test_the_schedule_falls_by_a_power_of_what_is_left() -> None:
+    """mmsegmentation's poly: (lr - least) (1 - t / T)^power + least."""
+    poly, line = Schedule(use="poly", final=0.01), Schedule(use="poly", power=1.0)
+    for share in (0.0, 0.3, 0.9999, 1.0):
+        assert 0.01 * lr_factor(poly, share, 0.0) == pytest.approx((0.01 - 1e-4) * (1 - share) ** 0.9 + 1e-4)
+        assert lr_factor(line, share, 0.0) == pytest.approx(1 - share)
+    assert [lr_factor(line, share, 0.2) for share in (0.1, 0.2, 0.6, 1.0)] == pytest.approx([0.5, 1.0, 0.5, 0.0])
+    assert lr_factor(poly, 1.0 + 1e-12, 0.0) == pytest.approx(0.01)  # never a complex number
+
+
 @pytest.mark.parametrize(
     ("table", "said"),
     [
         ({"use": "multistep"}, 'milestones and use = "multistep" go together. Write both, for example milestones = [120, 160], or none'),
         ({"milestones": [3]}, 'milestones and use = "multistep" go together.'),
         ({"use": "multistep", "milestones": [3, 2]}, "milestones: want numbers that rise, not [3.0, 2.0]"),
-        ({"use": "constant", "final": 0.1}, 'final is of use = "cosine". Leave it out'),
+        ({"use": "constant", "final": 0.1}, 'final is of use = "cosine" or "poly". Leave it out'),
+        ({"power": 2.0}, 'power is of use = "poly". Leave it out'),
+        ({"use": "poly", "grain": "epoch"}, 'grain is of use = "cosine". Leave it out'),
         ({"use": "constant", "grain": "epoch"}, 'grain is of use = "cosine". Leave it out'),
     ],
     ids=str,

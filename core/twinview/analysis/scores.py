@@ -5,20 +5,22 @@ import datetime
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from twinview.errors import CheckpointError
 from twinview.files import write_text
+
+V = TypeVar("V")
 
 FORMAT = 1
 FLOORS = ("random", "pixels")  # the encoder's random start, and no encoder at all
 SAME = ("use", "checkpoint", "protocol", "data", "seed", "overrides")  # two rows that agree in these are scores of the same thing
 
 
-def split_floors(scores: Mapping[str, float]) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+def split_floors(scores: Mapping[str, V]) -> tuple[dict[str, V], dict[str, dict[str, V]]]:
     """`knn/top1`, `knn/random/top1` -> the scores themselves, and those of each floor by the same names."""
-    own: dict[str, float] = {}
-    floors: dict[str, dict[str, float]] = {}
+    own: dict[str, V] = {}
+    floors: dict[str, dict[str, V]] = {}
     for name, value in scores.items():
         first, _, rest = name.partition("/")
         floor, _, measure = rest.partition("/")

@@ -2,14 +2,20 @@
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import sys
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from twinview.cli.commands import TARGET, Commands, command
 from twinview.cli.table import score_table, signs
 from twinview.errors import TwinviewError
 from twinview.terminal import answer
+
+if TYPE_CHECKING:
+    from twinview.analysis.evaluate import Evaluated
 
 
 def add(commands: Commands) -> None:
@@ -22,6 +28,7 @@ def add(commands: Commands) -> None:
     made.add_argument("--step", metavar="N", type=int, help="the checkpoint of this step (default: the last)")
     made.add_argument("--best", action="store_true", help="the checkpoint that run.keep_best marked")
     made.add_argument("--ranks", metavar="N", type=int, default=1, help="processes on this machine (default: 1)")
+    made.add_argument("--json", action="store_true", help="the scores and all that they are scores of as JSON")
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -46,13 +53,24 @@ def evaluate(args: argparse.Namespace) -> None:
         raise TwinviewError(f"{args.target}: --best is of a run. Leave it out.")
     recipe = evaluation_recipe(target.recipe(given.get("train") or args.shards or given.get("val") or ""), args.what, args.shards, given)
     assembly = api.checked(recipe)
-    said = " ".join(["twinview", *sys.argv[1:]])
-    found = launch(args.ranks, lambda: score(assembly, target, args.best, said), device=recipe.run.device)
+    words = " ".join(["twinview", *sys.argv[1:]])
+    found = launch(args.ranks, lambda: score(assembly, target, args.best, words), device=recipe.run.device)
     leave()
     if api.is_first():
         collapsed = collapses({f"score/{name}": value for name, value in found.scores.items()})
-        lines = [*score_table(found.scores), *signs(collapsed, below_start(found.scores))]
-        answer("\n".join([*lines, protocol(found.row), f"kept in {target.scores}: {found.said}"]))
+        below = below_start(found.scores)
+        if args.json:
+            answer(json.dumps({**as_json(found, target.scores), "collapsed": collapsed, "below_start": below}, indent=1))
+        else:
+            answer("\n".join([*score_table(found.scores), *signs(collapsed, below), protocol(found.row), f"kept in {target.scores}: {found.said}"]))
+
+
+def as_json(found: Evaluated, file: Path) -> dict[str, Any]:
+    """The row as `scores.json` keeps it, and what came of that; a score that is no number is null."""
+    from twinview.analysis.scores import split_floors
+
+    own, floors = split_floors({name: value if math.isfinite(value) else None for name, value in found.scores.items()})
+    return {**found.row, "scores": own, "floors": floors, "kept_in": str(file), "said": found.said}
 
 
 def protocol(row: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from twinview.data.prepare.check import Checked
     from twinview.data.writing.parts import Part
 
-CHOICES = ("labels", "split", "classes", "annotations", "fields", "dots", "keys")  # of some kinds of data sets
+CHOICES = ("labels", "split", "classes", "annotations", "objects", "fields", "dots", "keys")  # of some kinds of data sets
 
 
 def add(commands: Commands) -> None:
@@ -28,6 +28,7 @@ def add(commands: Commands) -> None:
     made.add_argument("--labels", metavar="DIR", help="images: label maps (.png), the same names")
     made.add_argument("--split", metavar="NAME", help="where the data set has splits (default: its training images)")
     made.add_argument("--annotations", metavar="FILE", help="coco: an annotation file of another name")
+    made.add_argument("--objects", action="store_true", default=None, help="voc, bdd100k, cityscapes: with boxes and masks, as COCO's annotations")
     made.add_argument("--fields", metavar="NEW=OLD,...", help="webdataset: the files of a sample to keep, such as jpg=left.jpg,json (default: all)")
     made.add_argument("--dots", metavar="WHICH", help="webdataset: a key ends at the first dot of a name (default), or at the last")
     made.add_argument("--keys", metavar="WHAT", help="webdataset: own (default), or shard, which puts the shard's name before them")

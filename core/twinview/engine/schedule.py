@@ -30,6 +30,8 @@ def lr_factor(schedule: tables.Schedule, share: float, warmup: float, epoch: int
         return float(schedule.gamma ** sum(milestone <= epoch for milestone in schedule.milestones))
     done = min(epoch * epoch_share, 1.0) if schedule.grain == "epoch" else share
     down = max(done - warmup, 0.0) / (1 - warmup) if warmup < 1 else 0.0
+    if schedule.use == "poly":
+        return float(schedule.final + (1 - schedule.final) * max(1 - down, 0.0) ** schedule.power)
     return schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * down)) / 2
 
 

@@ -151,14 +151,15 @@ OPTIMIZERS: dict[str, type[Rates]] = {"sgd": SGD, "adamw": AdamW, "lars": LARS}
 
 @attrs.frozen(kw_only=True)
 class Schedule:
-    """Learning rate over the run: linear warm-up, then cosine to `final` of the peak, steps down, or constant.  At most one warm-up key."""
+    """Learning rate over the run: linear warm-up, then cosine or poly to `final` of the peak, steps down, or constant.  At most one warm-up key."""
 
-    use: Literal["cosine", "constant", "multistep"] = "cosine"
+    use: Literal["cosine", "poly", "constant", "multistep"] = "cosine"
     warmup_epochs: float | None = None
     warmup_steps: int | None = None
     warmup_share: float | None = field(default=None, validator=optional(and_(ge(0), le(1))))  # of the run
     start: float = _share(0.0)  # of the peak, where the warm-up begins
-    final: float = _share(0.0)  # of the peak, where the cosine ends
+    final: float = _share(0.0)  # of the peak, where the cosine or poly ends
+    power: float = field(default=0.9, validator=gt(0))  # poly: the part of the run that is left, to this power (mmsegmentation); 1: a straight line
     grain: Literal["step", "epoch"] = "step"  # epoch: the cosine moves once an epoch (MoCo, SimSiam, DenseCL); the warm-up always by the step
     milestones: list[float] = field(factory=list, validator=deep_iterable(gt(0)))  # multistep: epochs after which the rate is multiplied by gamma
     gamma: float = field(default=0.1, validator=[gt(0), lt(1)])
@@ -168,9 +169,9 @@ class Schedule:
             raise ValueError('milestones and use = "multistep" go together. Write both, for example milestones = [120, 160], or none')
         if self.milestones != sorted(set(self.milestones)):
             raise ValueError(f"milestones: want numbers that rise, not {self.milestones}")
-        for name in ("final", "grain"):
-            if self.use != "cosine" and getattr(self, name) != getattr(attrs.fields(Schedule), name).default:
-                raise ValueError(f'{name} is of use = "cosine". Leave it out')
+        for name, uses in {"final": '"cosine" or "poly"', "grain": '"cosine"', "power": '"poly"'}.items():
+            if f'"{self.use}"' not in uses and getattr(self, name) != getattr(attrs.fields(Schedule), name).default:
+                raise ValueError(f"{name} is of use = {uses}. Leave it out")
 
 
 @attrs.frozen(kw_only=True)

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from twinview.data.dataset.open import open_shards
-from twinview.data.dataset.read import read_class, read_image, read_map
+from twinview.data.dataset.read import read_annotations, read_class, read_image, read_map
 from twinview.data.dataset.shards import Shards
 from twinview.data.prepare import layouts
 from twinview.data.prepare.pack import pack
@@ -100,6 +100,20 @@ def test_coco(tmp_path: Path) -> None:
     refused("instances_train2017.json: is not of COCO's format: images[0] has no file_name.", "coco", root, tmp_path)
 
 
+def test_lvis(tmp_path: Path) -> None:
+    said = coco_json(["a", "b"])
+    for one, place in zip(said["images"], ("train2017/000000391895.jpg", "val2017/000000000009.jpg")):
+        del one["file_name"]
+        one |= {"coco_url": f"http://images.cocodataset.org/{place}", "neg_category_ids": [3]}
+    files = {f"{split}/{name}.jpg": jpeg() for split in ("train2017", "val2017") for name in ("000000391895", "000000000009")}
+    root = tree(tmp_path / "lvis", {**files, "annotations/lvis_v1_train.json": said, "test2017/000000000001.jpg": jpeg()})
+    shards, manifest = packed("lvis", root, tmp_path)
+    assert keys(shards) == ["train2017/000000391895", "val2017/000000000009"] and manifest["categories"]["18"] == "dog"
+    second = json.loads(shards.read(1).fields["json"])
+    assert second["image"]["neg_category_ids"] == [3] and second["annotations"][0]["bbox"] == [1.5, 2, 10, 12]
+    refused("split: there is no split 'val'. There is: train.", "lvis", root, tmp_path, split="val")
+
+
 @pytest.mark.parametrize("below", ["", "images/"])
 def test_cocostuff(tmp_path: Path, below: str) -> None:
     numbers = np.full(SIZE, 181)
@@ -152,6 +166,48 @@ def test_bdd100k(tmp_path: Path) -> None:
     assert np.array_equal(read_map(shards, 0), LABELS % 19) and manifest["classes"][13] == "car"
     assert packed("bdd100k", root, tmp_path, split="10k/test")[0].fields == {"jpg"}
     refused("split: there is no split 'train'. There is: 100k/train, 100k/val, 10k/test, 10k/train.", "bdd100k", root, tmp_path, split="train")
+
+
+def test_cityscapes_instances(cityscapes: Path, tmp_path: Path) -> None:
+    """Two cars and a crowd of people; the pole's number counts no instances."""
+    numbers = np.full(SIZE, 7)
+    numbers[2:5, 4:9], numbers[2, 4], numbers[10:12, 20:30], numbers[15, :3], numbers[0] = 26000, 7, 26001, 24, 17
+    for place in (cityscapes / "gtFine/train").glob("*/*_labelIds.png"):
+        Image.fromarray(numbers.astype(np.uint16)).save(place.with_name(place.name.replace("_labelIds", "_instanceIds")))
+    shards, manifest = packed("cityscapes", cityscapes, tmp_path, objects=True)
+    crowd, first, second = read_annotations(shards, 0)
+    assert (crowd["category_id"], crowd["bbox"], crowd["iscrowd"]) == (24, [0, 15, 3, 1], 1) and manifest["categories"]["26"] == "car"
+    assert first["bbox"] == [4, 2, 5, 3] and first["area"] == 14 and second["bbox"] == [20, 10, 10, 2] and not first["iscrowd"]
+    mask = np.repeat(np.arange(len(first["segmentation"]["counts"])) % 2, first["segmentation"]["counts"]).reshape(SIZE[::-1]).T
+    assert np.array_equal(mask, numbers == 26000) and shards.fields == {"png", "seg.png", "json"}
+    place.with_name(place.name.replace("_labelIds", "_instanceIds")).unlink()
+    refused("(1 of 2 have none). Add it, or pack without instances.", "cityscapes", cityscapes, tmp_path, objects=True)
+    refused("objects: test has no instances. Pack train or val with them.", "cityscapes", cityscapes, tmp_path, objects=True, split="test")
+
+
+def test_bdd100k_objects(tmp_path: Path) -> None:
+    frames = [
+        {"name": "a.jpg", "labels": [
+            {"category": "car", "box2d": {"x1": 10, "y1": 20, "x2": 19.5, "y2": 39}, "attributes": {"crowd": False}},
+            {"category": "pedestrian", "box2d": {"x1": 0, "y1": 0, "x2": 4, "y2": 4}, "attributes": {"crowd": True}},
+            {"category": "trailer", "box2d": {"x1": 0, "y1": 0, "x2": 4, "y2": 4}},
+        ]},
+        {"name": "gone.jpg", "labels": None},
+    ]
+    masks = [{"name": "a.jpg", "labels": [{"category": "rider", "box2d": {"x1": 1, "y1": 2, "x2": 3, "y2": 4}, "rle": {"counts": "abc", "size": [720, 1280]}}]}]
+    files: dict[str, Any] = {f"images/{split}/{name}.jpg": jpeg() for split in ("100k/train", "10k/train") for name in "ab"}
+    said: dict[str, Any] = {"labels/det_20/det_train.json": frames, "labels/ins_seg/rles/ins_seg_train.json": {"frames": masks}}
+    root = tree(tmp_path / "bdd100k", files | said)
+    shards, manifest = packed("bdd100k", root, tmp_path, objects=True)
+    car, crowd = read_annotations(shards, 0)
+    assert car["bbox"] == [10, 20, 10.5, 20] and car["category_id"] == 3 and not car["iscrowd"] and crowd["iscrowd"] and crowd["category_id"] == 1
+    assert read_annotations(shards, 1) == [] and manifest["categories"]["10"] == "traffic sign"
+    (rider,) = read_annotations(packed("bdd100k", root, tmp_path, split="10k/train", objects=True)[0], 0)
+    assert rider["segmentation"] == {"counts": "abc", "size": [720, 1280]} and rider["bbox"] == [1, 2, 3, 3]
+    tree(root, {"labels/det_20/det_train.json": {"frames": [3]}})
+    refused("det_train.json: is no annotation file of Scalabel's format: ValueError: is no list of tables.", "bdd100k", root, tmp_path, objects=True)
+    tree(root, {"labels/det_20/det_train.json": [{"name": "a.jpg", "labels": [{"category": "car", "box2d": {"x1": 1}}]}]})
+    refused("det_train.json: a.jpg: has a box2d that is none: KeyError: 'y1'.", "bdd100k", root, tmp_path, objects=True)
 
 
 def test_soda10m(tmp_path: Path) -> None:
@@ -210,6 +266,35 @@ def test_voc(tmp_path: Path) -> None:
     assert keys(shards) == names[:2] and np.array_equal(read_map(shards, 1), LABELS % 21) and manifest["classes"][15] == "person" and len(manifest["classes"]) == 21
     assert keys(packed("voc", root, tmp_path, split="Main/trainval")[0]) == names and keys(packed("voc", root, tmp_path, split="Main/dog_train")[0]) == names[2:]
     refused("split: there is no split 'val'. There is: Main/dog_train, Main/trainval, Segmentation/train.", "voc", root, tmp_path, split="val")
+
+
+def voc_xml(*objects: str) -> bytes:
+    return f"<annotation><size><width>30</width><height>20</height><depth>3</depth></size>{''.join(objects)}</annotation>".encode()
+
+
+def voc_object(name: str, difficult: int = 0) -> str:
+    box = "<bndbox><xmin>3</xmin><ymin>5</ymin><xmax>12</xmax><ymax>20</ymax></bndbox>"
+    part = "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part>"
+    return f"<object><name>{name}</name><difficult>{difficult}</difficult>{box}{part}</object>"
+
+
+def test_voc_boxes(tmp_path: Path) -> None:
+    files: dict[str, Any] = {f"JPEGImages/{name}.jpg": jpeg() for name in ("1", "2")} | {"ImageSets/Main/trainval.txt": "1\n2\n"}
+    said = {"Annotations/1.xml": voc_xml(voc_object("dog"), voc_object("aeroplane", 1)), "Annotations/2.xml": voc_xml()}
+    root = tree(tmp_path / "VOC2007", files | said)
+    shards, manifest = packed("voc", root, tmp_path, split="Main/trainval", objects=True)
+    dog, plane = read_annotations(shards, 0)
+    assert dog["bbox"] == [2, 4, 10, 16] and dog["category_id"] == 12 and not dog["iscrowd"] and plane["category_id"] == 1 and plane["iscrowd"]
+    assert read_annotations(shards, 1) == [] and manifest["categories"]["20"] == "tvmonitor" and "0" not in manifest["categories"]
+    for text, said in {
+        b"<annotation>": "is no annotation of VOC: no element found",
+        voc_xml("<object><name>dog</name></object>"): "is no annotation of VOC: bndbox/xmin is missing.",
+        voc_xml(voc_object("unicorn")): "has an object of the class 'unicorn'. There is: aeroplane,",
+    }.items():
+        tree(root, {"Annotations/1.xml": text})
+        refused(f"{root / 'Annotations/1.xml'}: {said}", "voc", root, tmp_path, split="Main/trainval", objects=True)
+    (root / "Annotations/2.xml").unlink()
+    refused("(1 of 2 have none). Add it, or pack without annotations.", "voc", root, tmp_path, split="Main/trainval", objects=True)
 
 
 def test_ade20k(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ KINDS = {
     "images": "a folder of images",
     "imagefolder": "a folder of classes, each a folder of images",
     "coco": "COCO images with their instance annotations",
+    "lvis": "COCO images with the annotations of LVIS v1",
     "cocostuff": "COCO images with the pixel maps of COCO-Stuff",
     "cityscapes": "leftImg8bit with gtFine",
     "bdd100k": "BDD100K's 100k or 10k images",

@@ -7,8 +7,10 @@ Other tools write the format too: Roboflow beside the images (SPLIT/_annotations
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from twinview.data.prepare.layouts import Found
 from twinview.data.prepare.layouts.common import json_bytes, keyed, read_json, split_of
@@ -40,10 +42,13 @@ def bare(pictures: Path) -> Found:
     return Found(entries=entries, total=len(entries), passed_over=others)
 
 
-def annotated(pictures: Path, annotations: Path) -> Found:
-    """The images that an annotation file of COCO's format lists, by name, each with its part of that file."""
-    files, others = images(pictures)
-    found = Catalogue(pictures, files, read_json(annotations, "images"), annotations)
+def annotated(pictures: Path, annotations: Path, said: Mapping[str, Any] | None = None, below: Sequence[str] = ()) -> Found:
+    """The images that an annotation file of COCO's format lists, by name, each with its part of that file.
+
+    `said`: its content, where it was read already; `below`: folders of `pictures` that hold the images, where others beside them do not.
+    """
+    files, others = _images(pictures, below)
+    found = Catalogue(pictures, files, read_json(annotations, "images") if said is None else said, annotations)
     paths = keyed(pictures, sorted(found.images))
 
     def entries() -> Iterator[Entry]:
@@ -53,3 +58,10 @@ def annotated(pictures: Path, annotations: Path) -> Found:
 
     metadata = {"categories": found.categories}
     return Found(entries=entries(), total=len(paths), metadata=metadata, passed_over=others, unmatched=found.unmatched)
+
+
+def _images(pictures: Path, below: Sequence[str]) -> tuple[list[Path], Counter[str]]:
+    if not below:
+        return images(pictures)
+    parts = [images(pictures / name) for name in below]
+    return [path for paths, _ in parts for path in paths], sum((others for _, others in parts), Counter[str]())

@@ -31,12 +31,18 @@ def keyed(root: Path, paths: Iterable[Path], short: Callable[[str], str] = str) 
 
 def label_maps(pictures: Iterable[Path], place: Callable[[Path], Path]) -> dict[Path, Path]:
     """The label map of each image.  Raises DataError where one is missing, and says how many are."""
-    maps = {path: place(path) for path in pictures}
-    missing = [path for path, label in maps.items() if not label.is_file()]
+    return partners_of(pictures, place, "label map")
+
+
+def partners_of(pictures: Iterable[Path], place: Callable[[Path], Path], what: str) -> dict[Path, Path]:
+    """The file that belongs to each image.  Raises DataError where one is missing, and says how many are."""
+    files = {path: place(path) for path in pictures}
+    missing = [path for path, file in files.items() if not file.is_file()]
     if missing:
-        few = f"{len(missing)} of {len(maps)} have none"
-        raise DataError(f"{missing[0]}: has no label map {maps[missing[0]]} ({few}). Add it, or pack without labels.")
-    return maps
+        few = f"{len(missing)} of {len(files)} have none"
+        without = "labels" if what == "label map" else what
+        raise DataError(f"{missing[0]}: has no {what} {files[missing[0]]} ({few}). Add it, or pack without {without}.")
+    return files
 
 
 def read_json(path: Path, *wanted: str) -> dict[str, Any]:
@@ -48,6 +54,20 @@ def read_json(path: Path, *wanted: str) -> dict[str, Any]:
         raise DataError(f"{path}: {e.strerror}.") from None
     except (ValueError, TypeError, KeyError, RecursionError) as e:
         raise DataError(f"{path}: is no such annotation file: {type(e).__name__}: {e}. It has {', '.join(wanted)}.") from None
+
+
+def read_frames(path: Path) -> list[dict[str, Any]]:
+    """A JSON list of tables, or a table with such a list as `frames` (Scalabel's format).  Raises DataError."""
+    try:
+        said = json.loads(read_regular(path, None))
+        frames = said["frames"] if isinstance(said, dict) else said
+        if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
+            raise ValueError("is no list of tables")
+        return frames
+    except OSError as e:
+        raise DataError(f"{path}: {e.strerror}.") from None
+    except (ValueError, KeyError, RecursionError) as e:
+        raise DataError(f"{path}: is no annotation file of Scalabel's format: {type(e).__name__}: {e}.") from None
 
 
 def read_lines(path: Path) -> list[str]:
