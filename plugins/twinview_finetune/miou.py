@@ -25,7 +25,7 @@ class MIoU:
 
     val: str | list[str]  # shards with label maps
     size: tuple[int, int] = field(validator=pixels)  # height, width of the whole image in pixels
-    classes: int = field(validator=gt(0))
+    classes: int = field(validator=gt(0))  # of the label maps, those to ignore left out
     ignore: list[int] = field(factory=lambda: [255])  # labels that are no class
     reduce_zero: bool = False  # label 0 is no class, and n is class n - 1 (ADE20K)
     loss: str = "finetune.fcn"  # the loss, by its name in the recipe

@@ -82,7 +82,7 @@ class FCN(Segmentation):
 
     place = "finetune.fcn"
     align_corners = True
-    protocol: Literal["A", "B"]
+    protocol: Literal["A", "B"]  # whose head and training it is: see above
     on: str = "c5"  # the map
     auxiliary: str = "c4"  # the map of B's auxiliary head
     width: int = field(default=0, validator=ge(0))  # of the convolutions; 0: the protocol's

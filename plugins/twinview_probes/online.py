@@ -27,15 +27,15 @@ class Online:
     `online/knn`.  Training images with their augmentation: a sign of life, no score; [[evaluate]] with `every` gives scores.
     """
 
-    view: int = field(default=0, validator=ge(0))
-    branch: Literal["online", "target"] = "online"
+    view: int = field(default=0, validator=ge(0))  # whose features are scored
+    branch: Literal["online", "target"] = "online"  # of the network that gives them
     on: Literal["pooled", "cells"] = "pooled"  # the mean of the cells
     every: int = field(default=1, validator=gt(0))  # steps
     lr: float = field(default=0.3, validator=gt(0))  # of SGD with momentum 0.9, on features that are standardised by running statistics
-    decay: float = field(default=1e-4, validator=ge(0))
+    decay: float = field(default=1e-4, validator=ge(0))  # weight decay of the classifier
     memory: int = field(default=0, validator=ge(0))  # features that neighbours are looked for among; 0: no neighbours
     k: int = field(default=20, validator=gt(0))  # neighbours that vote
-    temperature: float = field(default=0.07, validator=gt(0))
+    temperature: float = field(default=0.07, validator=gt(0))  # of the votes
     smoothing: float = field(default=0.95, validator=[ge(0), lt(1)])  # of the running means
 
     @hookimpl

@@ -51,8 +51,8 @@ class Robustness:
     sets: dict[str, str] = field(factory=dict)  # name -> labelled shards: {sketch = "shards/imagenet-sketch"} gives robustness/sketch
     cut: dict[str, str] = field(factory=dict)  # name of a set -> the list of classes that it has: imagenet_a, imagenet_r or a .toml file
     corrupted: str = ""  # labelled shards with {corruption} and {severity} in their path; "": none
-    corruptions: list[str] = field(factory=lambda: [*ALEXNET], validator=min_len(1))
-    severities: list[int] = field(factory=lambda: [1, 2, 3, 4, 5], validator=min_len(1))
+    corruptions: list[str] = field(factory=lambda: [*ALEXNET], validator=min_len(1))  # by the names of ImageNet-C
+    severities: list[int] = field(factory=lambda: [1, 2, 3, 4, 5], validator=min_len(1))  # of each, 1 to 5
     size: tuple[int, int] = field(validator=pixels)  # height, width of the images in pixels
     crop: bool = False  # the largest central box of that shape, instead of the whole image squeezed into it
     crop_share: float = field(default=1.0, validator=and_(gt(0), le(1)))  # of that box's sides; corrupted images are never cut further

@@ -163,7 +163,7 @@ class Segment(DenseProbe):
     steps: int = field(default=600, validator=gt(0))  # of AdamW
     batch: int = field(default=2048, validator=gt(0))  # cells a step
     lr: float = field(default=0.03, validator=gt(0))  # at the start; cosine to 0
-    weight_decay: float = field(default=0.0, validator=ge(0))
+    weight_decay: float = field(default=0.0, validator=ge(0))  # of AdamW
 
     def learn(self, cells: Cells, classes: int) -> Linear:
         """The linear layer."""

@@ -127,7 +127,7 @@ class AlphaReQ(Signal):
 
     score = "alphareq"
     first: int = field(default=5, validator=gt(0))  # eigenvalues that the line goes through, counted from 1
-    last: int = field(default=50, validator=gt(1))
+    last: int = field(default=50, validator=gt(1))  # the last of them
 
     def measure(self, x: Tensor) -> tuple[float, ...]:
         """`alphareq/value`."""

@@ -99,7 +99,7 @@ def compare(runs: Sequence[RunInfo]) -> Comparison:
     every = list(dict.fromkeys(key for leaves, _ in groups for key in leaves if key != SEED and not may_change(key)))
     missing = object()
     keys = {
-        key: [json.dumps(leaves.get(key)) for leaves, _ in groups] for key in every
+        key: [json.dumps(leaves[key]) if key in leaves else "-" for leaves, _ in groups] for key in every
         if any(leaves.get(key, missing) != groups[0][0].get(key, missing) for leaves, _ in groups)
     }  # fmt: skip
     made = [Group(name, members, leaves) for name, (leaves, members) in zip(_names([members for _, members in groups]), groups)]
