@@ -30,6 +30,7 @@ from twinview.engine.optimizer import make_optimizer
 from twinview.engine.precision import resolve_precision
 from twinview.engine.schedule import warmup_share
 from twinview.errors import RecipeError
+from twinview.machine import keep_freed_memory
 from twinview.model import Siamese, make_model
 from twinview.ops.seeding import seed_of
 from twinview.recipe import Recipe
@@ -155,6 +156,8 @@ def wrap(built: TrainSetup, folder: Path) -> Any:
     import deepspeed
 
     built.model.train()
+    if built.ranks.device.type == "cpu":
+        keep_freed_memory()
     config = deepspeed_config(built.recipe, built.ranks.world, folder)
     try:
         engine, *_ = deepspeed.initialize(model=built.model, optimizer=built.optimizer, config=config)
