@@ -91,7 +91,9 @@ def dali_batches(files: list[bytes]) -> Make:
     def source() -> list[Any]:
         return [np.frombuffer(files[i], np.uint8) for i in wanted]
 
-    @pipeline(batch_size=BATCH, num_threads=1, device_id=None, prefetch_queue_depth=1, exec_async=False, exec_pipelined=False)
+    @pipeline(  # type: ignore[untyped-decorator, unused-ignore]
+        batch_size=BATCH, num_threads=1, device_id=None, prefetch_queue_depth=1, exec_async=False, exec_pipelined=False
+    )
     def graph() -> Any:
         decoded = fn.decoders.image(fn.external_source(source=source, batch=True), device="cpu", output_type=types.RGB)
         out = []

@@ -132,8 +132,10 @@ def ours(name: str) -> Callable[[], float]:
     for i in range(BATCH):
         rng = np.random.default_rng(i)
         geometry = assembly.calls.sample_views(size=(128, 128), rng=rng)
-        nothing = (None,) * len(geometry.sizes)
-        hidden = assembly.calls.make_masks(geometry=geometry, grids=model.dims.grids, rng=rng) if assembly.has("make_masks") else nothing
+        nothing: tuple[torch.Tensor | None, ...] = (None,) * len(geometry.sizes)
+        hidden = nothing
+        if assembly.has("make_masks"):
+            hidden = assembly.calls.make_masks(geometry=geometry, grids=model.dims.grids, rng=rng) or nothing
         images = tuple(torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in geometry.sizes)
         items.append(Item(str(i), i, i, 0, images, geometry, hidden, None, {"class": torch.tensor(i)}))
     batch = collate(items)
@@ -185,14 +187,15 @@ def lightlys(name: str) -> Callable[[], float]:
     if name == "mae":
         return lightlys_mae()
     projector, predictor, criterion = parts[name]
-    online = nn.Sequential(maps, pool, projector())
+    online: Any = nn.Sequential(maps, pool, projector())
     if name == "densecl":
         online = nn.ModuleList([maps, pool, projector(), projector()])
     averaged: Any = None
     if name in ("moco_v2", "byol", "densecl"):
         averaged = copy.deepcopy(online)
         deactivate_requires_grad(averaged)
-    predict, compare, compare_cells = predictor() if predictor else nn.Identity(), criterion(), criterion()
+    predict: Any = predictor() if predictor else nn.Identity()
+    compare, compare_cells = criterion(), criterion()
     optimizer = torch.optim.SGD([*online.parameters(), *predict.parameters()], lr=LR, momentum=0.9, weight_decay=1e-4)
     views = [torch.randn(BATCH, 3, SIDE, SIDE) for _ in range(2)]
     small = [torch.randn(BATCH, 3, SIDE // 2, SIDE // 2) for _ in range(6)]
@@ -247,7 +250,7 @@ def lightlys_mae() -> Callable[[], float]:
     from lightly.models import utils  # type: ignore[import-not-found, unused-ignore]
     from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM  # type: ignore[import-not-found, unused-ignore]
 
-    vit = timm.create_model("vit_tiny_patch16_224", img_size=SIDE, patch_size=8, embed_dim=192, depth=4, num_heads=3, num_classes=0)
+    vit: Any = timm.create_model("vit_tiny_patch16_224", img_size=SIDE, patch_size=8, embed_dim=192, depth=4, num_heads=3, num_classes=0)
     encoder = MaskedVisionTransformerTIMM(vit)
     patches = vit.patch_embed.num_patches
     decoder = MAEDecoderTIMM(patches, 8, embed_dim=192, decoder_embed_dim=128, decoder_depth=4, decoder_num_heads=4)
@@ -261,7 +264,7 @@ def lightlys_mae() -> Callable[[], float]:
         tokens = utils.set_at_index(utils.repeat_token(decoder.mask_token, (BATCH, patches + 1)), keep, embedded)
         said = decoder.predict(utils.get_at_index(decoder.decode(tokens), mask))
         wanted = utils.normalize_mean_var(utils.get_at_index(utils.patchify(images, 8), mask - 1))
-        found = torch.nn.functional.mse_loss(said, wanted)
+        found: Any = torch.nn.functional.mse_loss(said, wanted)
         found.backward()
         optimizer.step()
         return float(found.detach())

@@ -64,7 +64,7 @@ def main() -> None:
     other, truth = features(2000, 2)
     scikit(x[:500], y[:500], DECAY)  # imports
     least = loss(scikit(x.double(), y, DECAY, 1e-7), x.double(), y, DECAY)
-    ways: dict[str, Callable[[], Answers]] = {
+    ways: dict[str, Callable[[], Any]] = {
         "scikit-learn LogisticRegression, one decay": lambda: scikit(x, y, DECAY),
         "lbfgs, the same decay": lambda: logistic(x, y, CLASSES, decays=[DECAY]),
         "lbfgs, four decays, one chosen": lambda: logistic(x, y, CLASSES),

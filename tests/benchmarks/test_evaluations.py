@@ -52,8 +52,8 @@ def test_corrupted_images_keep_their_classes_and_are_made_once(tmp_path: Path) -
             place = Path(path.format(corruption=name, severity=severity)) / "0.tar"
             with tarfile.open(place) as tar:
                 assert [tar.extractfile(m).read() for m in tar if m.name.endswith("cls")] == [b"5", b"6"]  # type: ignore[union-attr]
-                picture = next(m for m in tar if m.name.endswith("png"))
-                found[name, severity] = np.asarray(Image.open(io.BytesIO(tar.extractfile(picture).read())), np.float64)  # type: ignore[union-attr]
+                member = next(m for m in tar if m.name.endswith("png"))
+                found[name, severity] = np.asarray(Image.open(io.BytesIO(tar.extractfile(member).read())), np.float64)  # type: ignore[union-attr]
     for name in CORRUPTIONS:
         away = [float(np.abs(found[name, severity] - pixels[0]).mean()) for severity in SEVERITIES]
         assert 0 <= away[0] < away[2], name

@@ -72,7 +72,8 @@ def check_same(views: ViewDataset, places: list[tuple[int, int]], monkeypatch: p
     assert differing(batch, other) == "" and [str(one) for one in bad] == [str(one) for one in others]
     assert all(a.is_contiguous() and a.shape == b.shape and a.dtype == b.dtype for a, b in zip(batch.images, other.images, strict=True))
     for one, same in ((batch, other), (batch.geometry, other.geometry)):
-        for name, a, b in zip(type(one)._fields, one, same):
+        pairs: list[tuple[str, Any, Any]] = [*zip(type(one)._fields, one, same)]
+        for name, a, b in pairs:
             if isinstance(a, torch.Tensor):
                 assert a.dtype == b.dtype and torch.equal(a, b), name
             elif isinstance(a, dict):

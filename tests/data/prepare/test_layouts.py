@@ -286,13 +286,13 @@ def test_voc_boxes(tmp_path: Path) -> None:
     dog, plane = read_annotations(shards, 0)
     assert dog["bbox"] == [2, 4, 10, 16] and dog["category_id"] == 12 and not dog["iscrowd"] and plane["category_id"] == 1 and plane["iscrowd"]
     assert read_annotations(shards, 1) == [] and manifest["categories"]["20"] == "tvmonitor" and "0" not in manifest["categories"]
-    for text, said in {
+    for text, words in {
         b"<annotation>": "is no annotation of VOC: no element found",
         voc_xml("<object><name>dog</name></object>"): "is no annotation of VOC: bndbox/xmin is missing.",
         voc_xml(voc_object("unicorn")): "has an object of the class 'unicorn'. There is: aeroplane,",
     }.items():
         tree(root, {"Annotations/1.xml": text})
-        refused(f"{root / 'Annotations/1.xml'}: {said}", "voc", root, tmp_path, split="Main/trainval", objects=True)
+        refused(f"{root / 'Annotations/1.xml'}: {words}", "voc", root, tmp_path, split="Main/trainval", objects=True)
     (root / "Annotations/2.xml").unlink()
     refused("(1 of 2 have none). Add it, or pack without annotations.", "voc", root, tmp_path, split="Main/trainval", objects=True)
 
