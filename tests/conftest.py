@@ -32,7 +32,7 @@ SLOW = (  # files whose tests train, start programs, or draw thousands of sample
     *("data/prepare/", "data/remote/", "data/scenes/", "data/store/test_image_folder", "data/store/test_regular", "data/writing/"),
     *("assembly/test_contract", "test_conformance", "test_docs", "test_hook_examples", "test_hook_promises", "test_hooks", "test_mixing", "test_start"),
     *("testing/", "test_examples", "test_scaffold", "test_site", "test_trust", "data/dataset/test_order", "data/test_rng", "engine/test_order_of_runs"),
-    *(f"plugins/test_{name}" for name in ("byol_deep", "contrastive_runs", "deepcluster", "dense_methods", "densesiam_step", "encoder_channels", "iic")),
+    *(f"plugins/test_{name}" for name in ("byol_deep", "deepcluster", "densesiam_step", "encoder_channels", "iic")),
     *(f"plugins/test_{name}" for name in ("mae", "multisiam_clusters", "picie", "pixpro", "probes_classes", "probes_cluster", "probes_segment")),
     *(f"plugins/test_{name}" for name in ("siameseim_mix", "siameseim_parity", "simsiam_image", "timm_", "torchvision_", "finetune", "detection")),
     *(f"plugins/test_{name}" for name in ("supervised", "probes_online", "probes_references", "byol_photometry", "multisiam_views")),

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md"]
 FORM = ["What it is", "Parts", "Settings", "Expected", "What was checked"]
-METHOD_PAGES = [page for page in PAGES if page.parent.name == "methods" and page.stem != "contrastive"] + [DOCS / f"{name}.md" for name in ("multisiam", "densesiam", "siameseim")]
+METHOD_PAGES = [page for page in PAGES if page.parent.name == "methods" and page.stem != "all"] + [DOCS / f"{name}.md" for name in ("multisiam", "densesiam", "siameseim")]
 
 
 def blocks(page: Path, language: str) -> list[str]:

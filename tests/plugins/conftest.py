@@ -74,6 +74,20 @@ class HandStep:
 
 
 @pytest.fixture(scope="session")
+def class_shards(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The photographs as shards with two classes."""
+    from twinview.data.prepare.pack import pack
+    from twinview.data.writing.writer import Options
+
+    root = tmp_path_factory.mktemp("classes")
+    for i, path in enumerate(sorted(photographs.iterdir())):
+        place = root / "in" / "ab"[i % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / path.name).write_bytes(path.read_bytes())
+    return str(pack("imagefolder", str(root / "in"), root / "out", Options()).out)
+
+
+@pytest.fixture(scope="session")
 def hand_step() -> type[HandStep]:
     """`hand_step(online, target, heads, averaged, pairs, ...)`."""
     return HandStep

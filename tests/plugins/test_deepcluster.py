@@ -29,24 +29,16 @@ def recipe(shards: str, **changes: Any) -> dict[str, Any]:
     })
 
 
-CELLS = {
-    "head": [{"use": "deepcluster.classifier", "name": "clusters", "clusters": 3}],
-    "loss": [{"use": "deepcluster.cells", "head": "clusters", "clusters": 3, "initial": 8, "iterations": 3}],
-    "encoder": {"use": "timm.encoder", "name": "test_resnet"},
-}
-
-
 def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("changes", [{}, CELLS], ids=["images", "cells"])
-def test_a_run_killed_within_an_epoch_goes_on_bit_for_bit(tmp_path: Path, photo_shards: str, changes: dict[str, Any]) -> None:
-    train(recipe(photo_shards, **changes), run=tmp_path / "run")  # three steps an epoch: step 4 lies in the second
+def test_a_run_with_dropout_goes_on_bit_for_bit(tmp_path: Path, photo_shards: str) -> None:
+    train(recipe(photo_shards), run=tmp_path / "run")  # three steps an epoch: step 4 lies in the second
     expected = losses(tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-000008")
     (tmp_path / "run" / "checkpoints" / "latest").write_text("step-000004\n")
-    train(recipe(photo_shards, **changes), "data.workers=2", run=tmp_path / "run", resume=True)
+    train(recipe(photo_shards), "data.workers=2", run=tmp_path / "run", resume=True)
     assert losses(tmp_path / "run") == expected
 
 

@@ -94,16 +94,11 @@ def test_a_turn_that_the_round_does_not_have_is_refused() -> None:
         MutualInformation(period=2, turn=2)
 
 
-def test_heads_take_turns_and_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, photo_shards: str) -> None:
+def test_heads_take_turns(tmp_path: Path, photo_shards: str) -> None:
     train(recipe(photo_shards), run=tmp_path / "whole")
-    whole = rows(tmp_path / "whole")
-    for row in whole:  # three steps an epoch
+    for row in rows(tmp_path / "whole"):  # three steps an epoch
         idle, busy = ("mutual_information", "over.mutual_information")[:: 1 if row["epoch"] % 2 == 0 else -1]
         assert row[f"loss/{idle}"] == 0 and row[f"loss/{busy}"] != 0
-    train(recipe(photo_shards), "data.workers=2", "run.steps=4", "schedule.use=constant", run=tmp_path / "workers")
-    stopped = tmp_path / "stopped"
-    train(recipe(photo_shards), "run.steps=4", "schedule.use=constant", run=stopped)
-    assert [r["loss"] for r in rows(stopped)] == [r["loss"] for r in rows(tmp_path / "workers")]
 
 
 def test_a_head_can_be_shared_with_the_evaluation_and_a_learned_alignment_used(tmp_path: Path, photo_shards: str) -> None:

@@ -10,8 +10,6 @@ import torch
 from torch.nn import functional as F
 
 from twinview import train
-from twinview.data.prepare.pack import pack
-from twinview.data.writing.writer import Options
 from twinview.errors import TwinviewError
 from twinview_supervised import Classes
 
@@ -28,26 +26,15 @@ def recipe(shards: str, loss: str) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="module")
-def classes(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The photographs as two classes."""
-    root = tmp_path_factory.mktemp("classes")
-    for i, path in enumerate(sorted(photographs.iterdir())):
-        place = root / "in" / "ab"[i % 2]
-        place.mkdir(parents=True, exist_ok=True)
-        (place / path.name).write_bytes(path.read_bytes())
-    return str(pack("imagefolder", str(root / "in"), root / "out", Options()).out)
-
-
-def test_labels_are_learned(tmp_path: Path, classes: str) -> None:
-    train(recipe(classes, "classes"), run=tmp_path / "run")
+def test_labels_are_learned(tmp_path: Path, class_shards: str) -> None:
+    train(recipe(class_shards, "classes"), run=tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert min(row["loss"] for row in rows[-4:]) < rows[0]["loss"] and max(row["classes/accuracy"] for row in rows[-4:]) > 0.6
 
 
-def test_nothing_moves_without_a_loss(tmp_path: Path, classes: str) -> None:
-    few = train(recipe(classes, "nothing"), "run.steps=1", run=tmp_path / "few")
-    many = train(recipe(classes, "nothing"), "run.steps=4", run=tmp_path / "many")
+def test_nothing_moves_without_a_loss(tmp_path: Path, class_shards: str) -> None:
+    few = train(recipe(class_shards, "nothing"), "run.steps=1", run=tmp_path / "few")
+    many = train(recipe(class_shards, "nothing"), "run.steps=4", run=tmp_path / "many")
     one, other = (torch.load(r.checkpoint / "model.pt", weights_only=True) for r in (few, many))
     assert one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
