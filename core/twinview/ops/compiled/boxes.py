@@ -48,6 +48,6 @@ def _box(state: State, height: int, width: int, scale: Floats, ratio: Floats, lo
             y0 = integer(state, height - h + 1)
             x0 = integer(state, width - w + 1)
             return x0, y0, x0 + w, y0 + h
-    w, h = min(width, max(1, np.intp(np.rint(height * ratio[1])))), min(height, max(1, np.intp(np.rint(width / ratio[0]))))
+    w, h = np.intp(min(width, max(1, int(np.rint(height * ratio[1]))))), np.intp(min(height, max(1, int(np.rint(width / ratio[0])))))
     x0, y0 = (width - w) // 2, (height - h) // 2
     return x0, y0, x0 + w, y0 + h

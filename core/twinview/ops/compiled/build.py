@@ -13,6 +13,8 @@ import numba
 
 from twinview.paths import cache
 
+config: Any = numba.config
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -23,14 +25,14 @@ def compiled(function: F) -> F:
     folder, and those beside the function's own.  Where nothing can be written, every process compiles for itself.  `fastmath` stays off: nothing is
     reordered or contracted, so that the width of a processor's vectors changes no number.
     """
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(_folder(os.environ.get("NUMBA_CACHE_DIR", ""), Path(inspect.getfile(function)).parent))
+    before = config.CACHE_DIR
+    config.CACHE_DIR = str(_folder(os.environ.get("NUMBA_CACHE_DIR", ""), Path(inspect.getfile(function)).parent))
     try:
         return cast(F, numba.njit(cache=True)(function))
     except RuntimeError:  # of numba: the folder cannot be written
         return cast(F, numba.njit(function))
     finally:
-        numba.config.CACHE_DIR = before
+        config.CACHE_DIR = before
 
 
 @functools.lru_cache

@@ -72,7 +72,7 @@ def random(state: State, out: NDArray[np.float64]) -> None:
 
 
 @compiled
-def integer(state: State, n: int) -> Any:
+def integer(state: State, n: Any) -> Any:
     """`rng.integers(n)` of 1 <= n < 2**32: 0 .. n - 1, by Lemire's product, drawn anew where that would favor some."""
     if n == 1:
         return 0

@@ -7,12 +7,19 @@ byte that nobody reads.  Sums and products are exact here (see `cut`), so that t
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic as numbas_intrinsic
+
+
+def intrinsic(function: Callable[..., Any]) -> Any:
+    """numba's decorator, whose types know nothing of the first argument's going."""
+    return numbas_intrinsic(function)
+
 
 LANES, ROWS, FOLDED = 16, 4, 64
 I8, I32, I64, F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
@@ -43,7 +50,7 @@ def weigh(context: Any, values: Any, at: Any, taps: Any, first: Any, count: Any,
 
     def generate(target: Any, b: Any, types_: Any, args: Any) -> Any:
         memory, weights, lines = (_data(target, b, types_, args, i) for i in (0, 2, 5))
-        total = cgutils.alloca_once(b, REAL)
+        total = cgutils.alloca_once(b, REAL)  # type: ignore[no-untyped-call]
         b.store(ir.Constant(REAL, [0.5] * LANES), total)
         with cgutils.for_range(b, args[4]) as loop:
             weight = _all_lanes(b, weights, b.add(args[3], loop.index))
@@ -66,7 +73,8 @@ def fold(context: Any, values: Any, at: Any, offsets: Any, taps: Any, count: Any
     def generate(target: Any, b: Any, types_: Any, args: Any) -> Any:
         memory, places, weights, found = (_data(target, b, types_, args, i) for i in (0, 2, 3, 5))
         starts = [I64(start) for start in range(0, FOLDED, LANES)]
-        sums, weight = [cgutils.alloca_once(b, REAL) for _ in starts], _all_lanes(b, weights, I64(0))
+        sums = [cgutils.alloca_once(b, REAL) for _ in starts]  # type: ignore[no-untyped-call]
+        weight = _all_lanes(b, weights, I64(0))
         for start, total in zip(starts, sums):
             b.store(b.fmul(_load(b, memory, b.add(args[1], start), REAL), weight), total)
         with cgutils.for_range(b, args[4]) as loop:
