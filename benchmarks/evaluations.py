@@ -119,7 +119,7 @@ def row_of(args: argparse.Namespace, name: str, method: str, seed: int, run: Pat
     if what == "robustness":
         asked["corrupted"] = corrupted(args.shards / task.val, task.size, args.shards / f"{task.val}-corrupted")
     if what != "robustness":
-        asked["baselines"] = ["pixels"] if method == "random" else []
+        asked["baselines"] = ["pixels"] if method == "random" and what != "fewshot" else []
     target = find_target(run, ["data.workers=0"])
     began = time.process_time()
     scored = evaluate(api.checked(evaluation_recipe(target.recipe(), what, None, asked)), target)
