@@ -43,7 +43,7 @@ LABELS: dict[str, Table] = {  # training with the labels of the images that the 
 MAPS: Table = {"classes": 8, "ignore": [8, 255]}
 EVALUATIONS: dict[str, dict[str, tuple[str, Table]]] = {  # name in the table -> evaluation, options; the measure is the one of MEASURE
     "classes": {
-        "nearest neighbours, k = 20": ("knn", {}),
+        "nearest neighbors, k = 20": ("knn", {}),
         "linear, L-BFGS": ("linear", {"solver": "lbfgs"}),
         "linear, MoCo's table": ("linear", {"solver": "moco"}),
         "linear, MAE's table": ("linear", {"solver": "mae"}),

@@ -4,7 +4,7 @@
 
 Writes benchmarks/results/probe_speed.json: seconds of this process, accuracy on 2 000 other features of the same classes, and for the logistic
 regressions of one decay how far their loss is above its minimum, which scikit-learn finds in float64 with a tolerance of 1e-7.  Channels are
-correlated, as those of networks are: standardised, their covariance has eigenvalues from some hundredths to tens.
+correlated, as those of networks are: standardized, their covariance has eigenvalues from some hundredths to tens.
 """
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def features(n: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def scikit(x: Tensor, y: Tensor, decay: float, tolerance: float = 1e-4) -> Answers:
-    """scikit-learn's logistic regression on standardised features."""
+    """scikit-learn's logistic regression on standardized features."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -51,7 +51,7 @@ def scikit(x: Tensor, y: Tensor, decay: float, tolerance: float = 1e-4) -> Answe
 
 
 def loss(answers: Answers, x: Tensor, y: Tensor, decay: float) -> float:
-    """What a logistic regression makes small; its weights, of standardised features, are read off its answers, which are linear."""
+    """What a logistic regression makes small; its weights, of standardized features, are read off its answers, which are linear."""
     mean, deviation = x.mean(0), x.std(0, correction=0)
     middle = answers(mean[None]).double()
     weight = answers(mean + torch.diag(deviation)).double() - middle

@@ -95,7 +95,7 @@ def install_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Install
 
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of twelve small photographs, {name}.jpg, smooth and each of its own colours."""
+    """A folder of twelve small photographs, {name}.jpg, smooth and each of its own colors."""
     import numpy as np
     from PIL import Image
 

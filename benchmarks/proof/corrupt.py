@@ -1,4 +1,4 @@
-"""Corrupted copies of a labelled set, for the robustness of a classifier: kinds and strengths in the manner of CIFAR-10-C, not its files."""
+"""Corrupted copies of a labeled set, for the robustness of a classifier: kinds and strengths in the manner of CIFAR-10-C, not its files."""
 from __future__ import annotations
 
 import io

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-class Labelled(NamedTuple):
+class Labeled(NamedTuple):
     """Images with what is known of them, in the order of their keys."""
 
     keys: list[str]
@@ -32,12 +32,12 @@ def require_shards(shards: Path, *names: str) -> None:
             sys.exit(2)
 
 
-def read(folder: Path, size: tuple[int, int]) -> Labelled:
+def read(folder: Path, size: tuple[int, int]) -> Labeled:
     """All images of a set of shards with their classes (.cls) or label maps (.seg.png), squeezed to `size` (height, width)."""
     return read_parts(folder, size, lambda keys, labels: [list(range(len(keys)))])[0]
 
 
-def read_parts(folder: Path, size: tuple[int, int], split: Callable[[list[str], Tensor], list[list[int]]]) -> list[Labelled]:
+def read_parts(folder: Path, size: tuple[int, int], split: Callable[[list[str], Tensor], list[list[int]]]) -> list[Labeled]:
     """Parts of a set: `split` is given the keys and the classes [N] (0 where there are none), and gives numbers; only these images are decoded."""
     fields: dict[str, dict[str, bytes]] = {}
     for shard in sorted(folder.glob("*.tar")):
@@ -50,7 +50,7 @@ def read_parts(folder: Path, size: tuple[int, int], split: Callable[[list[str], 
     for chosen in split(keys, classes):
         found = [_decoded(fields[keys[i]], size) for i in chosen]
         images, labels = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*found))
-        parts.append(Labelled([keys[i] for i in chosen], images.permute(0, 3, 1, 2), labels))
+        parts.append(Labeled([keys[i] for i in chosen], images.permute(0, 3, 1, 2), labels))
     return parts
 
 
@@ -80,7 +80,7 @@ def place(key: str) -> str:
 
 
 def blocks(keys: list[str], length: int) -> list[list[int]]:
-    """Numbers of the images, in blocks of `length` neighbours of one place: frames that lie next to each other are not independent."""
+    """Numbers of the images, in blocks of `length` neighbors of one place: frames that lie next to each other are not independent."""
     places: dict[str, list[int]] = {}
     for i, key in enumerate(keys):
         places.setdefault(place(key), []).append(i)

@@ -14,7 +14,7 @@ COLORS = {"random": "#8a8a8a", "supervised": "#2e7d32", "pixels": "#c0392b"}
 METHOD = "#1f5fa8"
 HUES = ("#1f5fa8", "#c77700", "#6a3d9a", "#00857c", "#b0307a", "#555555")  # of curves
 NAMES = {
-    "linear": "linear probe, top-1 in %", "knn": "nearest neighbours, top-1 in %",
+    "linear": "linear probe, top-1 in %", "knn": "nearest neighbors, top-1 in %",
     "miou": "linear segmentation probe, mIoU in %", "cluster": "unsupervised segmentation, mIoU in %",
 }
 

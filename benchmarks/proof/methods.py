@@ -53,7 +53,7 @@ def merged(a: Mapping[str, Any], b: Mapping[str, Any]) -> Table:
     return {**a, **b, **{key: merged(a[key], b[key]) for key in a.keys() & b.keys() if together(a[key], b[key])}}
 
 
-PHOTOMETRY = {"use": "byol.photometry", "blur": [0.0, 0.0], "solarize": [0.0, 0.0]}  # BYOL's colours; 32 pixels bear no blur
+PHOTOMETRY = {"use": "byol.photometry", "blur": [0.0, 0.0], "solarize": [0.0, 0.0]}  # BYOL's colors; 32 pixels bear no blur
 IMAGE = {"hidden": 512, "channels": 128}  # heads of a narrow network
 STREET = {**PHOTOMETRY, "hue": 0.05, "grey": 0.1}
 

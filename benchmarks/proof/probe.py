@@ -1,4 +1,4 @@
-"""Probes of frozen features, none with anything to tune: weighted nearest neighbours, and a logistic regression by L-BFGS whose decay dev chooses."""
+"""Probes of frozen features, none with anything to tune: weighted nearest neighbors, and a logistic regression by L-BFGS whose decay dev chooses."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ def knn(bank: Tensor, labels: Tensor, x: Tensor, *, k: int = 20, temperature: fl
 
 
 def linear(x: Tensor, y: Tensor, dev_x: Tensor, dev_y: Tensor, *, decays: Sequence[float] = DECAYS, iterations: int = 60) -> Fit:
-    """min CE + decay / 2 |W|^2 on standardised features, for each decay from the last one's solution; the best on dev.  Same result every time."""
+    """min CE + decay / 2 |W|^2 on standardized features, for each decay from the last one's solution; the best on dev.  Same result every time."""
     var, mean = torch.var_mean(x, 0, correction=0)
     scale = torch.where(var > 1e-12, var.rsqrt(), 0)
     x, dev_x = (x - mean) * scale, (dev_x - mean) * scale

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from proof.data import Labelled, blocks, by_class, middles, pixels, place, read, read_parts
+from proof.data import Labeled, blocks, by_class, middles, pixels, place, read, read_parts
 from proof.methods import Task
 from proof.probe import confusions, knn, linear, miou
 
-BANK, DEV = 500, 300  # labelled images a class that probes learn from, and on which settings are chosen; both from the training images
-STRIDE = 8  # pixels of a cell that street scenes are labelled by
+BANK, DEV = 500, 300  # labeled images a class that probes learn from, and on which settings are chosen; both from the training images
+STRIDE = 8  # pixels of a cell that street scenes are labeled by
 CELLS = 64  # of an image that the probe learns from
 BLOCK = 8  # frames of one place that are drawn together in a bootstrap
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of [data] where a recipe says nothing
@@ -24,11 +24,11 @@ See = Callable[[Tensor], Tensor]  # images [N, 3, H, W] uint8 -> features [N, C]
 
 
 class Sets(NamedTuple):
-    """The labelled images of a task."""
+    """The labeled images of a task."""
 
-    bank: Labelled
-    dev: Labelled
-    val: Labelled
+    bank: Labeled
+    dev: Labeled
+    val: Labeled
 
 
 @cache
@@ -77,7 +77,7 @@ def score(see: See, task: Task, shards: Path) -> dict[str, Any]:
     return (_classes if task.kind == "classes" else _maps)(see, *sets(task, shards))
 
 
-def _classes(see: See, bank: Labelled, dev: Labelled, val: Labelled) -> dict[str, Any]:
+def _classes(see: See, bank: Labeled, dev: Labeled, val: Labeled) -> dict[str, Any]:
     x = see(bank.images)
     features = {"dev/": (see(dev.images), dev.labels), "": (see(val.images), val.labels)}
     fitted = linear(x, bank.labels, *features["dev/"])
@@ -91,12 +91,12 @@ def _classes(see: See, bank: Labelled, dev: Labelled, val: Labelled) -> dict[str
     return scores
 
 
-def _maps(see: See, bank: Labelled, dev: Labelled, val: Labelled) -> dict[str, Any]:
+def _maps(see: See, bank: Labeled, dev: Labeled, val: Labeled) -> dict[str, Any]:
     classes = 8
     draws = torch.Generator().manual_seed(0)
 
-    def cells(data: Labelled) -> tuple[Tensor, Tensor]:
-        """A drawn part of the labelled cells [n, C] of each image, and their classes."""
+    def cells(data: Labeled) -> tuple[Tensor, Tensor]:
+        """A drawn part of the labeled cells [n, C] of each image, and their classes."""
         xs, ys = [], []
         for image, labels in zip(torch.split(data.images, 32), torch.split(middles(data.labels, STRIDE).flatten(1), 32)):
             chosen = torch.randint(labels.shape[1], (len(image), CELLS), generator=draws)

@@ -39,7 +39,7 @@ def bootstrap(gains: NDArray[np.float64], blocks: Sequence[Sequence[int]], *, dr
 
 
 def bootstrap_miou(a: NDArray[np.int64], b: NDArray[np.int64], *, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of a difference in mIoU (percent), the mean over seeds: seeds and blocks of neighbouring frames are drawn anew.
+    """95 % interval of a difference in mIoU (percent), the mean over seeds: seeds and blocks of neighboring frames are drawn anew.
 
     `a`, `b` [seeds, blocks, classes, classes]: confusion counts of the same seeds and blocks (one seed for a row without any).
     """

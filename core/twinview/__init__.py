@@ -1,4 +1,4 @@
-"""twinview: pre-train vision backbones on unlabelled images with Siamese networks."""
+"""twinview: pre-train vision backbones on unlabeled images with Siamese networks."""
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any

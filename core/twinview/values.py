@@ -233,7 +233,7 @@ class PlainBatch(NamedTuple):
 
     keys: tuple[str, ...]
     ids: Tensor  # [B] int64
-    images: Tensor  # [B, C, H, W] float, normalised
+    images: Tensor  # [B, C, H, W] float, normalized
     labels: dict[str, Tensor]  # class [B], map [B, H, W], objects/boxes [B, M, 4] ..., as asked for
 
 
@@ -254,7 +254,7 @@ class DataFactory(Protocol):
         By default those that the run trains with; "held-out": those that [data] held_out keeps from training.
 
         `crop`: the largest central box of the shape of `size`, instead of the whole image squeezed into it; a number: that share of the box's
-        sides (0.875 is the centre of 224 pixels of an image whose shorter side is 256).
+        sides (0.875 is the center of 224 pixels of an image whose shorter side is 256).
         """
         ...
 
@@ -264,7 +264,7 @@ class DataFactory(Protocol):
     ) -> dict[str, Tensor]:
         """What `make` gives, the same on every rank: computed once, kept on disk, and shared by all evaluations that ask for the same.
 
-        The same is: `what` (a name of the asker's), the weights and code of `modules`, the samples of `shards` (as for `plain`), the colours of
+        The same is: `what` (a name of the asker's), the weights and code of `modules`, the samples of `shards` (as for `plain`), the colors of
         [data], and `how` (sizes, levels, seeds: numbers, words and lists of them).  While a run trains, its weights move and nothing is kept unless
         `lasting` says that these modules stay as they are.  All ranks call it; tensors come on the CPU.
         """
@@ -371,7 +371,7 @@ class Step(Protocol):
 
     @property
     def pixels(self) -> Sequence[Tensor]:
-        """Per view [B, C, h, w] as the encoder saw them (normalised)."""
+        """Per view [B, C, h, w] as the encoder saw them (normalized)."""
         ...
 
     def alignment(self, online: int, target: int, name: str = "") -> Alignment:

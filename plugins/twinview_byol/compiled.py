@@ -152,7 +152,7 @@ def blur(planes: Bytes, taps: Floats, channels: int, rows: Floats) -> None:
     """The first channels of [3, h, w] under a symmetric kernel, in place: down and then across, mirrored at the borders, rounded; `rows` is room.
 
     A row holds its channels side by side, each with its mirrored borders: one loop of each pass takes all of them, and what it makes of two
-    neighbouring channels is dropped.
+    neighboring channels is dropped.
     """
     height, width = planes.shape[1:]
     reach = len(taps) // 2

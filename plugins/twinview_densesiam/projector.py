@@ -25,7 +25,7 @@ def refuse_own(part: Any, *names: str) -> None:
 class Projector:
     """Three 1x1 convolutions from cells to clusters, BatchNorm without affine parameters at the end: a pixel's cluster is its largest channel.
 
-    A `[[head]]`; losses and `probes.cluster` share it by its name.  The last norm standardises each cluster over the batch, which keeps one
+    A `[[head]]`; losses and `probes.cluster` share it by its name.  The last norm standardizes each cluster over the batch, which keeps one
     cluster from taking everything.
     """
 

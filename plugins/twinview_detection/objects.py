@@ -45,7 +45,7 @@ def targets(labels: Mapping[str, Tensor], prefix: str, kinds: Kinds, place: str)
 
 
 def pieces(labels: Tensor, kinds: Kinds) -> Target:
-    """The connected pieces (8 neighbours) of each countable class of a label map [h, w], those of fewer than `least` pixels left out."""
+    """The connected pieces (8 neighbors) of each countable class of a label map [h, w], those of fewer than `least` pixels left out."""
     from scipy import ndimage
 
     numbers, found, masks = labels.numpy(), [], []

@@ -20,9 +20,9 @@ IMAGES = 64  # that the encoder sees at once
 
 @part
 class Accuracy:
-    """Top-1 and top-5 of the head `classifier` of a loss on labelled images."""
+    """Top-1 and top-5 of the head `classifier` of a loss on labeled images."""
 
-    val: str | list[str]  # labelled shards
+    val: str | list[str]  # labeled shards
     size: tuple[int, int] = field(validator=pixels)  # height, width of the images in pixels
     crop: bool = False  # the largest central box of that shape, instead of the whole image squeezed into it
     crop_share: float = field(default=1.0, validator=and_(gt(0), le(1)))  # of that box's sides; 0.875: 224 of 256 pixels, as ImageNet's tables do

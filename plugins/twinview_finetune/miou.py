@@ -21,7 +21,7 @@ from twinview_finetune.segmentation import NONE, truth_of
 
 @part
 class MIoU:
-    """Mean intersection over union, over all labelled pixels of a set, of the head of a loss: finetune.fcn, finetune.upernet."""
+    """Mean intersection over union, over all labeled pixels of a set, of the head of a loss: finetune.fcn, finetune.upernet."""
 
     val: str | list[str]  # shards with label maps
     size: tuple[int, int] = field(validator=pixels)  # height, width of the whole image in pixels
@@ -61,7 +61,7 @@ class MIoU:
             confusion.add(truth[known], scores.argmax(1)[known])
         confusion.gather()
         if not confusion.counts.any():
-            raise DataError(f"[[evaluate]] finetune.miou: {self.val} holds no labelled pixel outside ignore = {self.ignore}.")
+            raise DataError(f"[[evaluate]] finetune.miou: {self.val} holds no labeled pixel outside ignore = {self.ignore}.")
         found = {"miou/miou": 100 * confusion.miou(), "miou/accuracy": 100 * confusion.accuracy()}
         return found | ({f"miou/class{n}": 100 * float(iou) for n, iou in enumerate(confusion.iou())} if self.per_class else {})
 

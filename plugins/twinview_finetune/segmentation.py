@@ -45,7 +45,7 @@ class Segmentation:
         raise NotImplementedError
 
     def term(self, step: Step, head: str, view: int, levels: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of a head in a view, over labelled pixels; and the share of these that it gets right."""
+        """Cross-entropy of a head in a view, over labeled pixels; and the share of these that it gets right."""
         logits = wide(step.apply(step.head(self, head), view, "online", on=tuple(levels)))
         truth = self.truth(step.batch.labels[f"map/{view}"].to(logits.device))
         logits = F.interpolate(logits, truth.shape[1:], mode="bilinear", align_corners=self.align_corners)

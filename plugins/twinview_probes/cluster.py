@@ -100,7 +100,7 @@ class Cluster:
 
     @hookimpl
     def pictures(self, step: Step, data: DataFactory) -> dict[str, Tensor]:
-        """`segments`: images of `val`, each with its clusters in the colours of the classes that they were matched to, and its labels."""
+        """`segments`: images of `val`, each with its clusters in the colors of the classes that they were matched to, and its labels."""
         device = next(step.branches.online.parameters()).device
         clusterer = self.clusterer(step.branches, data, "")
         counts = self.count(clusterer, data, device)
@@ -145,7 +145,7 @@ class Cluster:
         return FeatureClusters(dense, batches, k, cells=self.cells, seed=self.seed, device=device)
 
     def _spread(self, data: DataFactory, rows: int) -> tuple[Tensor, Tensor]:
-        """Up to `rows` images of `val` and their labels, from all over it: neighbours are often the next frame of a drive."""
+        """Up to `rows` images of `val` and their labels, from all over it: neighbors are often the next frame of a drive."""
         found = [(image, label) for b in self._read(data, self.val, 4, labeled=True) for image, label in zip(b.images[:1], b.labels["map"][:1])]
         chosen = [found[i * len(found) // min(rows, len(found))] for i in range(min(rows, len(found)))]
         return torch.stack([image for image, _ in chosen]), torch.stack([label for _, label in chosen])

@@ -40,7 +40,7 @@ class HeadClusters:
 
 
 class FeatureClusters:
-    """K-means on cells: features standardised channel by channel, then of length 1 (PiCIE clusters unit features)."""
+    """K-means on cells: features standardized channel by channel, then of length 1 (PiCIE clusters unit features)."""
 
     def __init__(self, dense: Dense, batches: Iterable[PlainBatch], k: int, *, cells: int, seed: int, device: torch.device) -> None:
         """Fit on up to `cells` cells of each image of all ranks; rank 0 does, and all get the same."""

@@ -15,7 +15,7 @@ from twinview.values import EncoderSpec, Features, PlainBatch, Size
 
 
 class Dense(Protocol):
-    """Images [B, C, H, W], normalised -> maps [B, channels, ceil(H / stride), ceil(W / stride)]."""
+    """Images [B, C, H, W], normalized -> maps [B, channels, ceil(H / stride), ceil(W / stride)]."""
 
     channels: int
 
@@ -49,7 +49,7 @@ class Maps:
 
 
 class Pixels:
-    """Each cell's own pixels: what colour and texture within a cell alone tell."""
+    """Each cell's own pixels: what color and texture within a cell alone tell."""
 
     def __init__(self, stride: int, channels: int) -> None:
         """`channels`: of the images."""
@@ -85,7 +85,7 @@ class Cells(NamedTuple):
 
 
 def sample_cells(dense: Dense, batches: Iterable[PlainBatch], *, cells: int, ignore: Tensor, seed: int) -> Cells:
-    """Up to `cells` labelled cells of each image of all ranks, drawn from (seed, image) alone.
+    """Up to `cells` labeled cells of each image of all ranks, drawn from (seed, image) alone.
 
     A cell has the label of the pixel at its middle, 0 in batches without label maps; cells with a label in `ignore` [k] are left out.
     Everything lies on the device of `ignore`.

@@ -1,4 +1,4 @@
-"""Few labelled images: a logistic regression on frozen features, as SiameseIM's "1 %" column and MSN have it."""
+"""Few labeled images: a logistic regression on frozen features, as SiameseIM's "1 %" column and MSN have it."""
 from __future__ import annotations
 
 from pathlib import Path

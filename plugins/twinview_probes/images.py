@@ -17,7 +17,7 @@ THUMBNAIL = 32  # sides of the raw pixels that are a baseline, at most
 
 
 class See(Protocol):
-    """Images [B, C, H, W], normalised -> features of whole images, [B, channels, 1, 1]."""
+    """Images [B, C, H, W], normalized -> features of whole images, [B, channels, 1, 1]."""
 
     channels: int
     name: str  # of what is seen, the same for the same features

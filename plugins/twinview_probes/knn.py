@@ -1,4 +1,4 @@
-"""Nearest neighbours among frozen features of whole images."""
+"""Nearest neighbors among frozen features of whole images."""
 from __future__ import annotations
 
 from attrs import field
@@ -12,13 +12,13 @@ from twinview_probes.whole_images import Classes, Classify, listed, one_or_more
 
 @part
 class Knn(Classes):
-    """k nearest neighbours by cosine, each voting with weight exp(cosine / temperature) (Wu et al. 2018; DINO).
+    """k nearest neighbors by cosine, each voting with weight exp(cosine / temperature) (Wu et al. 2018; DINO).
 
-    Lists of k and of temperatures are scored in one pass over the neighbours, as `knn/top1@k10,t0.07`.
+    Lists of k and of temperatures are scored in one pass over the neighbors, as `knn/top1@k10,t0.07`.
     """
 
     score = "knn"
-    k: int | list[int] = field(default=20, validator=one_or_more(0))  # neighbours that vote, or several numbers of them: [10, 20, 100, 200]
+    k: int | list[int] = field(default=20, validator=one_or_more(0))  # neighbors that vote, or several numbers of them: [10, 20, 100, 200]
     temperature: float | list[float] = field(default=0.07, validator=one_or_more(0))  # of the votes, or several
 
     def variants(self) -> tuple[str, ...]:
@@ -29,7 +29,7 @@ class Knn(Classes):
         return tuple(f"@k{k},t{t:g}" for k in ks for t in ts)
 
     def fit_numbered(self, train: Embedded, classes: int) -> Classify:
-        """The neighbours are looked for among all of `train`."""
+        """The neighbors are looked for among all of `train`."""
         bank, labels = F.normalize(train.x, dim=1), train.y
         settings = [(min(k, len(labels)), t) for k in listed(self.k) for t in listed(self.temperature)]
 

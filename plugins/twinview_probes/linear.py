@@ -13,7 +13,7 @@ from twinview_probes.features import Cells
 
 
 class Linear(NamedTuple):
-    """x -> weight x + bias, for features as they come: their standardisation is in it."""
+    """x -> weight x + bias, for features as they come: their standardization is in it."""
 
     weight: Tensor  # [classes, C]
     bias: Tensor  # [classes]
@@ -26,7 +26,7 @@ class Linear(NamedTuple):
 def fit(cells: Cells, classes: int, *, steps: int, batch: int, lr: float, weight_decay: float, seed: int) -> Linear:
     """Fit by `steps` steps of AdamW on `batch` cells each, drawn with replacement; cross-entropy, cosine schedule to 0, start at 0.
 
-    Features are standardised channel by channel over `cells` first, in place (a channel that never changes is left out).
+    Features are standardized channel by channel over `cells` first, in place (a channel that never changes is left out).
     The same on every rank, and for any number of ranks up to rounding.
     """
     x, y, order = cells

@@ -25,7 +25,7 @@ OF_STEPS = {"adamw": ("steps", "batch", "lr", "weight_decay"), "lbfgs": (), "rid
 class Linear(Classes):
     """A linear classifier, fitted on the features of all of `train` without augmentation.
 
-    `solver`: "adamw" on standardised features; "lbfgs", a logistic regression, and "ridge", least squares in closed form, both of which choose
+    `solver`: "adamw" on standardized features; "lbfgs", a logistic regression, and "ridge", least squares in closed form, both of which choose
     their decay on `train` by themselves; or the layer, optimizer and schedule of a paper's table: "mae" (BatchNorm without affine, LARS; SiameseIM
     too), "moco" (SGD, lr 30; DenseCL too), "simsiam" (LARC), "moco_v3", "dino" (iBOT too).  The tables' own augmentation is in the recipes
     linear/*; scores are those after the last epoch.
@@ -48,7 +48,7 @@ class Linear(Classes):
                 raise ValueError(f"{option} is none of solver = {self.solver!r}, which takes {takes}. Leave it out")
 
     def fit_numbered(self, train: Embedded, classes: int) -> Classify:
-        """The classifier, its standardisation in it."""
+        """The classifier, its standardization in it."""
         x, y = train.x, train.y
         if self.solver == "adamw":
             cells = Cells(x.clone(), y, torch.arange(len(y), device=y.device))

@@ -20,7 +20,7 @@ from twinview_probes.knn import votes
 
 @part
 class Online:
-    """[[extra]]: a linear classifier and nearest neighbours on features that the losses have computed, after every step or every N-th.
+    """[[extra]]: a linear classifier and nearest neighbors on features that the losses have computed, after every step or every N-th.
 
     Learns from the training images' class labels and touches no weight of the run, draws no random number and encodes nothing: the losses are
     bit for bit those without it.  Accuracies on the coming batch, before it is learned from, are logged as running means: `online/top1`,
@@ -31,10 +31,10 @@ class Online:
     branch: Literal["online", "target"] = "online"  # of the network that gives them
     on: Literal["pooled", "cells"] = "pooled"  # the mean of the cells
     every: int = field(default=1, validator=gt(0))  # steps
-    lr: float = field(default=0.3, validator=gt(0))  # of SGD with momentum 0.9, on features that are standardised by running statistics
+    lr: float = field(default=0.3, validator=gt(0))  # of SGD with momentum 0.9, on features that are standardized by running statistics
     decay: float = field(default=1e-4, validator=ge(0))  # weight decay of the classifier
-    memory: int = field(default=0, validator=ge(0))  # features that neighbours are looked for among; 0: no neighbours
-    k: int = field(default=20, validator=gt(0))  # neighbours that vote
+    memory: int = field(default=0, validator=ge(0))  # features that neighbors are looked for among; 0: no neighbors
+    k: int = field(default=20, validator=gt(0))  # neighbors that vote
     temperature: float = field(default=0.07, validator=gt(0))  # of the votes
     smoothing: float = field(default=0.95, validator=[ge(0), lt(1)])  # of the running means
 
@@ -95,7 +95,7 @@ class OnlineProbe(nn.Module):
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("var", torch.ones(channels))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("means", torch.zeros(2))  # of top1 and of neighbours
+        self.register_buffer("means", torch.zeros(2))  # of top1 and of neighbors
         self.register_buffer("bank", torch.zeros(memory, channels))
         self.register_buffer("labels", torch.full((memory,), -1))
 

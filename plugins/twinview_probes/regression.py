@@ -14,7 +14,7 @@ from twinview.ops.seeding import seed_of
 DECAYS = (1e-1, 1e-2, 1e-3, 1e-4)  # of the logistic regression, the largest first: each starts from the one before
 HELD = 5  # one image in so many is held out to choose the decay
 ROWS_OF_WIDTH = 4  # features that the curvature is estimated from, for each channel
-RIDGE = tuple(10.0**power for power in range(-6, 4))  # of the mean square of standardised features
+RIDGE = tuple(10.0**power for power in range(-6, 4))  # of the mean square of standardized features
 
 
 class Scale(NamedTuple):
@@ -47,7 +47,7 @@ class Affine(NamedTuple):
 
 
 def logistic(x: Tensor, y: Tensor, classes: int, *, decays: Sequence[float] = DECAYS, seed: int = 0, iterations: int = 100) -> Affine:
-    """min cross-entropy + decay / 2 |W|^2 on standardised features [N, C]; the decay by a fifth that is held out, then fitted on all.
+    """min cross-entropy + decay / 2 |W|^2 on standardized features [N, C]; the decay by a fifth that is held out, then fitted on all.
 
     A single decay is taken as it is.  The same on every rank.
     """
@@ -68,7 +68,7 @@ def logistic(x: Tensor, y: Tensor, classes: int, *, decays: Sequence[float] = DE
 
 
 def ridge(x: Tensor, y: Tensor, classes: int, *, decays: Sequence[float] = RIDGE) -> Affine:
-    """Least squares of one-hot classes on standardised features [N, C]; the decay by leave-one-out, which has a closed form (Allen 1974).
+    """Least squares of one-hot classes on standardized features [N, C]; the decay by leave-one-out, which has a closed form (Allen 1974).
 
     One eigendecomposition of [C, C] serves all decays; float64.  Memory: N x C x 8 bytes three times.
     """
@@ -111,7 +111,7 @@ class Whitening(NamedTuple):
 
 
 def whitening(z: Tensor, classes: int, decay: float) -> Whitening:
-    """Of standardised features [N, C], from the first 4 C of them: it decides on the pace, not on the result."""
+    """Of standardized features [N, C], from the first 4 C of them: it decides on the pace, not on the result."""
     some = z[: ROWS_OF_WIDTH * z.shape[1]]
     curved = (some.T @ some).double() / (len(some) * classes)
     curved.diagonal().add_(max(decay, 1e-6))
@@ -141,6 +141,6 @@ def _minimum(z: Tensor, y: Tensor, classes: int, decay: float, start: Tensor | N
 
 
 def _raw(both: Tensor, scale: Scale, decay: float) -> Affine:
-    """For features that are not standardised."""
+    """For features that are not standardized."""
     weight = both[:-1] * scale.scale[:, None]
     return Affine(from_first(weight), from_first(both[-1] - scale.mean @ weight), decay)

@@ -45,12 +45,12 @@ class Robustness:
     The classifier is that of `loss`, of a fine-tuned run (such as "finetune.classes"), or a logistic regression on frozen features of `train`.
     """
 
-    val: str | list[str]  # labelled shards of the classes as they are: robustness/clean
+    val: str | list[str]  # labeled shards of the classes as they are: robustness/clean
     loss: str = ""  # the loss whose head `classifier` gives the logits of `pooled`; "": a regression on `train`
-    train: str | list[str] = ""  # labelled shards for the regression; empty: the run's own
-    sets: dict[str, str] = field(factory=dict)  # name -> labelled shards: {sketch = "shards/imagenet-sketch"} gives robustness/sketch
+    train: str | list[str] = ""  # labeled shards for the regression; empty: the run's own
+    sets: dict[str, str] = field(factory=dict)  # name -> labeled shards: {sketch = "shards/imagenet-sketch"} gives robustness/sketch
     cut: dict[str, str] = field(factory=dict)  # name of a set -> the list of classes that it has: imagenet_a, imagenet_r or a .toml file
-    corrupted: str = ""  # labelled shards with {corruption} and {severity} in their path; "": none
+    corrupted: str = ""  # labeled shards with {corruption} and {severity} in their path; "": none
     corruptions: list[str] = field(factory=lambda: [*ALEXNET], validator=min_len(1))  # by the names of ImageNet-C
     severities: list[int] = field(factory=lambda: [1, 2, 3, 4, 5], validator=min_len(1))  # of each, 1 to 5
     size: tuple[int, int] = field(validator=pixels)  # height, width of the images in pixels

@@ -1,4 +1,4 @@
-"""How well images are segmented by frozen dense features: by a linear layer, and by nearest neighbours among cells."""
+"""How well images are segmented by frozen dense features: by a linear layer, and by nearest neighbors among cells."""
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from twinview_probes.linear import Linear, fit
 from twinview_probes.sets import check_same_classes
 
 IMAGES = 16  # that the encoder sees at once
-ROWS = 4096  # cells whose neighbours are looked for at once
+ROWS = 4096  # cells whose neighbors are looked for at once
 LABELS = 256  # that the scores tell apart
 
 
@@ -36,7 +36,7 @@ class Classifier(Protocol):
 
 @part
 class DenseProbe:
-    """What probes of cells share: the images, the features, the baselines, mIoU and accuracy over all labelled pixels of `val`.
+    """What probes of cells share: the images, the features, the baselines, mIoU and accuracy over all labeled pixels of `val`.
 
     `baselines` are scored in the same way: `random`, the encoder at its random start, and `pixels`, the raw pixels of each cell.
     """
@@ -82,8 +82,8 @@ class DenseProbe:
     def evaluate(self, branches: Branches, data: DataFactory) -> dict[str, float]:
         """`WORD/miou` and `WORD/accuracy` of the online branch, and of each baseline as `WORD/random/miou`; in percent.
 
-        mIoU is the mean over classes of all labelled pixels of `val`; logits are upsampled bilinearly to the labels.  Equal on every rank.
-        Raises DataError for shards without labelled pixels or with labels beyond `classes`.
+        mIoU is the mean over classes of all labeled pixels of `val`; logits are upsampled bilinearly to the labels.  Equal on every rank.
+        Raises DataError for shards without labeled pixels or with labels beyond `classes`.
         """
         scores: dict[str, float] = {}
         device = next(branches.online.parameters()).device
@@ -110,7 +110,7 @@ class DenseProbe:
         found = data.stored(f"probes.cells {type(dense).__name__}", dense.modules, self.train or None, make, lasting=lasting, **how)
         cells = Cells(**{name: value.to(device) for name, value in found.items()})
         if not len(cells.y):
-            raise DataError(f"[[evaluate]] {self.place}: {self._fitted_on} holds no labelled pixel outside ignore = {self.ignore}.")
+            raise DataError(f"[[evaluate]] {self.place}: {self._fitted_on} holds no labeled pixel outside ignore = {self.ignore}.")
         self._check(cells.y, self._fitted_on)
         return self.learn(cells, self.classes or int(cells.y.max()) + 1)
 
@@ -119,7 +119,7 @@ class DenseProbe:
         raise NotImplementedError
 
     def score(self, dense: Dense, linear: Classifier, data: DataFactory, device: torch.device) -> Confusion:
-        """Counts over all labelled pixels of `val`, of all ranks."""
+        """Counts over all labeled pixels of `val`, of all ranks."""
         confusion = Confusion(LABELS, device)
         ignore = torch.tensor(self.ignore, device=device, dtype=torch.int64)
         for batch in self._read(data, self.val, IMAGES):
@@ -131,7 +131,7 @@ class DenseProbe:
             confusion.add(truth[known], given[known])
         confusion.gather()
         if not confusion.counts.any():
-            raise DataError(f"[[evaluate]] {self.place}: {self.val} holds no labelled pixel outside ignore = {self.ignore}.")
+            raise DataError(f"[[evaluate]] {self.place}: {self.val} holds no labeled pixel outside ignore = {self.ignore}.")
         return confusion
 
     @property
@@ -157,7 +157,7 @@ class DenseProbe:
 
 @part
 class Segment(DenseProbe):
-    """Linear segmentation probe: a 1x1 convolution on frozen, standardised features of the online branch, scored on `val`."""
+    """Linear segmentation probe: a 1x1 convolution on frozen, standardized features of the online branch, scored on `val`."""
 
     word = "segment"
     steps: int = field(default=600, validator=gt(0))  # of AdamW
@@ -176,7 +176,7 @@ class CellNeighbors(DenseProbe):
 
     word = "cells"
     cells: int = field(default=64, validator=gt(0))  # drawn from each image of `train`; memory: images x cells x channels x 4 bytes
-    k: int = field(default=20, validator=gt(0))  # neighbours that vote
+    k: int = field(default=20, validator=gt(0))  # neighbors that vote
     temperature: float = field(default=0.07, validator=gt(0))  # of the votes
 
     def learn(self, cells: Cells, classes: int) -> Neighbors:
@@ -185,7 +185,7 @@ class CellNeighbors(DenseProbe):
 
 
 class Neighbors(NamedTuple):
-    """Votes of the nearest of labelled cells."""
+    """Votes of the nearest of labeled cells."""
 
     bank: Tensor  # [N, C], of length 1
     labels: Tensor  # [N]

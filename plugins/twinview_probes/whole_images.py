@@ -55,8 +55,8 @@ class Classes:
     Memory: images of both sets x channels x 4 bytes on every rank.
     """
 
-    train: str | list[str] = ""  # labelled shards to learn from; empty: the run's own
-    val: str | list[str]  # labelled shards to score on
+    train: str | list[str] = ""  # labeled shards to learn from; empty: the run's own
+    val: str | list[str]  # labeled shards to score on
     size: tuple[int, int] = field(validator=pixels)  # height, width of the images in pixels
     crop: bool = False  # the largest central box of that shape, instead of the whole image squeezed into it
     crop_share: float = field(default=1.0, validator=and_(gt(0), le(1)))  # of that box's sides; 0.875: 224 of 256 pixels, as ImageNet's tables do
@@ -159,7 +159,7 @@ class Classes:
         for rows in torch.split(torch.arange(rank(), len(val.y), world(), device=val.y.device), ROWS):
             y = truth.y[rows]
             for variant, answers in classify(val.x[rows]).items():
-                # a stable sort: classes without a vote are told apart by their numbers, as in DINO's scores of few neighbours
+                # a stable sort: classes without a vote are told apart by their numbers, as in DINO's scores of few neighbors
                 first = answers.argsort(dim=1, descending=True, stable=True)[:, :5] == y[:, None]
                 right = torch.stack([first[:, 0], first.any(1)]).long()
                 hits.setdefault(variant, right.new_zeros(2, len(truth.counts))).index_add_(1, y, right)

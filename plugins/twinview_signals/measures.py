@@ -15,7 +15,7 @@ PAIRS = 2048  # features that uniformity compares with all at once
 def rankme(x: Tensor) -> float:
     """RankMe (Garrido et al., ICML 2023, equation 1): features [N, C] -> exp of the entropy of their singular values, 1 to min(N, C).
 
-    Not centred, as published.
+    Not centered, as published.
     """
     values = torch.linalg.svdvals(x.double())
     shares = values / values.sum().clamp(min=torch.finfo(values.dtype).tiny) + TINY

@@ -47,7 +47,7 @@ class Encoder:
 
     Plain vision transformers (vit_*, deit*) give `cells`, `pooled` and `tokens`, and hide cells by dropping their tokens or by a mask token.
     Other networks (resnet*, convnext*, swin*, ...) give their maps as `levels`, c2 (stride 4) to c5 (32), with `pooled` the mean of the last;
-    they hide cells by zeroing: the pixels of a hidden cell at the input (the mean colour) and its features in `cells`.
+    they hide cells by zeroing: the pixels of a hidden cell at the input (the mean color) and its features in `cells`.
     """
 
     name: str = field(default="vit_small_patch16_224", validator=_known)  # of timm's

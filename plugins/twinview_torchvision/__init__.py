@@ -75,7 +75,7 @@ class ResNet:
 
     @hookimpl
     def traits(self) -> Traits:
-        """Gives cells, pooled and levels; hides cells by zeroing: their pixels at the input (the mean colour), their features in `cells`."""
+        """Gives cells, pooled and levels; hides cells by zeroing: their pixels at the input (the mean color), their features in `cells`."""
         from twinview.values import Traits
 
         return Traits(gives=frozenset({"cells", "pooled", "levels", "hides", "hides_any", "any_channels", "recomputable"}))

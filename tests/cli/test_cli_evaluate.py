@@ -27,7 +27,7 @@ from twinview.errors import RecipeError
 
 @pytest.fixture(scope="module")
 def labeled(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The photographs as shards, the left half of each labelled 0, the right half 1."""
+    """The photographs as shards, the left half of each labeled 0, the right half 1."""
     folder = tmp_path_factory.mktemp("labels")
     halves = np.zeros((56, 80), np.uint8)
     halves[:, 40:] = 1

@@ -24,7 +24,7 @@ MEANS = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]])
 
 
 class Means(nn.Module):
-    """The mean colour of each quarter; `blind` gives the same for every image."""
+    """The mean color of each quarter; `blind` gives the same for every image."""
 
     def __init__(self, blind: bool = False) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Means(nn.Module):
 
 
 class Colored(DataFactory):
-    """A data factory: image i is of class i % 3 and of its colour, under noise."""
+    """A data factory: image i is of class i % 3 and of its color, under noise."""
 
     channels = 3
 

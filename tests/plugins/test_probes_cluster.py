@@ -119,7 +119,7 @@ def test_a_label_map_of_ones_own(tmp_path: Path, text: str, message: str) -> Non
 
 # ---- the evaluation
 class Net(nn.Module):
-    """Cells of 8 pixels: the mean colour."""
+    """Cells of 8 pixels: the mean color."""
 
     def __init__(self, blind: bool = False) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class Net(nn.Module):
 
 
 class Blocks(DataFactory):
-    """A data factory: pictures of blocks of 8 pixels, each of one of three colours; its label is 10 + the colour, red blocks have none."""
+    """A data factory: pictures of blocks of 8 pixels, each of one of three colors; its label is 10 + the color, red blocks have none."""
 
     channels = 3
 

@@ -19,7 +19,7 @@ COLORS = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]])
 
 
 class Colors(nn.Module):
-    """Features that tell the three colours apart, at strides 4 and 8, beside noise; `blind` gives noise alone."""
+    """Features that tell the three colors apart, at strides 4 and 8, beside noise; `blind` gives noise alone."""
 
     def __init__(self, blind: bool = False) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Colors(nn.Module):
 
 
 class Stripes(DataFactory):
-    """A data factory: images of three stripes, whose colours are classes 0, 1 and 2; `odd` relabels the last row of pixels."""
+    """A data factory: images of three stripes, whose colors are classes 0, 1 and 2; `odd` relabels the last row of pixels."""
 
     channels = 3
 
@@ -135,9 +135,9 @@ def test_classes_are_learnt_from_the_labels_or_given() -> None:
         score(data, classes=2)
     with pytest.raises(DataError, match=r"val holds the label 300; classes go up to 255\. Put 300 into ignore\."):
         score(Stripes({"train": 6, "val": 4}, odd=300))
-    with pytest.raises(DataError, match=r"val holds no labelled pixel"):
+    with pytest.raises(DataError, match=r"val holds no labeled pixel"):
         score(Stripes({"train": 6, "val": 0}))
-    with pytest.raises(DataError, match=r"train holds no labelled pixel outside ignore = \[0, 1, 2\]"):
+    with pytest.raises(DataError, match=r"train holds no labeled pixel outside ignore = \[0, 1, 2\]"):
         score(data, ignore=[0, 1, 2])
 
 

@@ -22,7 +22,7 @@ EPILOG = "A wrong input gets one line and exit code 2.  Recipes by name: `twinvi
 
 def parser() -> Parser:
     """The whole command line; each command's file adds its own, and imports what it needs when it is called."""
-    top = Parser(prog="twinview", description="Pre-train vision backbones on unlabelled images.", epilog=EPILOG)
+    top = Parser(prog="twinview", description="Pre-train vision backbones on unlabeled images.", epilog=EPILOG)
     top.add_argument("--version", action="version", version=f"twinview {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     for module in (train, plan, recipes, methods, runs, show, evaluate, embed, export, shards, new):

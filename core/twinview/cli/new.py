@@ -15,7 +15,7 @@ def add(commands: Commands) -> None:
     made = command(new, "method", method, "write a package for a new method, which passes its tests as it stands")
     made.add_argument("name", metavar="NAME", help="of the method, as recipes will write it: small letters, digits and _")
     made.add_argument("--parts", metavar="KIND,...", help="loss (the default), views, augment, masks, encoder, align, evaluate, extra")
-    made.add_argument("--author", metavar="NAME", help="whom the licence names")
+    made.add_argument("--author", metavar="NAME", help="whom the license names")
     made.add_argument("--description", metavar="TEXT", help="one sentence")
     made.add_argument("--out", metavar="DIR", help="the folder that is written (default: twinview-NAME)")
 

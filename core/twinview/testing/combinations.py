@@ -25,7 +25,7 @@ from twinview.values import Batch, PlainBatch, Progress, Traits
 
 SLOTS = {"views": "sample_views", "masks": "make_masks", "align": "align", "loss": "loss", "encoder": "make_encoder"}  # slot -> its hook
 OPTIONAL = ("masks", "align")
-LEFT_OUT = (  # parts that want labelled shards, are not meant to train or to be kept, cluster more images than an attempt has, or want 224 pixels
+LEFT_OUT = (  # parts that want labeled shards, are not meant to train or to be kept, cluster more images than an attempt has, or want 224 pixels
     *("finetune.classes", "finetune.fcn", "finetune.upernet", "finetune.scaled_crops", "detection.rcnn"),
     *("supervised.classes", "supervised.nothing", "deepcluster.images", "deepcluster.alexnet", "tiny.encoder"),
 )

@@ -86,7 +86,7 @@ class Factory:
         """Whole images of `shards`, every `world`-th from `rank` on, in order, with the labels `class`, `map`, `objects`.
 
         By default the samples that the run trains with; "held-out": those that it keeps from training.  Images [B, 3, H, W] float are resized
-        with antialiasing and normalised; label maps take the nearest label.  `crop` cuts out the largest central box of the shape of
+        with antialiasing and normalized; label maps take the nearest label.  `crop` cuts out the largest central box of the shape of
         `size` first, or that share of it.  Images that do not decode are left out, up to [data] bad_samples.  Raises DataError, also where a label
         is missing.
         """
@@ -179,7 +179,7 @@ def central(pixels: Tensor, size: Size, share: float = 1.0) -> Tensor:
 
 
 class PlainImages:
-    """Makes a batch of whole images; they are normalised out of the worker."""
+    """Makes a batch of whole images; they are normalized out of the worker."""
 
     def __init__(self, shards: Samples, form: PixelFormat, size: Size, labels: tuple[str, ...], crop: float, interpolation: str = "bilinear") -> None:
         self.shards, self.form, self.size, self.labels, self.crop, self.interpolation = shards, form, size, labels, crop, interpolation

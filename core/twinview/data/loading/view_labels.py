@@ -41,7 +41,7 @@ def view_labels(shards: Samples, i: int, size: Size, geometry: Geometry, wants: 
 
 
 def cut_map(labels: Tensor, geometry: Geometry, view: int) -> Tensor:
-    """A map [H, W] of the source as a view of it sees it, nearest neighbours: [h, w]."""
+    """A map [H, W] of the source as a view of it sees it, nearest neighbors: [h, w]."""
     height, width = labels.shape
     x0, y0, x1, y1 = (n * side for n, side in zip(geometry.boxes[view].tolist(), (width, height, width, height)))
     left, top = min(max(round(x0), 0), width - 1), min(max(round(y0), 0), height - 1)

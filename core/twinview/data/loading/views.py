@@ -125,7 +125,7 @@ class ViewDataset:
         return f"[masks] {self.recipe.masks.use}"
 
     def _candidates(self, epoch: int, again: int, index: int) -> Iterator[int]:
-        """The sample, then as many others of its source as may be bad; a run of neighbours from a random place, so none is tried twice."""
+        """The sample, then as many others of its source as may be bad; a run of neighbors from a random place, so none is tried twice."""
         yield index
         if self.recipe.data.bad_samples:
             replacements = self.shards.replacements(index)

@@ -1,6 +1,6 @@
 """Three loops as vectors of sixteen lanes of LLVM, which splits them where a processor has narrower ones.  The lanes change no number.
 
-`spread` and `weigh` are the cut across a row.  numba makes no vectors of it: a pixel has three bytes, so neighbours in memory are not of one channel,
+`spread` and `weigh` are the cut across a row.  numba makes no vectors of it: a pixel has three bytes, so neighbors in memory are not of one channel,
 and weights change from pixel to pixel.  What does go side by side are rows: the lanes hold one pixel of four rows, red, green, blue and a fourth
 byte that nobody reads.  Sums and products are exact here (see `cut`), so that they may be contracted.
 `fold` is a blur: in numba's loops each tap loads and stores all sums anew, here they stay in registers.

@@ -14,7 +14,7 @@ from typing import Any
 
 from twinview.data.prepare.layouts import Found
 from twinview.data.prepare.layouts.common import json_bytes, keyed, read_json, split_of
-from twinview.data.prepare.layouts.partners import Catalogue
+from twinview.data.prepare.layouts.partners import Catalog
 from twinview.data.store.listing import folder, image_field, images
 from twinview.data.writing.entry import Entry
 from twinview.errors import DataError
@@ -48,7 +48,7 @@ def annotated(pictures: Path, annotations: Path, said: Mapping[str, Any] | None 
     `said`: its content, where it was read already; `below`: folders of `pictures` that hold the images, where others beside them do not.
     """
     files, others = _images(pictures, below)
-    found = Catalogue(pictures, files, read_json(annotations, "images") if said is None else said, annotations)
+    found = Catalog(pictures, files, read_json(annotations, "images") if said is None else said, annotations)
     paths = keyed(pictures, sorted(found.images))
 
     def entries() -> Iterator[Entry]:

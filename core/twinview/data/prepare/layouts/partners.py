@@ -9,7 +9,7 @@ from typing import Any
 from twinview.errors import DataError
 
 
-class Catalogue:
+class Catalog:
     """The images of a folder beside an annotation file of COCO's format, as COCO and as other tools write it.
 
     Files are found by `file_name`, also where it is absolute, has folders above the images' own, or backslashes.  Ids may be numbers or words:
