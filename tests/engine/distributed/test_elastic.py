@@ -27,7 +27,7 @@ def sit(table: dict[str, Any], folder: Path, ranks: int) -> None:
 
 def test_a_run_goes_on_with_1_2_4_and_1_ranks_under_other_stages(tiny: dict[str, Any], tmp_path: Path, processes: Processes) -> None:
     """No step is lost or made twice, and the losses are those of one process that was never stopped."""
-    run = {**tiny["run"], "steps": 24, "batch_size": 8, "checkpoint_every": 1000}
+    run = {**tiny["run"], "steps": 48, "batch_size": 8, "checkpoint_every": 1000}
     table = {**tiny, "encoder": {"use": "smallnet.encoder", "dropout": 0.0}, "run": run}
     rows = tmp_path / "run/metrics.jsonl"
     for ranks, stage, enough in SITTINGS:
@@ -39,8 +39,8 @@ def test_a_run_goes_on_with_1_2_4_and_1_ranks_under_other_stages(tiny: dict[str,
     sittings = json.loads((tmp_path / "run/manifest.json").read_text())["sittings"]
     assert [s["ranks"] for s in sittings] == [1, 2, 4, 1]
     begun = [s["step"] for s in sittings]
-    assert begun[0] == 0 and 3 <= begun[1] < begun[2] < begun[3] < 24
+    assert begun[0] == 0 and 3 <= begun[1] < begun[2] < begun[3] < 48
     train(from_table(table), tmp_path / "whole")
     moved, whole = (list(read_metrics(tmp_path / name / "metrics.jsonl")) for name in ("run", "whole"))
-    assert [row["step"] for row in moved] == list(range(1, 25))
+    assert [row["step"] for row in moved] == list(range(1, 49))
     assert [row["loss"] for row in moved] == pytest.approx([row["loss"] for row in whole], rel=1e-4)
