@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps
 
-from machine import processor
+from machine import commit, processor
 from twinview.analysis.features.duplicates import NEIGHBORS, curate
 from twinview.analysis.features.embed import Options, embed, open_images
 from twinview.analysis.targets import find_target
@@ -92,8 +91,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     sets = [measure(folder, args.target, args.size, args.seed) for folder in args.folders]
-    state = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    told: dict[str, Any] = {"commit": state, "processor": processor(), "threads": torch.get_num_threads()}
+    told: dict[str, Any] = {"commit": commit(), "processor": processor(), "threads": torch.get_num_threads()}
     told |= {"target": args.target, "size": args.size, "seed": args.seed, "neighbors": NEIGHBORS, "sets": sets}
     args.out.write_text(json.dumps(told, indent=1) + "\n")
     for one in sets:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from machine import processor
+from machine import commit, processor
 from twinview.analysis.features.embed import Options, embed_to, open_images
 from twinview.analysis.targets import Target, find_target
 
@@ -56,10 +55,10 @@ def main() -> None:
             speeds["embed"].append(len(paths) / (middle - began))
             speeds["bare"].append(len(paths) / (time.perf_counter() - middle))
             apart = max(apart, float(np.abs(own - np.load(Path(folder) / "f.npy")).max()))
-    state = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     share = statistics.median(speeds["embed"]) / statistics.median(speeds["bare"])
     told = {
-        "commit": state, "processor": processor(), "threads": torch.get_num_threads(), "target": args.target, "size": args.size, "images": len(paths),
+        "commit": commit(), "processor": processor(), "threads": torch.get_num_threads(), "target": args.target, "size": args.size,
+        "images": len(paths),
         "workers": args.workers, "batch": BATCH, "images_per_second": {name: [round(x, 2) for x in values] for name, values in speeds.items()},
         "median_share_of_bare": round(share, 3), "largest_difference": apart,
     }  # fmt: skip

@@ -51,7 +51,7 @@ from torchvision.transforms import v2
 
 from loader_child import worker
 from loader_rivals import BATCH, DISTRIBUTIONS, RIVALS, SIDE, Make, jpeg
-from machine import processor
+from machine import commit, processor
 from twinview.data.dataset.open import open_shards
 from twinview.data.loading import at_once
 from twinview_byol.photometry import Photometry
@@ -246,7 +246,7 @@ def main() -> None:
     median = {name: statistics.median(times) for name, times in taken.items()}
     kib = sum(map(len, files)) / len(files) / 1024
     others = {name: us for name, us in median.items() if name != "twinview"}
-    commits = {"commit": commit(Path(__file__).parent)} | ({"before": commit(args.before)} if args.before else {})
+    commits = {"commit": commit()} | ({"before": commit(args.before)} if args.before else {})
     result: dict[str, Any] = {
         **commits,
         "images": {"name": args.name or Path(args.shards).name, "count": len(files), "first": f"{width}x{height}", "mean_kib": round(kib, 1)},
@@ -266,10 +266,6 @@ def main() -> None:
 
 def versions(made: dict[str, Make]) -> dict[str, str]:
     return {name: version(distribution) for name, distribution in DISTRIBUTIONS.items() if name in made}
-
-
-def commit(checkout: Path) -> str:
-    return subprocess.run(["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def ours(name: str) -> Callable[[], float]:
 
     from twinview.assembly import assemble
     from twinview.data.loading.item import Item
-    from twinview.data.loading.views import collate
+    from twinview.data.loading.stacking import collate
     from twinview.engine.optimizer import make_optimizer
     from twinview.model import make_model
     from twinview.recipe import read

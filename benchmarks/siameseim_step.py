@@ -32,7 +32,8 @@ from tqdm import tqdm
 
 from machine import processor
 from twinview.assembly import assemble
-from twinview.data.loading.views import Item, collate
+from twinview.data.loading.item import Item
+from twinview.data.loading.stacking import collate
 from twinview.engine.optimizer import make_optimizer
 from twinview.model import Siamese
 from twinview.recipe import read

@@ -3,11 +3,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import machine
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = ("core", "plugins")  # what a score depends on, beside the recipe; docs, tests and benchmarks may change
@@ -48,13 +49,7 @@ def table_hash(table: Mapping[str, Any]) -> str:
 
 def commit(root: Path = ROOT) -> str:
     """The commit's short name, with a `+` where code that trains was changed since; `unknown` outside a git clone."""
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=root, check=True, capture_output=True, text=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short=7", "HEAD") + ("+" if git("status", "--porcelain", "--", *CODE) else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+    return machine.commit(root, CODE)
 
 
 class Rows:

@@ -244,8 +244,8 @@ def test_segmentation_heads_learn(head: str, halves: str, tmp_path: Path) -> Non
 
 
 def test_label_maps_follow_their_pixels() -> None:
+    from twinview.data.loading.cutting import cut, on_pixels
     from twinview.data.loading.view_labels import cut_map, stacked_labels
-    from twinview.data.loading.views import cut, on_pixels
 
     pixels = torch.randint(0, 256, (1, 40, 60), dtype=torch.uint8)
     boxes = torch.tensor([[0.1, 0.2, 0.6, 0.7], [0.0, 0.0, 1.0, 1.0]])

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from twinview.api import check
 from twinview.assembly import assemble
-from twinview.data.loading.views import Item, collate
+from twinview.data.loading.item import Item
+from twinview.data.loading.stacking import collate
 from twinview.errors import PluginError, RecipeError
 from twinview.model import LazyStep, Siamese
 from twinview.recipe import read

@@ -16,7 +16,8 @@ from twinview.data.dataset.open import open_shards
 from twinview.data.dataset.read import BadSample
 from twinview.data.dataset.read import read as read_field
 from twinview.data.formats import jpeg_draft
-from twinview.data.loading.views import ViewDataset, on_pixels
+from twinview.data.loading.cutting import on_pixels
+from twinview.data.loading.views import ViewDataset
 from twinview.errors import DataError
 from twinview.recipe import read
 from twinview.values import Geometry, cell_centers

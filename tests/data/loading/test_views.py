@@ -19,7 +19,9 @@ from PIL import Image
 from twinview.assembly import assemble
 from twinview.data.dataset.open import open_shards
 from twinview.data.dataset.read import BadSample
-from twinview.data.loading.views import BadSamples, Item, ViewDataset, cut, on_pixels
+from twinview.data.loading.cutting import cut, on_pixels
+from twinview.data.loading.item import Item
+from twinview.data.loading.views import BadSamples, ViewDataset
 from twinview.data.rng import key_hash
 from twinview.errors import DataError, PluginError
 from twinview.recipe import read

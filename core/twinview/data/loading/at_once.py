@@ -20,13 +20,13 @@ from twinview.data.dataset.order import SampleIndex
 from twinview.data.dataset.read import BadSample, read, read_class
 from twinview.data.formats.opened import JpegMemory, Opened, opened
 from twinview.data.loading.cutter import Cutter
-from twinview.data.loading.cutting import fixed, on_pixels_batch, sources
+from twinview.data.loading.cutting import check_fixed, on_pixels_batch, sources
 from twinview.data.loading.item import Item
 from twinview.data.loading.repeats import check_batched, stacked_draws
 from twinview.data.loading.stacking import stacked_masks
 from twinview.data.loading.view_labels import stacked_labels, view_labels
 from twinview.data.rng import Rekeyed
-from twinview.errors import ContractError, PluginError
+from twinview.errors import ContractError
 from twinview.recipe import Recipe
 from twinview.values import Batch, Dims, Geometry
 
@@ -173,20 +173,14 @@ class _Batch:
         if maker.batched["sample_views"]:
             found = maker.calls.sample_views_batch(sizes=sizes, keys=keys)
             if found is not None:
-                self.check_fixed(found, sizes[0].tolist())
+                check_fixed(found, maker.dims, sizes[0].tolist(), maker.recipe.views.use)
                 return found
         each = list[Geometry]()
         for (height, width), key in zip(sizes.tolist(), keys):
             each.append(maker.calls.sample_views(size=(height, width), rng=maker.rng.keyed(key)))
-            self.check_fixed(each[-1], (height, width))
+            check_fixed(each[-1], maker.dims, (height, width), maker.recipe.views.use)
         notes = {name: torch.stack([one.notes[name] for one in each]) for name in each[0].notes}
         return each[0]._replace(boxes=torch.stack([one.boxes for one in each]), flips=torch.stack([one.flips for one in each]), notes=notes)
-
-    def check_fixed(self, geometry: Geometry, size: Sequence[int]) -> None:
-        """Raises PluginError where it is of other views than the first."""
-        if fixed(geometry) != fixed(self.maker.dims):
-            said = f"gives other sizes, pairs, draws, cut_from or sets for an image of {size[0]}x{size[1]} than for the first"
-            raise PluginError(f"[views] {self.maker.recipe.views.use}: {said}. They are the same for every image.")
 
     def photometry(self, view: int) -> dict[str, Tensor]:
         """The draws of a view, [B, ...] each."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from twinview.data.formats import decode
 from twinview.data.loading.item import Cut
+from twinview.errors import PluginError
 from twinview.values import Dims, Geometry
 
 
@@ -41,6 +42,13 @@ def on_pixels_batch(boxes: NDArray[Any], sizes: NDArray[np.int64]) -> tuple[NDAr
 def fixed(given: Geometry | Dims) -> tuple[Any, ...]:
     """What is the same for every image."""
     return given.sizes, given.pairs, given.draws, given.cut_from, given.sets
+
+
+def check_fixed(geometry: Geometry, dims: Dims, size: Sequence[int], use: str) -> None:
+    """Raises PluginError where the views of an image of `size` (height, width) are others than the first image's; `use`: the part that gives them."""
+    if fixed(geometry) != fixed(dims):
+        said = f"gives other sizes, pairs, draws, cut_from or sets for an image of {size[0]}x{size[1]} than for the first"
+        raise PluginError(f"[views] {use}: {said}. They are the same for every image.")
 
 
 def sources(geometry: Geometry | Dims) -> tuple[int, ...]:

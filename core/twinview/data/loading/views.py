@@ -17,16 +17,13 @@ from twinview.data.dataset.read import BadSample, read, read_class, read_image, 
 from twinview.data.formats import jpeg_draft
 from twinview.data.formats.decode import PixelFormat
 from twinview.data.loading.at_once import BatchMaker, fits
-from twinview.data.loading.cutting import cut as cut
-from twinview.data.loading.cutting import cut_views, fixed, on_views, sources
-from twinview.data.loading.cutting import on_pixels as on_pixels
-from twinview.data.loading.item import Cut
-from twinview.data.loading.item import Item as Item
+from twinview.data.loading.cutting import check_fixed, cut, cut_views, on_pixels, on_views, sources
+from twinview.data.loading.item import Cut, Item
 from twinview.data.loading.repeats import check_repeats
-from twinview.data.loading.stacking import collate as collate
+from twinview.data.loading.stacking import collate
 from twinview.data.loading.view_labels import view_labels
 from twinview.data.rng import Rekeyed
-from twinview.errors import ContractError, DataError, PluginError
+from twinview.errors import ContractError, DataError
 from twinview.recipe import Recipe
 from twinview.values import Batch, Dims, Size
 
@@ -159,9 +156,7 @@ class ViewDataset:
         image = self._image(index)
         height, width = image.size
         geometry = parts.calls.sample_views(size=(height, width), rng=rng("views"))
-        if fixed(geometry) != fixed(self.dims):
-            said = f"gives other sizes, pairs, draws, cut_from or sets for an image of {height}x{width} than for the first"
-            raise PluginError(f"[views] {self.recipe.views.use}: {said}. They are the same for every image.")
+        check_fixed(geometry, self.dims, image.size, self.recipe.views.use)
         unit = jpeg_draft.unit(geometry, image.size) if image.scalable else 1
         meant = geometry
         geometry, boxes = on_pixels(geometry, height, width, unit)
