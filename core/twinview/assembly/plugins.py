@@ -37,6 +37,11 @@ def distribution(entry: EntryPoint) -> str:
     return f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
 
 
+def _offered_by(found: list[EntryPoint]) -> str:
+    """The distributions of entry points, for a message: they are read from disk, which takes a millisecond each."""
+    return " and by ".join(sorted({distribution(e) for e in found}))
+
+
 def methods() -> list[str]:
     """Installed methods by name; none is imported."""
     return sorted({e.name for e in entry_points(group=GROUP)})
@@ -56,9 +61,8 @@ def load(manager: pluggy.PluginManager, method: str, place: str, offered: EntryP
     found = [e for e in offered if e.name == method]
     if not found:
         raise RecipeError(f"{place}: no method {method!r} is installed.{closest(method, {e.name for e in offered})}")
-    offered_by = " and by ".join(sorted({distribution(e) for e in found}))
-    if len({e.value for e in found}) > 1 or len({e.dist.name for e in found if e.dist}) > 1:
-        raise RecipeError(f"{place}: method {method!r} is offered by {offered_by}. Uninstall all but one.")
+    if len(found) > 1 and (len({e.value for e in found}) > 1 or len({e.dist.name for e in found if e.dist}) > 1):
+        raise RecipeError(f"{place}: method {method!r} is offered by {_offered_by(found)}. Uninstall all but one.")
     name = f"method:{method}"
     if not manager.has_plugin(name):
         _check_requirement(found[0], method, place)
@@ -68,19 +72,20 @@ def load(manager: pluggy.PluginManager, method: str, place: str, offered: EntryP
             raise
         except BaseException as e:  # a package may end the process where it is imported: SystemExit is no Exception
             why = f"{type(e).__name__}: {e}".rstrip(": ")
-            raise PluginError(f"{place}: method {method!r} ({found[0].value}, {offered_by}) cannot be loaded: {why}") from e
+            raise PluginError(f"{place}: method {method!r} ({found[0].value}, {_offered_by(found)}) cannot be loaded: {why}") from e
         _check_version(module, found[0], method, place)
         manager.register(module, name=name)
         hooks = [h.name for h in manager.get_hookcallers(module) or []]
         if hooks != ["parts"]:
-            said = f"method {method!r} ({found[0].value}, {offered_by}) answers {', '.join(hooks) or 'nothing'}"
+            said = f"method {method!r} ({found[0].value}, {_offered_by(found)}) answers {', '.join(hooks) or 'nothing'}"
             raise PluginError(f"{place}: {said}. A method answers parts() alone; other hooks belong in a part.")
     plugin = manager.get_plugin(name)
     others = [p for n, p in manager.list_name_plugin() if p is not None and p is not plugin]
     answers: list[Any] = manager.subset_hook_caller("parts", others)()
     if not answers or not isinstance(answers[0], Mapping) or not all(isinstance(key, str) for key in answers[0]):
         said = f"gives a {type(answers[0]).__name__}" if answers else "gives None"
-        raise PluginError(f"{place}: parts() of {method!r} ({found[0].value}, {offered_by}) {said}. Give {{name: class made with @twinview.part}}.")
+        whose = f"{method!r} ({found[0].value}, {_offered_by(found)})"
+        raise PluginError(f"{place}: parts() of {whose} {said}. Give {{name: class made with @twinview.part}}.")
     found_parts: Mapping[str, type] = answers[0]
     return found_parts
 

@@ -5,9 +5,10 @@ For twinview's own tests and for those of anyone who publishes a method: a part 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import Any
 
 import attrs
@@ -85,13 +86,23 @@ class Attempt:
         return bool(self.losses) and finite and self.losses[-1] < self.losses[0] and not self.untouched
 
 
-def choices(options: Options = NO_OPTIONS) -> Choices:
+def choices(options: Options = NO_OPTIONS, offered: EntryPoints | None = None) -> Choices:
     """Slot -> name -> the part's small table; `none` where a slot may be left out.  Every installed part that can be loaded.
 
     `options`: of parts by `method.part`, where their defaults are too large to be tried: {"acme.contrast": {"queue": 8}}.
     """
+    found = _installed_choices(tuple(entry_points(group=GROUP) if offered is None else offered))
+    return {
+        slot: {name: {**table, **options.get(table["use"], {})} if table is not None else None for name, table in tables.items()}
+        for slot, tables in found.items()
+    }
+
+
+@functools.cache
+def _installed_choices(_: tuple[EntryPoint, ...]) -> Choices:
+    """`choices` without further options, of these entry points, which are the installed ones; looked up once, not for every combination."""
     found: Choices = {slot: {NONE: None} if slot in OPTIONAL else {} for slot in SLOTS}
-    for method, _, parts in installed():
+    for method, _name, parts in installed():
         for name, cls in parts.items() if isinstance(parts, Mapping) else ():
             if not isinstance(cls, type) or not attrs.has(cls):
                 continue  # no part: a recipe that names it is refused, and the others are tried all the same
@@ -99,7 +110,7 @@ def choices(options: Options = NO_OPTIONS) -> Choices:
                 label = f"{method}.{name}"
                 if hook in answered(cls) and label not in LEFT_OUT:
                     for suffix, variant in VARIANTS.get(label, {"": {}}).items():
-                        found[slot][label + suffix] = {"use": label, **_small(cls, slot), **variant, **options.get(label, {})}
+                        found[slot][label + suffix] = {"use": label, **_small(cls, slot), **variant}
     return found
 
 
@@ -206,9 +217,10 @@ def attempt(combination: Combination, shards: str, options: Options = NO_OPTIONS
 
     It takes `STEPS` steps, or as many as it takes until the loss has been below the first for `FELL` steps and gradients have reached everything.
     """
+    offered = entry_points(group=GROUP)
     try:
-        recipe = from_table(recipe_of(combination, shards, options))
-        assembly, source = assemble(recipe), open_shards(shards)
+        recipe = from_table(_recipe(choices(options, offered), combination, shards))
+        assembly, source = assemble(recipe, offered), open_shards(shards)
         model = make_model(assembly, len(source), source.classes).train()
     except RecipeError as e:
         return Attempt(refused=str(e))
