@@ -116,6 +116,10 @@ VIT: dict[str, Table] = {
     },
     "byol": {"loss": [byol()], "target": FAST},
 }
+VIT["mae_siameseim"] = {  # one masked view says its own hidden pixels and another view's features, as mixed/mae_siameseim
+    **VIT["siameseim"],
+    "loss": [*VIT["siameseim"]["loss"], *VIT["mae"]["loss"]],
+}
 STREETS: dict[str, Table] = {
     "byol": {"loss": [byol()], "target": FASTER},
     "simsiam": {"loss": [{"use": "simsiam.image", "channels": 512, "predictor_hidden": 128}], "target": {"momentum": 0.0}},
