@@ -39,7 +39,24 @@ SLOW = (  # files whose tests train, start programs, or draw thousands of sample
 )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Give files to pytest-xdist's processes in the order of `pytest_collection_modifyitems`, not by their number of tests: few tests may take long."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that has no mark of its own; then long files first, so that two processes end together."""
+    mark(items)
+    order = ("gpu", "ranks", "slow", "unit")
+    first: dict[Path, int] = {}
+    for item in items:
+        level = next(n for n, name in enumerate((*order, "")) if not name or item.get_closest_marker(name))
+        first[item.path] = min(level, first.get(item.path, level))
+    items.sort(key=lambda item: first[item.path])
+
+
+def mark(items: list[pytest.Item]) -> None:
     """Mark every test that has no mark of its own."""
     for item in items:
         if any(item.get_closest_marker(name) for name in ("unit", "ranks", "slow", "gpu")):
