@@ -1,6 +1,6 @@
 """What encoders are worth when they are trained further with labels: recipes of fine-tuning, segmentation and detection, from several weights.
 
-    python benchmarks/transfer.py detect/scenes_r18 --weights "" RUN ... [--seeds 0 1] [key=value ...]
+    python benchmarks/transfer.py detect/scenes_r18 [key=value ...] --weights "" RUN ... [--seeds 0 1]
     python benchmarks/transfer.py --print                                       # the rows that are there; trains nothing
 
 A JSON line a run in benchmarks/results/transfer.jsonl: recipe, weights ("": random start), seed, overrides, scores, CPU seconds, commit.  A run
