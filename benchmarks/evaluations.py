@@ -68,6 +68,7 @@ def main() -> None:
     ask.add_argument("--methods", nargs="+", help="others of the task, of benchmarks/proof (default: those of the table)")
     ask.add_argument("--seeds", type=int, nargs="+", default=[20, 21])
     ask.add_argument("--runs", type=Path, default=Path("runs/evaluations"))
+    ask.add_argument("--only", nargs="+", help="evaluations, by the names of their tables' rows (default: all)")
     ask.add_argument("--train", action="store_true", help="train what is missing and score nothing")
     ask.add_argument("--print", action="store_true", help="print the table of the rows that are there; train nothing")
     args = ask.parse_args()
@@ -79,7 +80,7 @@ def main() -> None:
         for seed in args.seeds:
             for method in args.methods or METHODS[args.kind]:
                 run = trained(args.kind, method, seed, args.shards.resolve(), args.runs)
-                for name in EVALUATIONS[args.kind] if not args.train else ():
+                for name in (args.only or EVALUATIONS[args.kind]) if not args.train else ():
                     row_of(args, name, method, seed, run, rows)
     print("\n".join(table([row for row in rows.rows if row["kind"] == args.kind], args.kind)))
 
