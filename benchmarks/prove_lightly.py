@@ -1,10 +1,11 @@
-"""BYOL and SimCLR of lightly, its code unchanged, with the images, encoder, budget, optimizer, seeds and probes of prove.py.
+"""BYOL, SimCLR and MAE of lightly, its code unchanged, with the images, encoder, budget, optimizer, seeds and probes of prove.py.
 
     pip install lightly                                                          # 1.6.0 was measured; in an environment of its own, beside twinview
     python benchmarks/prove_lightly.py --methods byol --seeds 20 21 22 --shards shards
+    python benchmarks/prove_lightly.py --methods mae --seeds 20 21 22 --shards shards    # of the task cifar-vit; the others of cifar-resnet
 
-Views, heads, losses, target update and its schedule are lightly's classes with the recipe's numbers; the loop is the one of its documentation.
-Images lie decoded in memory, which is a favor.  Rows go to benchmarks/results/proof.jsonl as `byol (lightly)`.
+Views, heads, decoder, masks, losses, target update and its schedule are lightly's classes with the recipe's numbers; the loop is the one of its
+documentation.  Images lie decoded in memory, which is a favor.  Rows go to benchmarks/results/proof.jsonl as `byol (lightly)`.
 """
 from __future__ import annotations
 
@@ -13,13 +14,17 @@ import copy
 import json
 import resource
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import timm
 import torch
 from lightly.loss import NegativeCosineSimilarity, NTXentLoss
-from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead, SimCLRProjectionHead
+from lightly.models import utils
+from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead, MAEDecoderTIMM, MaskedVisionTransformerTIMM, SimCLRProjectionHead
 from lightly.models.utils import deactivate_requires_grad, update_momentum
 from lightly.transforms import BYOLTransform, SimCLRTransform
 from lightly.transforms.byol_transform import BYOLView1Transform
@@ -39,19 +44,20 @@ from proof.score import Encoder, score
 def main() -> None:
     """Train each method with each seed; one row each."""
     ask = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    ask.add_argument("--methods", nargs="+", choices=["byol", "simclr"], default=["byol"])
+    ask.add_argument("--methods", nargs="+", choices=list(TASK_OF), default=["byol"])
     ask.add_argument("--seeds", type=int, nargs="+", default=[20, 21, 22])
     ask.add_argument("--shards", type=Path, default=Path("shards"))
     ask.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "proof.jsonl")
     ask.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="for every recipe, values in JSON: optimizer.lr=0.003")
     args = ask.parse_args()
-    task = TASKS["cifar-resnet"]
-    require_shards(args.shards, *task.train, task.val)
+    for task in {TASK_OF[method] for method in args.methods}:
+        require_shards(args.shards, *task.train, task.val)
     torch.set_num_threads(1)
     rows = Rows(args.results, ("task", "method", "seed"))
     overrides = {key: json.loads(value) for key, value in (text.split("=", 1) for text in args.set)}
     for seed in args.seeds:
         for method in args.methods:
+            task = TASK_OF[method]
             recipe = task.recipe(method, seed, args.shards.resolve(), overrides)
             code = code_hash(methods=methods_of(recipe), also=[*PROBES, Path(__file__)])
             hashed = table_hash({**recipe, "data": {}, "lightly": version("lightly")})
@@ -63,8 +69,9 @@ def main() -> None:
 class Byol(nn.Module):
     """As in lightly's example, with a target of both."""
 
-    def __init__(self, encoder: nn.Module, width: int, heads: Table) -> None:
+    def __init__(self, encoder: Any, heads: Table) -> None:
         super().__init__()
+        width = encoder.spec.pooled
         self.encoder, self.projector = encoder, BYOLProjectionHead(width, heads["hidden"], heads["channels"])
         self.predictor = BYOLPredictionHead(heads["channels"], heads["hidden"], heads["channels"])
         self.encoder_momentum, self.projector_momentum = copy.deepcopy(encoder), copy.deepcopy(self.projector)
@@ -89,8 +96,9 @@ class Byol(nn.Module):
 class SimClr(nn.Module):
     """As in lightly's example."""
 
-    def __init__(self, encoder: nn.Module, width: int, heads: Table) -> None:
+    def __init__(self, encoder: Any, heads: Table) -> None:
         super().__init__()
+        width = encoder.spec.pooled
         self.encoder = encoder
         self.projector = SimCLRProjectionHead(width, heads.get("hidden", width), heads["channels"])
         self.criterion = NTXentLoss(temperature=heads.get("temperature", 0.1))
@@ -104,6 +112,54 @@ class SimClr(nn.Module):
         """There is no target."""
 
 
+class Mae(nn.Module):
+    """As in lightly's example, on timm's vision transformer, which starts where ours starts."""
+
+    def __init__(self, encoder: Any, heads: Table) -> None:
+        super().__init__()
+        size = TASKS["cifar-vit"].size
+        made = encoder.published(size)
+        width, depth, count = encoder.spec.pooled, len(encoder.blocks), encoder.blocks[0].attn.num_heads
+        self.patch = encoder.spec.patch
+        options = {"patch_size": self.patch, "embed_dim": width, "depth": depth, "num_heads": count}
+        vit = timm.create_model(encoder.name, img_size=size, num_classes=0, **options)
+        self.backbone = MaskedVisionTransformerTIMM(vit)
+        vit.load_state_dict(made.tensors, strict=False)
+        self.tokens = vit.patch_embed.num_patches + 1
+        sizes = {"decoder_embed_dim": heads["width"], "decoder_depth": heads["depth"], "decoder_num_heads": heads["attention_heads"]}
+        self.decoder = MAEDecoderTIMM(self.tokens - 1, self.patch, embed_dim=width, **sizes)
+        self.encoder = MeanOfTokens(self.backbone)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Mean squared error of hidden patches, normalized each."""
+        shape = (len(images), self.tokens)
+        keep, mask = utils.random_token_mask(shape, mask_ratio=0.75)
+        embedded = self.decoder.embed(self.backbone.encode(images, idx_keep=keep))
+        tokens = utils.set_at_index(utils.repeat_token(self.decoder.mask_token, shape).to(embedded.dtype), keep, embedded)
+        said = self.decoder.predict(utils.get_at_index(self.decoder.decode(tokens), mask))
+        wanted = utils.normalize_mean_var(utils.get_at_index(utils.patchify(images, self.patch), mask - 1))
+        return nn.functional.mse_loss(said.float(), wanted)
+
+    def follow(self, momentum: float) -> None:
+        """There is no target."""
+
+
+class MeanOfTokens(nn.Module):
+    """lightly's transformer as the probes see ours: the mean of the patches' tokens."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> Any:
+        """[B, 3, H, W] -> something with `pooled` [B, C]."""
+        return SimpleNamespace(pooled=self.backbone.encode(images)[:, 1:].mean(1))  # type: ignore[operator]
+
+
+MODELS: dict[str, Callable[[Any, Table], Any]] = {"byol": Byol, "simclr": SimClr, "mae": Mae}
+TASK_OF = {"byol": TASKS["cifar-resnet"], "simclr": TASKS["cifar-resnet"], "mae": TASKS["cifar-vit"]}
+
+
 def views_of(method: str, recipe: Table) -> Any:
     """lightly's transform of the method with the recipe's numbers."""
     photo, crops = recipe["augment"], recipe["views"]
@@ -113,6 +169,9 @@ def views_of(method: str, recipe: Table) -> Any:
     }
     if method == "simclr":
         return SimCLRTransform(**options)
+    if method == "mae":
+        one = BYOLView1Transform(**options)
+        return lambda image: [one(image)]
     return BYOLTransform(BYOLView1Transform(**options), BYOLView1Transform(**options))  # both views alike, as in the recipe
 
 
@@ -123,11 +182,12 @@ def one(task: Task, method: str, recipe: Table) -> dict[str, Any]:
     pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in read(shards / task.train[0], task.size).images]
     encoder: Any = twinview.check(recipe).encoder(random=True)
     torch.manual_seed(seed)
-    model = (Byol if method == "byol" else SimClr)(encoder, encoder.spec.pooled, heads).to(memory_format=torch.channels_last).train()
+    model = MODELS[method](encoder, heads).to(memory_format=torch.channels_last).train()
     trained = [p for p in model.parameters() if p.requires_grad]
     matrices, others = ([p for p in trained if (p.ndim > 1) == wide] for wide in (True, False))
     weights: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(weights, lr=recipe["optimizer"]["lr"], weight_decay=recipe["optimizer"]["weight_decay"])
+    rate, betas = recipe["optimizer"]["lr"], tuple(recipe["optimizer"].get("betas", (0.9, 0.999)))
+    optimizer = torch.optim.AdamW(weights, lr=rate, betas=betas, weight_decay=recipe["optimizer"]["weight_decay"])
     transform, steps, warmup = views_of(method, recipe), run["steps"], recipe["schedule"]["warmup_share"] * run["steps"]
     before, started = time.process_time(), time.monotonic()
     order: list[int] = []
@@ -136,16 +196,18 @@ def one(task: Task, method: str, recipe: Table) -> dict[str, Any]:
             order = torch.randperm(len(pictures)).tolist()
         chosen, order = order[: run["batch_size"]], order[run["batch_size"] :]
         views = [transform(pictures[i]) for i in chosen]
-        x0, x1 = (torch.stack([view[k] for view in views]).contiguous(memory_format=torch.channels_last) for k in (0, 1))
+        batch = [torch.stack(several).contiguous(memory_format=torch.channels_last) for several in zip(*views)]
         factor = step / warmup if step < warmup else cosine_schedule(round(step - warmup), round(steps - warmup) + 1, 1, 0)
         for group in optimizer.param_groups:
-            group["lr"] = recipe["optimizer"]["lr"] * factor
+            group["lr"] = rate * factor
         momentum = recipe.get("target", {}).get("momentum", 0)
         model.follow(cosine_schedule(step, steps, momentum, 1) if momentum else 0)
         with torch.autocast("cpu", torch.bfloat16, enabled=run["precision"] == "bf16"):
-            loss = model(x0, x1)
+            loss = model(*batch)
         optimizer.zero_grad()
         loss.backward()
+        if run.get("clip_gradients"):
+            nn.utils.clip_grad_norm_(trained, run["clip_gradients"])
         optimizer.step()
     spent = {"cpu_seconds": round(time.process_time() - before, 1), "seconds": round(time.monotonic() - started, 1)}
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
