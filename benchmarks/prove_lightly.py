@@ -122,7 +122,7 @@ class Mae(nn.Module):
         width, depth, count = encoder.spec.pooled, len(encoder.blocks), encoder.blocks[0].attn.num_heads
         self.patch = encoder.spec.patch
         options = {"patch_size": self.patch, "embed_dim": width, "depth": depth, "num_heads": count}
-        vit = timm.create_model(encoder.name, img_size=size, num_classes=0, **options)
+        vit: Any = timm.create_model(encoder.name, img_size=size, num_classes=0, **options)
         self.backbone = MaskedVisionTransformerTIMM(vit)
         vit.load_state_dict(made.tensors, strict=False)
         self.tokens = vit.patch_embed.num_patches + 1
