@@ -28,6 +28,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from machine import commit
 from twinview.assembly import assemble
 from twinview.data.prepare.pack import pack_images
 from twinview.engine.checkpoint import find_checkpoint, steps_in
@@ -163,6 +164,7 @@ def main() -> None:
     result = {
         "what": f"kill -9 at random moments of runs of {STEPS} steps with a checkpoint every {EVERY}; resumed with --resume auto, fp32, CPU",
         "command": f"python benchmarks/kill.py --kills {args.kills} --seed {args.seed}",
+        "commit": commit(),
         "machine": {"system": platform.platform(), "cores": os.cpu_count()},
         "versions": {p: version(p) for p in ("torch", "deepspeed", "twinview")},
         "kills": kills,
