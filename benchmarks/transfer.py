@@ -47,10 +47,12 @@ def main() -> None:
 def row_of(recipe: str, weights: str, seed: int, overrides: Sequence[str], runs: Path, rows: Rows) -> Row:
     """The row of this code for a run: found, or made now, in a process of its own; a run that was stopped goes on."""
     words = [*overrides, f"run.seed={seed}", *([f"encoder.weights={Path(weights).resolve()}"] if weights else [])]
-    table = override(tomllib.loads(find(recipe).read_text(encoding="utf-8")), words)
+    shipped = find(recipe).read_text(encoding="utf-8")
+    table = override(tomllib.loads(shipped), words)
     code, name = code_hash(methods=methods_of(table)), Path(weights).name
     said = [word for word in overrides if not word.startswith(("data.shards=", "data.source.0.shards=", "evaluate.0.val="))]
-    key: dict[str, Any] = {"code": code, "recipe": recipe, "weights": name, "seed": seed, "recipe_hash": table_hash({"overrides": said})}
+    settings = table_hash({"recipe": tomllib.loads(shipped), "overrides": said})
+    key: dict[str, Any] = {"code": code, "recipe": recipe, "weights": name, "seed": seed, "recipe_hash": settings}
     found = rows.find(**key)
     if found is not None:
         return found
