@@ -5,7 +5,8 @@
 
 The bare loop is torchvision's or timm's own network with an optimizer of torch's, on several ranks under DistributedDataParallel.  Both start from
 the same weights and see the same batches in memory; their losses are compared step by step, so that it is the same work.  On several ranks the
-time without the exchange of gradients is taken too: what is missing is communication.  Writes benchmarks/results/overhead.json.
+time without the exchange of gradients is taken too: what is missing is communication.  Writes benchmarks/results/overhead.json, in which cases
+that were not measured stay as they are.
 """
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchvision.models import resnet18
 
 from children import in_child
-from machine import processor
+from machine import commit, processor
 from twinview.assembly import assemble
 from twinview.data.loading.loader import training_batches
 from twinview.data.prepare.pack import pack_images
@@ -225,7 +226,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of all ranks together")
     args = parser.parse_args()
     quiet_deepspeed("cpu")
-    rows, load = [], round(os.getloadavg()[0], 1)
+    rows = {} if not RESULT.is_file() else {row["case"]: row for row in json.loads(RESULT.read_text())["cases"]}
     with tempfile.TemporaryDirectory() as name:
         shards = noise(Path(name))
         for title in args.case or CASES:
@@ -233,16 +234,22 @@ def main() -> None:
             made = recipe(case, shards)
             assemble(made)  # imports the methods
             threads = max(1, args.threads // case.ranks)
+            taken: dict[str, Any] = {"threads_of_a_rank": threads, "steps": args.steps, "load_at_start": round(os.getloadavg()[0], 1)}
+            taken |= {"cores_allowed": sorted(os.sched_getaffinity(0)), "commit": commit()}
             found = in_child(case.ranks, functools.partial(measure, case, made, args.steps, threads))
-            rows.append({"case": title, **case._asdict(), "threads_of_a_rank": threads, **found})
-            print(json.dumps(rows[-1], indent=1))
+            rows[title] = {"case": title, **case._asdict(), **taken, **found}
+            print(json.dumps(rows[title], indent=1), flush=True)
+            write(rows)
+
+
+def write(rows: dict[str, dict[str, Any]]) -> None:
+    """Cases that were not measured this time stay as they were."""
     result = {
         "what": "BYOL step of two views, fp32, SGD, on the CPU: a bare loop of torch's, and twinview",
         "command": f"python {' '.join(['benchmarks/overhead.py', *sys.argv[1:]])}",
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "load_at_start": load},
+        "machine": {"processor": processor(), "cores": os.cpu_count()},
         "versions": {p: version(p) for p in ("torch", "deepspeed", "timm", "twinview")},
-        "steps": args.steps,
-        "cases": rows,
+        "cases": [rows[title] for title in CASES if title in rows],
     }
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
 
