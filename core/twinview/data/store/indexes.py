@@ -11,6 +11,7 @@ from twinview.data.threads import in_order, in_threads
 from twinview.progress import progress
 
 READERS = 4
+TOGETHER = 8  # shards that a thread reads the indexes of, where there are many: handing over one takes a tenth of reading it
 CHUNK = 512  # shards that a thread asks the file system about
 
 
@@ -48,10 +49,13 @@ def kept(
 
 def _read(paths: Sequence[Path], rebuild: bool) -> Iterator[Index]:
     """In order, a few ahead."""
-    def one(path: Path) -> Index:
-        return (None if rebuild else index.read(path)) or index.build(path)
+    def some(chunk: Sequence[Path]) -> list[Index]:
+        return [(None if rebuild else index.read(path)) or index.build(path) for path in chunk]
 
-    yield from progress(in_order(one, paths, READERS if len(paths) > 1 else 1), len(paths), "index", "shards")
+    size = min(TOGETHER, 1 + len(paths) // 64)
+    chunks = [paths[at : at + size] for at in range(0, len(paths), size)]
+    found = (one for several in in_order(some, chunks, READERS if len(paths) > 1 else 1) for one in several)
+    yield from progress(found, len(paths), "index", "shards")
 
 
 def _stamps(paths: Sequence[Path]) -> list[Stamp]:
