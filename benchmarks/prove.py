@@ -22,7 +22,7 @@ from proof.figure import curves, figure
 from proof.methods import TASKS
 from proof.rows import Rows
 from proof.run import FLOORS, row_of
-from proof.table import by_method, comparison, table
+from proof.table import compared, newest, table
 
 RESULTS = Path(__file__).parent / "results" / "proof.jsonl"
 
@@ -52,12 +52,10 @@ def main() -> None:
             print("\n".join([f"commit {at}", *table([row for row in found if row["task"] == task.name]), ""]))
         return
     if args.compare:
-        name, other = args.compare
-        methods = by_method([row for row in rows.rows if row["task"] == task.name])
-        print("\n".join(comparison(name, other, methods.get(name, {}), methods.get(other, {}))))
+        print("\n".join(compared(rows.by_commit(), task.name, *args.compare)))
         return
     if args.figure:
-        args.figure.write_text(figure([row for row in rows.rows if row["task"] == task.name], probe, task.title))
+        args.figure.write_text(figure(newest(rows.by_commit(), task.name), probe, task.title))
         return
     if args.curves:
         args.curves.write_text(curves([row for row in rows.rows if row["task"] == task.name], probe, task.title))

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,26 @@ def comparison(name: str, other: str, a: dict[int, Row], b: dict[int, Row]) -> l
         if set(of_a) & set(of_b):
             lines.append(_line(name, other, probe, compare(of_a, of_b, probe)))
     return lines or [f"{name} and {other} have no seed in common: {sorted(a)} and {sorted(b)}"]
+
+
+def compared(by_commit: Mapping[str, Sequence[Row]], task: str, name: str, other: str) -> list[str]:
+    """`comparison` in the rows of the newest commit that has both methods: rows of two commits are not of one experiment."""
+    known: set[str] = set()
+    for at, rows in reversed(by_commit.items()):
+        methods = by_method([row for row in rows if row["task"] == task])
+        if {name, other} <= methods.keys():
+            return [f"commit {at}", *comparison(name, other, methods[name], methods[other])]
+        known |= methods.keys()
+    return [f"no commit has rows of both {name} and {other}. There is: {', '.join(sorted(known))}"]
+
+
+def newest(by_commit: Mapping[str, Sequence[Row]], task: str) -> list[Row]:
+    """Of each method of a task the rows of the newest commit that has it."""
+    found: dict[str, list[Row]] = {}
+    for rows in by_commit.values():
+        mine = [row for row in rows if row["task"] == task]
+        found |= {method: [row for row in mine if row["method"] == method] for method in dict.fromkeys(row["method"] for row in mine)}
+    return [row for rows in found.values() for row in rows]
 
 
 def _line(name: str, other: str, probe: str, found: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from proof.methods import TASKS, merged  # noqa: E402
 from proof.probe import confusions, knn, linear, miou  # noqa: E402
 from proof.score import pack, unpack  # noqa: E402
 from proof.stats import bootstrap, bootstrap_miou, paired, seeds_needed  # noqa: E402
-from proof.table import by_method, compare, comparison, table  # noqa: E402
+from proof.table import by_method, compare, compared, comparison, newest, table  # noqa: E402
 
 
 def test_differences_are_paired_by_the_seeds_that_both_have() -> None:
@@ -198,3 +198,14 @@ def test_a_training_of_its_own_gives_back_what_it_gives() -> None:
     assert alone(os.getpid) != before and alone(int, "7") == 7
     with pytest.raises(ValueError, match="x"):
         alone(int, "x")
+
+
+def test_what_is_compared_is_of_one_commit() -> None:
+    def row(method: str, seed: int, score: float) -> dict[str, Any]:
+        return {"task": "streets", "method": method, "seed": seed, "miou": score, "confusions": [[1, 0, 0, 1]]}
+
+    by_commit = {"old": [row("a", 1, 20.0), row("b", 1, 10.0), row("c", 1, 5.0)], "new": [row("a", 2, 30.0), row("b", 2, 25.0)]}
+    assert compared(by_commit, "streets", "a", "b") == ["commit new", "miou: a - b on 1 seed: +5.0, over images [+0.0, +0.0]; one seed says nothing of the spread"]
+    assert compared(by_commit, "streets", "a", "c")[0] == "commit old"
+    assert compared(by_commit, "streets", "a", "d") == ["no commit has rows of both a and d. There is: a, b, c"]
+    assert [(r["method"], r["seed"]) for r in newest(by_commit, "streets")] == [("a", 2), ("b", 2), ("c", 1)]
