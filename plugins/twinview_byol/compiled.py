@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twinview.ops.compiled.build import compiled
+from twinview.ops.compiled.build import compiled, inner
 from twinview.ops.compiled.cut import to_bytes
 from twinview.ops.compiled.vectors import FOLDED, fold
 
@@ -86,17 +86,19 @@ def finish(images: Bytes, taps: Floats, starts: NDArray[np.int64], solarize: Coi
             for i in range(len(values)):
                 values[i] = min(values[i], ~values[i])  # of a byte and its complement, exactly one is below 128
         for c in range(channels, 3):
-            planes[c] = planes[0]
+            first, values = planes[0], planes[c]
+            for i in range(len(first)):
+                values[i] = first[i]  # one by one: of `values[:] = first` numba compiles the words of its error too, for two seconds
 
 
-@compiled
+@inner
 def luma(red: np.float32, green: np.float32, blue: np.float32) -> np.float32:
     """`color.luma` of a pixel."""
     grey: np.float32 = np.floor(red * RED + green * GREEN + blue * BLUE)
     return grey
 
 
-@compiled
+@inner
 def grey_sum(block: Floats) -> Any:
     """Of the grey values of [3, n]: whole numbers, so that their order does not matter."""
     red, green, blue, total = block[0], block[1], block[2], np.int32(0)
@@ -105,14 +107,14 @@ def grey_sum(block: Floats) -> Any:
     return total
 
 
-@compiled
+@inner
 def mixed(value: np.float32, factor: np.float32, other: np.float32) -> np.float32:
     """`color`'s blend; `other` comes times 1 - factor."""
     within: np.float32 = np.floor(min(max(value * factor + other, ZERO), TOP))
     return within
 
 
-@compiled
+@inner
 def jitter(block: Floats, operation: int, factor: np.float32, mean: np.float32, shifts: Floats) -> None:
     """One operation of `color` on [3, n].  `mean`: of the image's grey values; `shifts` [3]: from each channel's hue, in sixths of a turn."""
     red, green, blue = block[0], block[1], block[2]
@@ -141,13 +143,13 @@ def jitter(block: Floats, operation: int, factor: np.float32, mean: np.float32, 
             blue[i] = np.floor(low + chroma * unlike(angle + shifts[2]))
 
 
-@compiled
+@inner
 def unlike(distance: np.float32) -> np.float32:
     """1 where a hue is a third of a turn or more from a channel's own, 2 within a sixth of it (`color.hue`)."""
     return min(max(abs(abs(distance) - THREE), ONE), TWO)
 
 
-@compiled
+@inner
 def blur(planes: Bytes, taps: Floats, channels: int, rows: Floats) -> None:
     """The first channels of [3, h, w] under a symmetric kernel, in place: down and then across, mirrored at the borders, rounded; `rows` is room.
 

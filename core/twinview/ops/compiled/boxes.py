@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twinview.ops.compiled.build import compiled
+from twinview.ops.compiled.build import compiled, inner
 from twinview.ops.compiled.philox import SIZE, State, begin, integer, random
 
 Floats = NDArray[np.float64]
@@ -36,7 +36,7 @@ def boxes_and_flips(
             flips[b, v] = coins[v] < flip
 
 
-@compiled
+@inner
 def _box(state: State, height: int, width: int, scale: Floats, ratio: Floats, logs: Floats, tries: int) -> Any:
     drawn = np.empty(2)
     for _ in range(tries):

@@ -23,14 +23,25 @@ def compiled(function: F) -> F:
 
     numba's own cache looks at the function's file alone, and would go on with what it once took from another.  Here these are the files of this
     folder, and those beside the function's own.  Where nothing can be written, every process compiles for itself.  `fastmath` stays off: nothing is
-    reordered or contracted, so that the width of a processor's vectors changes no number.
+    reordered or contracted, so that the width of a processor's vectors changes no number.  No loop has a way out of a division by zero: none divides
+    by zero.
     """
+    return _made(function)
+
+
+def inner(function: F) -> F:
+    """The same for what other compiled functions alone call, without what Python would call it by: that takes longer to make than small loops."""
+    return _made(function, no_cpython_wrapper=True)
+
+
+def _made(function: F, **more: Any) -> F:
+    options: dict[str, Any] = {"error_model": "numpy", "no_cfunc_wrapper": True, **more}
     before = config.CACHE_DIR
     config.CACHE_DIR = str(_folder(os.environ.get("NUMBA_CACHE_DIR", ""), Path(inspect.getfile(function)).parent))
     try:
-        return cast(F, numba.njit(cache=True)(function))
+        return cast(F, numba.njit(cache=True, **options)(function))
     except RuntimeError:  # of numba: the folder cannot be written
-        return cast(F, numba.njit(function))
+        return cast(F, numba.njit(**options)(function))
     finally:
         config.CACHE_DIR = before
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from twinview.ops.compiled.build import compiled
+from twinview.ops.compiled.build import compiled, inner
 from twinview.ops.compiled.vectors import spread, weigh
 
 Bytes = NDArray[np.uint8]
@@ -38,7 +38,7 @@ def cut(pixels: Bytes, x0: int, y0: int, x1: int, y1: int, flip: bool, lines: Li
     return True
 
 
-@compiled
+@inner
 def weights(old: int, new: int) -> tuple[NDArray[np.int64], Floats, int]:
     """Of `old` pixels resized to `new`: the first that each takes [new], its weights of those from there on [new, taps], and p."""
     scale = old / new
@@ -67,7 +67,7 @@ def weights(old: int, new: int) -> tuple[NDArray[np.int64], Floats, int]:
     return starts, out, p
 
 
-@compiled
+@inner
 def resize_across(
     pixels: Bytes, x0: int, y0: int, x1: int, y1: int, flip: bool, starts: NDArray[np.int64], taps: Floats, lines: Lines
 ) -> None:
@@ -91,7 +91,7 @@ def resize_across(
             weigh(wide, 16 * starts[x], weight, x * count, count, out, to, width)
 
 
-@compiled
+@inner
 def resize_down(lines: Lines, start: int, taps: Floats, out: Floats) -> None:
     """Lines from `start` on, weighted, to one row of each channel: `out` [3, w], one half too much."""
     red, green, blue, last = out[0], out[1], out[2], len(lines) - 1
@@ -107,7 +107,7 @@ def resize_down(lines: Lines, start: int, taps: Floats, out: Floats) -> None:
             blue[i] += np.float32(np.int32((p >> SIXTEEN) & BYTE)) * first + np.float32(np.int32((q >> SIXTEEN) & BYTE)) * second
 
 
-@compiled
+@inner
 def to_bytes(values: Floats, out: Bytes) -> None:
     """Values [n] of 0 to below 256, cut off."""
     for i in range(len(out)):

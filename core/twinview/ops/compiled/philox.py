@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twinview.ops.compiled.build import compiled
+from twinview.ops.compiled.build import compiled, inner
 
 State = NDArray[np.uint64]
 
@@ -28,7 +28,7 @@ def begin(state: State, key: NDArray[np.uint64]) -> None:
     state[COUNTER], state[KEY], state[KEY + 1], state[TAKEN], state[HALVED] = ZERO, key[0], key[1], FOUR, ZERO
 
 
-@compiled
+@inner
 def _high(a: np.uint64, b: np.uint64) -> Any:
     """The upper 64 bits of the product of two numbers of 64, by halves."""
     a0, a1, b0, b1 = a & LOW, a >> BITS_32, b & LOW, b >> BITS_32
@@ -36,7 +36,7 @@ def _high(a: np.uint64, b: np.uint64) -> Any:
     return a1 * b1 + (middle >> BITS_32) + (((middle & LOW) + a0 * b1) >> BITS_32)
 
 
-@compiled
+@inner
 def bits_64(state: State) -> Any:
     """The next 64 bits."""
     if state[TAKEN] < FOUR:
@@ -53,7 +53,7 @@ def bits_64(state: State) -> Any:
     return c0
 
 
-@compiled
+@inner
 def bits_32(state: State) -> Any:
     """The next 32 bits: the lower half of 64, then the upper."""
     if state[HALVED]:
