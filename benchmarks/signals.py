@@ -47,11 +47,20 @@ def main() -> None:
     args = ask.parse_args()
     points: list[dict[str, Any]] = json.loads(OUT.read_text())["points"] if OUT.is_file() else []
     for run in args.runs:
-        for step in steps_in(run / "checkpoints"):
+        for step in apart(steps_in(run / "checkpoints")):
             if not any((p["run"], p["step"]) == (run.name, step) for p in points):  # a stopped benchmark goes on; remove the file to start over
                 points += scored(run, step, args)
                 write(points, args.images)
     write(points, args.images)
+
+
+def apart(steps: list[int]) -> list[int]:
+    """Rising steps without those that come within a hundredth of the run behind another: the same weights would count twice."""
+    kept: list[int] = []
+    for step in steps:
+        if not kept or step - kept[-1] > steps[-1] // 100:
+            kept.append(step)
+    return kept
 
 
 def write(points: list[dict[str, Any]], images: int) -> None:
