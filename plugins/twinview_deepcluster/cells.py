@@ -93,8 +93,7 @@ class Cells:
     @hookimpl
     def loss(self, step: Step) -> dict[str, Tensor]:
         """`cells`, in nats, at first ln K."""
-        view = step.pairs[0][0] if step.pairs else 0
-        logits = step.apply(step.head(self.head or self, "projector"), view, "online")
+        logits = step.apply(step.head(self.head or self, "projector"), 0, "online")
         labels = step.branches.samples(self, "labels", step.progress.epoch).read(step.batch.ids)[:, 0].to(logits.device).long() - 1
-        labels = labels.masked_fill(visible_cells(step, view, logits) == 0, -1)
+        labels = labels.masked_fill(visible_cells(step, 0, logits) == 0, -1)
         return {"cells": class_weighted_cross_entropy(logits, labels, step.branches.online.of(self, "clusters").weights[0])}

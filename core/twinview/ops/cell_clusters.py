@@ -57,12 +57,12 @@ def cluster_cells(
     part: object, states: Sequence[ClusteredCells], branches: Branches, data: DataFactory, progress: Progress, rng: np.random.Generator,
     *, sides: int, initial: int, iterations: int, align: str | None,
 ) -> None:
-    """Cluster the unit features of the first pair of views of the coming epoch, and keep a label of every cell by sample.
+    """Cluster the unit features of the coming epoch's first views, or first pair of views, and keep a label of every cell by sample.
 
     One pass for each side: the k-means of all `states` together, in train mode, which moves BatchNorm's running statistics.  Then one to label, in
     eval mode.  The first rounds take the batches that hold `initial` images.  Labels are `branches.samples(part, "labels", epoch)` by sample, uint8
-    [len(states) * sides, h', w']: the cluster + 1, 0 where the alignment shows no such cell.  `align`: an alignment's name; None: each side is a
-    view's own map.  All ranks call it and get the same.  Raises RecipeError for fewer cells than clusters.
+    [len(states) * sides, h', w']: the cluster + 1, 0 where the alignment shows no such cell.  `align`: an alignment's name, of the first
+    pair; None: side 0 is the whole map of view 0, and so on.  All ranks call it and get the same.  Raises RecipeError for fewer cells than clusters.
     """
     source = _Source(part, branches, data, progress.epoch, align)
     for side in range(sides):
@@ -92,7 +92,7 @@ class _Source:
 
     def features(self, batch: Batch, side: int, *, train: bool) -> tuple[Tensor, Tensor]:
         """Unit features [B, C, h', w'] of a side, and where it has any [B, h', w'] bool."""
-        view = batch.geometry.pairs[0][side] if batch.geometry.pairs else 0
+        view = side if self.align is None else batch.geometry.pairs[0][side]
         cells = self.data.features(self.branches.online, batch, view, train=train, move_statistics=train).at("cells")
         if self.align is None:
             return unit(cells), torch.ones_like(cells[:, 0], dtype=torch.bool)
