@@ -91,7 +91,7 @@ def comparison(name: str, other: str, a: dict[int, Row], b: dict[int, Row]) -> l
 def compared(by_commit: Mapping[str, Sequence[Row]], task: str, name: str, other: str) -> list[str]:
     """`comparison` in the rows of the newest commit that has both methods: rows of two commits are not of one experiment."""
     known: set[str] = set()
-    for at, rows in reversed(by_commit.items()):
+    for at, rows in reversed(list(by_commit.items())):
         methods = by_method([row for row in rows if row["task"] == task])
         if {name, other} <= methods.keys():
             return [f"commit {at}", *comparison(name, other, methods[name], methods[other])]

@@ -145,7 +145,7 @@ class Siamese(nn.Module):
         plain_attention = low is not None and self.device.type == "cpu" and not self.fused_attention
         stack = contextlib.ExitStack()
         stack.enter_context(torch.autocast(self.device.type, low, enabled=low is not None))
-        stack.enter_context(attention(plain_attention, compiled=self.assembly.recipe.run.compile))
+        stack.enter_context(attention(plain_attention))
         return cast(contextlib.AbstractContextManager[None], stack)
 
     def _laid_out(self, pixels: Tensor) -> Tensor:

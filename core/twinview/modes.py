@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import cast
 
 from torch import nn
 
@@ -24,18 +23,9 @@ def in_mode(module: nn.Module, train: bool, *, keep: bool) -> Iterator[None]:
                 value.copy_(kept[name])
 
 
-def attention(plain: bool, compiled: bool = False) -> contextlib.AbstractContextManager[None]:
-    """`plain`: attention by matrix products; in bf16 the fused kernel's backward pass takes three times as long on a CPU.
-
-    `compiled`: by torch's own, whose pieces the compiler joins itself.
-    """
+def attention(plain: bool) -> contextlib.AbstractContextManager[None]:
+    """`plain`: attention by matrix products; in bf16 the fused kernel's backward pass takes three times as long on a CPU."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    from twinview.ops.attention import PlainAttention
-
-    stack = contextlib.ExitStack()
-    if plain:
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # for what has masks or other options, too
-    if plain and not compiled:
-        stack.enter_context(PlainAttention())
-    return cast(contextlib.AbstractContextManager[None], stack)
+    chosen: contextlib.AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext()
+    return chosen

@@ -10,8 +10,6 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from twinview.ops.attention import PlainAttention
-
 
 def recompute(block: nn.Module, compiled: bool = False) -> None:
     """Compute `block` again in the backward pass, from now on and wherever gradients are recorded; otherwise it is what it was.
@@ -55,7 +53,7 @@ class _AsBefore(AbstractContextManager[None]):
     def __init__(self, block: nn.Module) -> None:
         places = [(m._buffers, name) for m in block.modules() for name in m._buffers]
         self.before = [(buffers, name, value.clone()) for buffers, name in places if (value := buffers[name]) is not None]
-        self.kernels, self.plain = _attention_kernels(), PlainAttention.entered()
+        self.kernels = _attention_kernels()
         self.undo = ExitStack()
 
     def __enter__(self) -> None:
@@ -63,8 +61,6 @@ class _AsBefore(AbstractContextManager[None]):
             self.undo.callback(buffers.__setitem__, name, buffers[name])
             buffers[name] = value.clone()
         self.undo.enter_context(sdpa_kernel(self.kernels))
-        if self.plain:
-            self.undo.enter_context(PlainAttention())
 
     def __exit__(self, *_: object) -> None:
         self.undo.close()

@@ -19,7 +19,8 @@ MADE: dict[str, NDArray[Any]] = {
 
 def packed(**options: Any) -> bytes:
     file = io.BytesIO()
-    (np.savez_compressed if options.pop("small", False) else np.savez)(file, **MADE)
+    save: Any = np.savez_compressed if options.pop("small", False) else np.savez
+    save(file, **MADE)
     return file.getvalue()
 
 
