@@ -72,6 +72,9 @@ def main() -> None:
     ask.add_argument("--train", action="store_true", help="train what is missing and score nothing")
     ask.add_argument("--print", action="store_true", help="print the table of the rows that are there; train nothing")
     args = ask.parse_args()
+    unknown = [name for name in args.only or () if name not in EVALUATIONS[args.kind]]
+    if unknown:
+        ask.error(f"--only: {args.kind} has no row {unknown[0]!r}. There is: {'; '.join(EVALUATIONS[args.kind])}")
     rows = Rows(RESULTS, ("kind", "evaluation", "method", "seed"))
     if not args.print:
         task = TASK[args.kind]

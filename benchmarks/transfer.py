@@ -47,11 +47,11 @@ def main() -> None:
 def row_of(recipe: str, weights: str, seed: int, overrides: Sequence[str], runs: Path, rows: Rows) -> Row:
     """The row of this code for a run: found, or made now, in a process of its own; a run that was stopped goes on."""
     words = [*overrides, f"run.seed={seed}", *([f"encoder.weights={Path(weights).resolve()}"] if weights else [])]
-    shipped = find(recipe).read_text(encoding="utf-8")
-    table = override(tomllib.loads(shipped), words)
-    code, name = code_hash(methods=methods_of(table)), Path(weights).name
+    shipped = tomllib.loads(find(recipe).read_text(encoding="utf-8"))
     said = [word for word in overrides if not word.startswith(("data.shards=", "data.source.0.shards=", "evaluate.0.val="))]
-    settings = table_hash({"recipe": tomllib.loads(shipped), "overrides": said})
+    settings = table_hash({"recipe": shipped, "overrides": said})  # before the overrides, which change the table in place
+    table = override(shipped, words)
+    code, name = code_hash(methods=methods_of(table)), Path(weights).name
     key: dict[str, Any] = {"code": code, "recipe": recipe, "weights": name, "seed": seed, "recipe_hash": settings}
     found = rows.find(**key)
     if found is not None:

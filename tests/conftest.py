@@ -39,6 +39,9 @@ SLOW = (  # files whose tests train, start programs, or draw thousands of sample
 )
 
 
+MARKS = ("gpu", "ranks", "slow", "unit")  # every test has one of them; files are given out in this order, by the first that they hold
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Give files to pytest-xdist's processes in the order of `pytest_collection_modifyitems`, not by their number of tests: few tests may take long."""
     if hasattr(config.option, "loadscopereorder"):
@@ -48,10 +51,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark every test that has no mark of its own; then long files first, so that two processes end together."""
     mark(items)
-    order = ("gpu", "ranks", "slow", "unit")
     first: dict[Path, int] = {}
     for item in items:
-        level = next(n for n, name in enumerate((*order, "")) if not name or item.get_closest_marker(name))
+        level = next((n for n, name in enumerate(MARKS) if item.get_closest_marker(name)), len(MARKS))
         first[item.path] = min(level, first.get(item.path, level))
     items.sort(key=lambda item: first[item.path])
 
@@ -59,7 +61,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def mark(items: list[pytest.Item]) -> None:
     """Mark every test that has no mark of its own."""
     for item in items:
-        if any(item.get_closest_marker(name) for name in ("unit", "ranks", "slow", "gpu")):
+        if any(item.get_closest_marker(name) for name in MARKS):
             continue
         if Path(__file__).parent not in item.path.parents:  # of examples/
             continue

@@ -132,9 +132,9 @@ def offers() -> Iterator[tuple[str, str]]:
         yield method, " and ".join(sorted({distribution(e) for e in found if e.name == method}))
 
 
-def installed(only: str | None = None) -> Iterator[tuple[str, str, Mapping[str, type] | TwinviewError]]:
-    """Every installed method (or one): name, distribution with version, and its parts (or why it cannot be loaded)."""
-    offered = entry_points(group=GROUP)
+def installed(only: str | None = None, offered: EntryPoints | None = None) -> Iterator[tuple[str, str, Mapping[str, type] | TwinviewError]]:
+    """Every installed method (or one; of those `offered`, where they are known): name, distribution with version, and its parts (or why not)."""
+    offered = entry_points(group=GROUP) if offered is None else offered
     for method in [only] if only else sorted(offered.names):
         who = next(distribution(e) for e in offered if e.name == method)
         try:

@@ -99,10 +99,10 @@ def choices(options: Options = NO_OPTIONS, offered: EntryPoints | None = None) -
 
 
 @functools.cache
-def _installed_choices(_: tuple[EntryPoint, ...]) -> Choices:
-    """`choices` without further options, of these entry points, which are the installed ones; looked up once, not for every combination."""
+def _installed_choices(offered: tuple[EntryPoint, ...]) -> Choices:
+    """`choices` without further options, of these entry points: looked up once, not for every combination."""
     found: Choices = {slot: {NONE: None} if slot in OPTIONAL else {} for slot in SLOTS}
-    for method, _name, parts in installed():
+    for method, _, parts in installed(offered=EntryPoints(offered)):
         for name, cls in parts.items() if isinstance(parts, Mapping) else ():
             if not isinstance(cls, type) or not attrs.has(cls):
                 continue  # no part: a recipe that names it is refused, and the others are tried all the same
