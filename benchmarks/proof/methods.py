@@ -116,6 +116,7 @@ VIT: dict[str, Table] = {
     },
     "byol": {"loss": [byol()], "target": FAST},
 }
+RESNET["byol_4800"] = merged(RESNET["byol"], {"run": {"steps": 4800}})  # eight times the lesson
 VIT["mae_siameseim"] = {  # one masked view says its own hidden pixels and another view's features, as mixed/mae_siameseim
     **VIT["siameseim"],
     "loss": [*VIT["siameseim"]["loss"], *VIT["mae"]["loss"]],
@@ -137,7 +138,19 @@ STREETS: dict[str, Table] = {
     },
     "pixpro": {"loss": [{"use": "pixpro.pixels", **IMAGE}], "target": {**FASTER, "update": "before_forward"}},
 }
+STREET_CROPS: Table = {"size": 96, "scale": [0.15, 0.8]}
+STREETS_VIT: dict[str, Table] = {
+    "siameseim": merged(VIT["siameseim"], {"views": STREET_CROPS, "masks": {"count": 86}, "target": FASTER}),  # 86 of 144 cells are hidden
+    "mae": merged(VIT["mae"], {"views": STREET_CROPS}),
+    "moco_v3": merged(VIT["moco_v3"], {"target": FASTER}),
+}
 ADAM: Table = {"optimizer": {"use": "adamw", "lr": 3e-4, "weight_decay": 0.0}, "schedule": {"use": "constant", "warmup_share": 0.0}}
+MDC: Table = {
+    "head": [{"use": "deepcluster.classifier", "name": "clusters", "clusters": 8}],
+    "loss": [{"use": "deepcluster.cells", "head": "clusters", "clusters": 8, "initial": 320, "iterations": 10}],
+    "target": {"momentum": 0.0},
+    **ADAM,
+}
 SEGMENTS: dict[str, Table] = {
     "densesiam": {
         "align": {"use": "densesiam.grid_sample"},
@@ -157,12 +170,8 @@ SEGMENTS: dict[str, Table] = {
         "target": {"momentum": 0.0},
         **ADAM,
     },
-    "mdc": {
-        "head": [{"use": "deepcluster.classifier", "name": "clusters", "clusters": 8}],
-        "loss": [{"use": "deepcluster.cells", "head": "clusters", "clusters": 8, "initial": 320, "iterations": 10}],
-        "target": {"momentum": 0.0},
-        **ADAM,
-    },
+    "mdc": MDC,
+    "mdc_six_epochs": {**MDC, "run": {"steps": 768}},  # ends where an epoch ends, before its classifier is drawn anew
     "iic": {
         "align": {"use": "densesiam.grid_sample", "points": "online"},
         "head": [{"use": "iic.clusters", "name": "clusters", "clusters": 8}],
@@ -228,6 +237,19 @@ STREET_SCENES = Task(
     },
     methods=STREETS,
 )
+STREETS_BY_VIT = attrs.evolve(
+    STREET_SCENES,
+    name="streets-vit",
+    title="Street scenes of another place: ViT of width 128",
+    on=("cells",),
+    base={
+        **CIFAR_VIT.base,
+        "views": {"use": "byol.crops", **STREET_CROPS},
+        "augment": STREET,
+        "run": {**CIFAR_VIT.base["run"], "steps": 800, "batch_size": 16},
+    },
+    methods=STREETS_VIT,
+)
 SEGMENTATION = attrs.evolve(  # every run scores its own clusters, and k-means on its random start and on raw pixels
     STREET_SCENES,
     name="segments",
@@ -251,4 +273,4 @@ SEGMENTATION = attrs.evolve(  # every run scores its own clusters, and k-means o
     },
     methods=SEGMENTS,
 )
-TASKS = {task.name: task for task in (CIFAR_RESNET, CIFAR_VIT, STREET_SCENES, SEGMENTATION)}
+TASKS = {task.name: task for task in (CIFAR_RESNET, CIFAR_VIT, STREET_SCENES, STREETS_BY_VIT, SEGMENTATION)}
