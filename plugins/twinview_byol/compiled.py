@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinview.ops.compiled.build import compiled, inner
-from twinview.ops.compiled.cut import to_bytes
-from twinview.ops.compiled.vectors import FOLDED, fold
+from twinview.ops.compiled.cut import aligned, to_bytes
+from twinview.ops.compiled.vectors import FOLDED, LANES, fold
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -75,11 +75,11 @@ def finish(images: Bytes, taps: Floats, starts: NDArray[np.int64], solarize: Coi
     most = 1
     for b in range(len(images)):
         most = max(most, starts[b + 1] - starts[b])
-    room = np.empty(height * 3 * (width + most) + FOLDED if most > 1 else 0, np.float32)  # once: new memory comes in pages that cost time
+    room = aligned(height * (width + most + LANES) + FOLDED if most > 1 else 0)  # once: new memory comes in pages that cost time
     for b in range(len(images)):
         kernel, channels = taps[starts[b] : starts[b + 1]], 1 if grey[b] else 3
-        if len(kernel) > 1:
-            blur(images[b], kernel, channels, room)
+        for c in range(channels if len(kernel) > 1 else 0):
+            blur(images[b, c], kernel, room)
         planes = images[b].reshape(3, -1)
         for c in range(channels if solarize[b] else 0):
             values = planes[c]
@@ -150,25 +150,21 @@ def unlike(distance: np.float32) -> np.float32:
 
 
 @inner
-def blur(planes: Bytes, taps: Floats, channels: int, rows: Floats) -> None:
-    """The first channels of [3, h, w] under a symmetric kernel, in place: down and then across, mirrored at the borders, rounded; `rows` is room.
-
-    A row holds its channels side by side, each with its mirrored borders: one loop of each pass takes all of them, and what it makes of two
-    neighboring channels is dropped.
+def blur(plane: Bytes, taps: Floats, rows: Floats) -> None:
+    """[h, w] under a symmetric kernel, in place: down and then across, mirrored at the borders, rounded.  `rows` is room; a core's cache holds those
+    that a kernel reaches.
     """
-    height, width = planes.shape[1:]
+    height, width = plane.shape
     reach = len(taps) // 2
-    step = width + 2 * reach
-    row, half = channels * step, taps[reach:]
-    down, across = np.empty(row + 2 * FOLDED, np.float32), np.empty(row + FOLDED, np.float32)
+    row, half = (width + 2 * reach + LANES - 1) // LANES * LANES, taps[reach:]
     for y in range(height):
-        for c in range(channels):
-            values, wide = planes[c, y], rows[y * row + c * step : y * row + (c + 1) * step]
-            middle = wide[reach : reach + width]  # slices: numba makes no vectors of a loop over sums of indices
-            for i in range(width):
-                middle[i] = np.float32(np.int32(values[i]))
-            for k in range(1, reach + 1):
-                wide[reach - k], wide[reach + width - 1 + k] = wide[reach + k], wide[reach + width - 1 - k]
+        values, wide = plane[y], rows[y * row : (y + 1) * row]
+        middle = wide[reach : reach + width]  # slices: numba makes no vectors of a loop over sums of indices
+        for i in range(width):
+            middle[i] = np.float32(np.int32(values[i]))
+        for k in range(1, reach + 1):
+            wide[reach - k], wide[reach + width - 1 + k] = wide[reach + k], wide[reach + width - 1 - k]
+    down, across = aligned(row + 2 * FOLDED), np.empty(width + FOLDED, np.float32)
     beside, around = np.empty(2 * reach, np.int64), np.empty(2 * reach, np.int64)
     for k in range(reach):
         beside[2 * k], beside[2 * k + 1] = -k - 1, k + 1
@@ -178,9 +174,8 @@ def blur(planes: Bytes, taps: Floats, channels: int, rows: Floats) -> None:
             around[2 * k], around[2 * k + 1] = (above - y) * row, (below - y) * row
         for i in range(0, row, FOLDED):
             fold(rows, y * row + i, around, half, reach, down, i)
-        for i in range(0, row - 2 * reach, FOLDED):
+        for i in range(0, width, FOLDED):
             fold(down, reach + i, beside, half, reach, across, i)
-        for c in range(channels):
-            values, found = planes[c, y], across[c * step : c * step + width]
-            for i in range(width):
-                values[i] = np.uint8(np.int32(np.rint(found[i])))
+        values = plane[y]
+        for i in range(width):
+            values[i] = np.uint8(np.int32(np.rint(across[i])))

@@ -56,7 +56,7 @@ class Cutter:
 
     def _lines(self, rows: int, width: int) -> NDArray[np.uint32]:
         """Room for the lines between across and down, kept: new memory comes in pages that cost time."""
-        rows += 3  # `cut.SPARE`
+        rows += 32  # `cut.SPARE`
         if self._room.size < rows * width:
             self._room = np.zeros(rows * width, np.uint32)
         return self._room[: rows * width].reshape(rows, width)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinview.ops.compiled.build import compiled, inner
-from twinview.ops.compiled.vectors import spread, weigh
+from twinview.ops.compiled.vectors import LANES, sink, spread, weigh
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -18,7 +18,7 @@ Lines = NDArray[np.uint32]  # a pixel: red, green, blue from the lowest byte on
 
 EXACT = 16  # bits: 24 of a float, less the 8 of a byte
 ZERO, HALF, BYTE, EIGHT, SIXTEEN = np.float32(0), np.float32(0.5), np.uint32(255), np.uint32(8), np.uint32(16)
-SPARE = 3  # lines behind the last, since four are made at a time
+SPARE = 32  # lines behind the last, since four are made at a time, and what has no weight may lie behind it
 
 
 @compiled
@@ -30,11 +30,7 @@ def cut(pixels: Bytes, x0: int, y0: int, x1: int, y1: int, flip: bool, lines: Li
     if max(bits_across, bits_down) > EXACT:
         return False
     resize_across(pixels, x0, y0, x1, y1, flip, columns, across, lines)
-    sums = np.empty((3, width), np.float32)
-    for y in range(height):
-        resize_down(lines, rows[y], down[y], sums)
-        for c in range(3):
-            to_bytes(sums[c], out[c, y])
+    resize_down(lines, rows, down, out)
     return True
 
 
@@ -75,36 +71,44 @@ def resize_across(
     width, count = taps.shape
     columns, stride = x1 - x0, 3 * pixels.shape[1]
     values, weight, out = pixels.reshape(-1), taps.reshape(-1), lines.reshape(-1)
-    wide = np.zeros(16 * (columns + count), np.float32)  # four rows side by side; zeros behind them, for weights of nothing
+    wide = aligned(16 * (columns + count))  # four rows side by side; zeros behind them, for weights of nothing
     for y in range(0, y1 - y0, 4):
         left = y1 - y0 - 1 - y  # rows below this one; where there are none, the last is taken again
         a0 = (y0 + y) * stride + 3 * x0
         a1, a2, a3 = a0 + min(1, left) * stride, a0 + min(2, left) * stride, a0 + min(3, left) * stride
-        for x in range(columns - 1):
+        whole = (columns - 2) // 4 * 4  # pixels that are taken by fours, of which each load takes sixteen bytes; the rest one by one
+        for x in range(0, whole, 4):
             spread(values, a0 + 3 * x, a1 + 3 * x, a2 + 3 * x, a3 + 3 * x, wide, 16 * x)
-        last = columns - 1  # behind which the image may end
-        for row, at in enumerate((a0, a1, a2, a3)):
-            for c in range(3):
-                wide[16 * last + 4 * row + c] = np.float32(values[at + 3 * last + c])
+        for x in range(max(0, whole), columns):
+            for row, at in enumerate((a0, a1, a2, a3)):
+                for c in range(3):
+                    wide[16 * x + 4 * row + c] = np.float32(values[at + 3 * x + c])
         for x in range(width):
             to = y * width + (width - 1 - x if flip else x)
             weigh(wide, 16 * starts[x], weight, x * count, count, out, to, width)
 
 
 @inner
-def resize_down(lines: Lines, start: int, taps: Floats, out: Floats) -> None:
-    """Lines from `start` on, weighted, to one row of each channel: `out` [3, w], one half too much."""
-    red, green, blue, last = out[0], out[1], out[2], len(lines) - 1
-    out[:] = HALF
-    for k in range(0, len(taps), 2):  # two lines in one pass, which is bound by what it loads and stores
-        j = min(k + 1, len(taps) - 1)
-        first, second = taps[k], taps[j] if j > k else ZERO
-        one, other = lines[min(start + k, last)], lines[min(start + j, last)]  # beyond the last there are weights of nothing
-        for i in range(len(red)):
-            p, q = one[i], other[i]
-            red[i] += np.float32(np.int32(p & BYTE)) * first + np.float32(np.int32(q & BYTE)) * second
-            green[i] += np.float32(np.int32((p >> EIGHT) & BYTE)) * first + np.float32(np.int32((q >> EIGHT) & BYTE)) * second
-            blue[i] += np.float32(np.int32((p >> SIXTEEN) & BYTE)) * first + np.float32(np.int32((q >> SIXTEEN) & BYTE)) * second
+def aligned(size: int) -> Floats:
+    """Zeros [size] that begin where a line of a cache does: a vector that lies in two of them takes twice as long."""
+    room = np.zeros(size + LANES, np.float32)
+    first = -(room.ctypes.data // 4) % LANES
+    return room[first : first + size]
+
+
+@inner
+def resize_down(lines: Lines, starts: NDArray[np.int64], taps: Floats, out: Bytes) -> None:
+    """Lines, weighted, to the rows of `out` [3, h, w].  Lines behind the last have weights of nothing."""
+    height, width = out.shape[1:]
+    count, step = taps.shape[1], width + LANES
+    values, weight, row = lines.reshape(-1), taps.reshape(-1), np.empty(3 * step, np.uint8)
+    for y in range(height):
+        for x in range(0, width, LANES):
+            sink(values, starts[y] * width + x, width, weight, y * count, count, row, x, step)
+        for c in range(3):
+            made, done = row[c * step : c * step + width], out[c, y]
+            for x in range(width):
+                done[x] = made[x]
 
 
 @inner
