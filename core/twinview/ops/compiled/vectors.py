@@ -102,7 +102,8 @@ def fold(context: Any, values: Any, at: Any, offsets: Any, taps: Any, count: Any
             return [b.fmul(value, weight) for value in both]
 
         middle = _all_lanes(b, weights, I64(0))
-        for start, total in zip(starts, _sums(b, [b.fmul(_load(b, memory, b.add(args[1], start), REAL), middle) for start in starts], args[4], terms)):
+        first = [b.fmul(_load(b, memory, b.add(args[1], start), REAL), middle) for start in starts]
+        for start, total in zip(starts, _sums(b, first, args[4], terms)):
             _store(b, total, found, b.add(args[6], start))
         return target.get_dummy_value()
 
