@@ -100,7 +100,7 @@ class SimClr(nn.Module):
         super().__init__()
         width = encoder.spec.pooled
         self.encoder = encoder
-        self.projector = SimCLRProjectionHead(width, heads.get("hidden", width), heads["channels"])
+        self.projector = SimCLRProjectionHead(width, heads.get("hidden", width), heads.get("channels", 128))
         self.criterion = NTXentLoss(temperature=heads.get("temperature", 0.1))
 
     def forward(self, x0: Tensor, x1: Tensor) -> Tensor:
