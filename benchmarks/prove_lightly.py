@@ -1,8 +1,9 @@
-"""BYOL, SimCLR and MAE of lightly, its code unchanged, with the images, encoder, budget, optimizer, seeds and probes of prove.py.
+"""BYOL, SimCLR, DenseCL and MAE of lightly, its code unchanged, with the images, encoder, budget, optimizer, seeds and probes of prove.py.
 
     pip install lightly                                                          # 1.6.0 was measured; in an environment of its own, beside twinview
     python benchmarks/prove_lightly.py --methods byol --seeds 20 21 22 --shards shards
-    python benchmarks/prove_lightly.py --methods mae --seeds 20 21 22 --shards shards    # of the task cifar-vit; the others of cifar-resnet
+    python benchmarks/prove_lightly.py --methods mae --seeds 20 21 22 --shards shards    # of the task cifar-vit
+    python benchmarks/prove_lightly.py --methods densecl_crops --seeds 20 21 22 --shards shards    # of the task streets; the others of cifar-resnet
 
 Views, heads, decoder, masks, losses, target update and its schedule are lightly's classes with the recipe's numbers; the loop is the one of its
 documentation.  Images lie decoded in memory, which is a favor.  Rows go to benchmarks/results/proof.jsonl as `byol (lightly)`.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import io
 import json
 import resource
 import time
@@ -24,9 +26,16 @@ import timm
 import torch
 from lightly.loss import NegativeCosineSimilarity, NTXentLoss
 from lightly.models import utils
-from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead, MAEDecoderTIMM, MaskedVisionTransformerTIMM, SimCLRProjectionHead
+from lightly.models.modules import (
+    BYOLPredictionHead,
+    BYOLProjectionHead,
+    DenseCLProjectionHead,
+    MAEDecoderTIMM,
+    MaskedVisionTransformerTIMM,
+    SimCLRProjectionHead,
+)
 from lightly.models.utils import deactivate_requires_grad, update_momentum
-from lightly.transforms import BYOLTransform, SimCLRTransform
+from lightly.transforms import BYOLTransform, DenseCLTransform, SimCLRTransform
 from lightly.transforms.byol_transform import BYOLView1Transform
 from lightly.utils.scheduler import cosine_schedule
 from PIL import Image
@@ -34,11 +43,12 @@ from torch import Tensor, nn
 
 import twinview
 from machine import processor
-from proof.data import read, require_shards
+from proof.data import require_shards
 from proof.methods import TASKS, Table, Task
 from proof.rows import Rows, code_hash, methods_of, table_hash
 from proof.run import PROBES
 from proof.score import Encoder, score
+from twinview.data.dataset.open import open_shards
 
 
 def main() -> None:
@@ -112,6 +122,41 @@ class SimClr(nn.Module):
         """There is no target."""
 
 
+class DenseCl(nn.Module):
+    """As in lightly's example: of a query's cells each meets the key's that is most like it; its negatives are single cells of earlier images."""
+
+    def __init__(self, encoder: Any, heads: Table) -> None:
+        super().__init__()
+        self.encoder, self.cells = encoder, encoder.spec.cells.channels
+        widths = {"whole": encoder.spec.pooled, "local": self.cells}
+        self.heads = nn.ModuleDict({name: DenseCLProjectionHead(width, width, 128) for name, width in widths.items()})
+        self.encoder_momentum, self.heads_momentum = copy.deepcopy(encoder), copy.deepcopy(self.heads)
+        deactivate_requires_grad(self.encoder_momentum)
+        deactivate_requires_grad(self.heads_momentum)
+        self.criteria = nn.ModuleDict({name: NTXentLoss(heads.get("temperature", 0.2), memory_bank_size=(heads["queue"], 128)) for name in widths})
+
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+        """Half of the image's loss and half of the cells'."""
+        own, whole, local = self._seen(query, self.encoder, self.heads)
+        with torch.no_grad():
+            other, whole_key, local_key = self._seen(key, self.encoder_momentum, self.heads_momentum)
+            local_key = utils.select_most_similar(own, other, local_key)
+        losses = self.criteria["whole"](whole, whole_key), self.criteria["local"](local.flatten(end_dim=1), local_key.flatten(end_dim=1))
+        loss: Tensor = 0.5 * losses[0] + 0.5 * losses[1]
+        return loss
+
+    @staticmethod
+    def _seen(images: Tensor, encoder: Any, heads: Any) -> tuple[Tensor, Tensor, Tensor]:
+        features = encoder(images)
+        cells = features.cells.flatten(2).transpose(1, 2)
+        return cells.float(), heads["whole"](features.pooled).float(), heads["local"](cells).float()
+
+    def follow(self, momentum: float) -> None:
+        """Before each step."""
+        update_momentum(self.encoder, self.encoder_momentum, m=momentum)
+        update_momentum(self.heads, self.heads_momentum, m=momentum)
+
+
 class Mae(nn.Module):
     """As in lightly's example, on timm's vision transformer, which starts where ours starts."""
 
@@ -156,8 +201,8 @@ class MeanOfTokens(nn.Module):
         return SimpleNamespace(pooled=self.backbone.encode(images)[:, 1:].mean(1))  # type: ignore[operator]
 
 
-MODELS: dict[str, Callable[[Any, Table], Any]] = {"byol": Byol, "simclr": SimClr, "mae": Mae}
-TASK_OF = {"byol": TASKS["cifar-resnet"], "simclr": TASKS["cifar-resnet"], "mae": TASKS["cifar-vit"]}
+MODELS: dict[str, Callable[[Any, Table], Any]] = {"byol": Byol, "simclr": SimClr, "mae": Mae, "densecl_crops": DenseCl}
+TASK_OF = {"byol": TASKS["cifar-resnet"], "simclr": TASKS["cifar-resnet"], "mae": TASKS["cifar-vit"], "densecl_crops": TASKS["streets"]}
 
 
 def views_of(method: str, recipe: Table) -> Any:
@@ -169,17 +214,25 @@ def views_of(method: str, recipe: Table) -> Any:
     }
     if method == "simclr":
         return SimCLRTransform(**options)
+    if method == "densecl_crops":
+        return DenseCLTransform(**options)
     if method == "mae":
         one = BYOLView1Transform(**options)
         return lambda image: [one(image)]
     return BYOLTransform(BYOLView1Transform(**options), BYOLView1Transform(**options))  # both views alike, as in the recipe
 
 
+def pictures_of(task: Task, shards: Path) -> list[Image.Image]:
+    """The images that are trained on, as large as they are."""
+    opened = [open_shards(str(shards / name)) for name in task.train]
+    return [Image.open(io.BytesIO(data)).convert("RGB") for one in opened for i in range(len(one)) for data in one.read(i, ("jpg",)).fields.values()]
+
+
 def one(task: Task, method: str, recipe: Table) -> dict[str, Any]:
     """Train and score; CPU seconds are of the training with its loading of images, start of the program left out."""
     run, heads, seed = recipe["run"], recipe["loss"][0], recipe["run"]["seed"]
     shards = Path(recipe["data"]["shards"][0]).parent
-    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in read(shards / task.train[0], task.size).images]
+    pictures = pictures_of(task, shards)
     encoder: Any = twinview.check(recipe).encoder(random=True)
     torch.manual_seed(seed)
     model = MODELS[method](encoder, heads).to(memory_format=torch.channels_last).train()

@@ -136,6 +136,12 @@ STREETS: dict[str, Table] = {
         "loss": [{"use": "moco.image", "weight": 0.5, "queue": 512}, {"use": "densecl.dense", "weight": 0.5, "queue": 512}],
         "target": {**FASTER, "schedule": "constant", "update": "before_forward"},
     },
+    "densecl_crops": {  # one way, on crops that overlap as they come: what lightly's has
+        "views": {"use": "byol.crops", "size": 96, "scale": [0.15, 1.0], "pairs": "one_way"},
+        "align": {"use": "densecl.correspondence"},
+        "loss": [{"use": "moco.image", "weight": 0.5, "queue": 512}, {"use": "densecl.dense", "weight": 0.5, "queue": 512}],
+        "target": {**FASTER, "update": "before_forward"},
+    },
     "pixpro": {"loss": [{"use": "pixpro.pixels", **IMAGE}], "target": {**FASTER, "update": "before_forward"}},
 }
 STREET_CROPS: Table = {"size": 96, "scale": [0.15, 0.8]}
