@@ -22,7 +22,7 @@ from proof.figure import curves, figure
 from proof.methods import TASKS
 from proof.rows import Rows
 from proof.run import FLOORS, row_of
-from proof.table import compared, newest, table
+from proof.table import compared, newest, table, with_curves
 
 RESULTS = Path(__file__).parent / "results" / "proof.jsonl"
 
@@ -58,7 +58,7 @@ def main() -> None:
         args.figure.write_text(figure(newest(rows.by_commit(), task.name), probe, task.title))
         return
     if args.curves:
-        args.curves.write_text(curves([row for row in rows.rows if row["task"] == task.name], probe, task.title))
+        args.curves.write_text(curves(with_curves(rows.by_commit(), task.name), probe, task.title))
         return
     unknown = set(args.methods or ()) - {*FLOORS, *task.methods}
     if unknown:

@@ -108,6 +108,14 @@ def newest(by_commit: Mapping[str, Sequence[Row]], task: str) -> list[Row]:
     return [row for rows in found.values() for row in rows]
 
 
+def with_curves(by_commit: Mapping[str, Sequence[Row]], task: str) -> list[Row]:
+    """The rows of a task of the newest commit of which earlier checkpoints were scored; none if there is no such."""
+    for rows in reversed(list(by_commit.values())):
+        if any(row.get("curve") for row in rows if row["task"] == task):
+            return [row for row in rows if row["task"] == task]
+    return []
+
+
 def _line(name: str, other: str, probe: str, found: dict[str, Any]) -> str:
     seeds = "{mean:+.1f} ± {deviation:.1f}, over seeds [{low:+.1f}, {high:+.1f}]"
     images = "" if probe == "cluster" else "over {also}images [{images_low:+.1f}, {images_high:+.1f}]"

@@ -18,7 +18,7 @@ from proof.methods import TASKS, merged  # noqa: E402
 from proof.probe import confusions, knn, linear, miou  # noqa: E402
 from proof.score import pack, unpack  # noqa: E402
 from proof.stats import bootstrap, bootstrap_miou, paired, seeds_needed  # noqa: E402
-from proof.table import by_method, compare, compared, comparison, newest, table  # noqa: E402
+from proof.table import by_method, compare, compared, comparison, newest, table, with_curves  # noqa: E402
 
 
 def test_differences_are_paired_by_the_seeds_that_both_have() -> None:
@@ -209,3 +209,6 @@ def test_what_is_compared_is_of_one_commit() -> None:
     assert compared(by_commit, "streets", "a", "c")[0] == "commit old"
     assert compared(by_commit, "streets", "a", "d") == ["no commit has rows of both a and d. There is: a, b, c"]
     assert [(r["method"], r["seed"]) for r in newest(by_commit, "streets")] == [("a", 2), ("b", 2), ("c", 1)]
+    assert with_curves(by_commit, "streets") == []
+    by_commit["old"].append({"task": "streets", "method": "d", "seed": 1, "curve": [{"step": 1}]})
+    assert [r["method"] for r in with_curves(by_commit, "streets")] == [r["method"] for r in by_commit["old"] if r["task"] == "streets"]
