@@ -15,11 +15,20 @@ import numba
 from twinview.paths import cache
 
 config: Any = numba.config
-if llvm.get_host_cpu_features().get("avx512vbmi") and config.CPU_FEATURES is None and config.CPU_NAME is None:
-    # Vectors of 512 bits, which LLVM leaves out for the sake of older processors, whose clock they slow.  No number changes.
-    config.CPU_NAME, config.CPU_FEATURES = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten() + ",-prefer-256-bit"
-
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _prefer_512_bits() -> None:
+    """Have vectors of 512 bits where a processor has them well; LLVM leaves them out for older ones, whose clock they slow.  No number changes."""
+    try:
+        features = llvm.get_host_cpu_features()
+    except RuntimeError:  # of a processor that LLVM does not know
+        return
+    if features.get("avx512vbmi") and config.CPU_NAME is None and config.CPU_FEATURES is None:  # unless the user has said
+        config.CPU_NAME, config.CPU_FEATURES = llvm.get_host_cpu_name(), features.flatten() + ",-prefer-256-bit"
+
+
+_prefer_512_bits()
 
 
 def compiled(function: F) -> F:
