@@ -3,6 +3,7 @@
     python benchmarks/prove.py cifar-resnet --shards shards                      # every method of the task, seeds 20 to 22, then the table
     python benchmarks/prove.py streets --methods byol multisiam --seeds 20 21 22 23 24 25 26 27 28 29
     python benchmarks/prove.py cifar-vit --print                                 # the table of the rows that are there; trains nothing
+    python benchmarks/prove.py cifar-vit --on streets-vit                        # the encoders of one task, probed as those of another
     python benchmarks/prove.py streets --compare multisiam byol                  # paired, with intervals over seeds and over images; trains nothing
 
 What the shards are packed from, and the protocol: docs/proof.md.  Trains anew: rows are taken from benchmarks/results/proof.jsonl only where the very
@@ -21,7 +22,7 @@ from proof.data import require_shards
 from proof.figure import curves, figure
 from proof.methods import TASKS
 from proof.rows import Rows
-from proof.run import FLOORS, row_of
+from proof.run import FLOORS, row_of, row_on
 from proof.table import compared, newest, table, with_curves
 
 RESULTS = Path(__file__).parent / "results" / "proof.jsonl"
@@ -39,6 +40,7 @@ def main() -> None:
     ask.add_argument("--print", action="store_true", help="print the table of the rows that are there, by commit; train nothing")
     ask.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="for every recipe, values in JSON: optimizer.lr=0.003")
     ask.add_argument("--curve", action="store_true", help="score the checkpoints that were kept on the way too")
+    ask.add_argument("--on", choices=list(TASKS), help="probe the encoders with the images and features of this task, which they were not trained on")
     ask.add_argument("--compare", nargs=2, metavar=("A", "B"), help="the paired difference of two methods in the rows that are there; trains nothing")
     ask.add_argument("--figure", type=Path, metavar="SVG", help="draw the rows that are there; train nothing")
     ask.add_argument("--curves", type=Path, metavar="SVG", help="draw the scores over the steps of the rows made with --curve; train nothing")
@@ -52,7 +54,7 @@ def main() -> None:
             print("\n".join([f"commit {at}", *table([row for row in found if row["task"] == task.name]), ""]))
         return
     if args.compare:
-        print("\n".join(compared(rows.by_commit(), task.name, *args.compare)))
+        print("\n".join(compared(rows.by_commit(), f"{task.name} on {args.on}" if args.on else task.name, *args.compare)))
         return
     if args.figure:
         args.figure.write_text(figure(newest(rows.by_commit(), task.name), probe, task.title))
@@ -63,13 +65,19 @@ def main() -> None:
     unknown = set(args.methods or ()) - {*FLOORS, *task.methods}
     if unknown:
         ask.error(f"--methods: {task.name} has no {', '.join(sorted(unknown))}. There is: {', '.join([*FLOORS, *task.methods])}")
-    require_shards(args.shards, *task.train, task.bank, task.val)
+    if args.on and set(args.methods or ()) & {"pixels", "supervised"}:
+        ask.error("--on: probes encoders of runs and random starts. Leave pixels and supervised out of --methods")
+    needed = [TASKS[args.on]] if args.on else []
+    require_shards(args.shards, *(name for one in (task, *needed) for name in (*one.train, one.bank, one.val)))
     torch.set_num_threads(1)
     overrides: dict[str, Any] = {key: json.loads(value) for key, value in (text.split("=", 1) for text in args.set)}
     made = []
     for seed in args.seeds:
-        for method in args.methods or [*FLOORS, *task.methods]:
-            row = row_of(task, method, seed, args.shards.resolve(), args.runs, rows, overrides, args.curve)
+        for method in args.methods or (["random", *task.methods] if args.on else [*FLOORS, *task.methods]):
+            if args.on:
+                row = row_on(task, TASKS[args.on], method, seed, args.shards.resolve(), args.runs, rows, overrides)
+            else:
+                row = row_of(task, method, seed, args.shards.resolve(), args.runs, rows, overrides, args.curve)
             made.append(row)
             print({key: row.get(key) for key in ("task", "method", "seed", "linear", "knn", "miou", "cpu_seconds")}, flush=True)
     print("\n".join(table(made)))

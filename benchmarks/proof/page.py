@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from proof.rows import Row
 from proof.stats import deviation
-from proof.table import by_method, compare, difference, newest, table
+from proof.table import PROBES, by_method, compare, difference, newest, raw, table
 
 ByCommit = Mapping[str, Sequence[Row]]
 Methods = Mapping[str, Mapping[int, Row]]
@@ -46,16 +46,17 @@ class Claim(NamedTuple):
 CIFAR = ("CIFAR-10, linear", "cifar-vit", "linear"), ("CIFAR-10, nearest neighbors", "cifar-vit", "knn")
 RESNET = ("CIFAR-10 (ResNet), linear", "cifar-resnet", "linear"), ("CIFAR-10 (ResNet), nearest neighbors", "cifar-resnet", "knn")
 STREETS = (("street scenes of another place, linear, mIoU", "streets", "miou"),)
-VIT_STREETS = (("street scenes of another place (ViT), linear, mIoU", "streets-vit", "miou"),)
+CELLS = "cifar-vit on streets-vit"
 CLUSTERS = (("street scenes of another place, no label at all: clusters, mIoU", "segments", "cluster"),)
 FLOORS = [
     Floor(label if not i else "", what, task, method, probe)
     for label, method, several in (
-        ("**SiameseIM**", "siameseim", (*CIFAR, *VIT_STREETS)),
-        ("MAE", "mae", (*CIFAR, *VIT_STREETS)),
-        ("MoCo v3", "moco_v3", (*CIFAR, *VIT_STREETS)),
+        ("**SiameseIM**", "siameseim", CIFAR),
+        ("MAE", "mae", CIFAR),
+        ("MoCo v3", "moco_v3", CIFAR),
         ("MAE beside SiameseIM (ours)", "mae_siameseim", CIFAR),
         ("SimCLR", "simclr", RESNET),
+        ("BYOL", "byol", RESNET),
         ("**MultiSiam**", "multisiam", STREETS),
         ("DenseCL", "densecl", STREETS),
         ("PixPro", "pixpro", STREETS),
@@ -80,8 +81,8 @@ CLAIMS = [
     Claim("SiameseIM above MAE, nearest neighbors", "cifar-vit", "siameseim", "mae", "knn"),
     Claim("SiameseIM above MoCo v3, linear", "cifar-vit", "siameseim", "moco_v3", "linear"),
     Claim("SiameseIM above MoCo v3, nearest neighbors", "cifar-vit", "siameseim", "moco_v3", "knn"),
-    Claim("SiameseIM above MoCo v3 on cells of street scenes, mIoU", "streets-vit", "siameseim", "moco_v3", "miou"),
-    Claim("SiameseIM above MAE on cells of street scenes, mIoU", "streets-vit", "siameseim", "mae", "miou"),
+    Claim("SiameseIM above MoCo v3 on cells of street scenes, mIoU", CELLS, "siameseim", "moco_v3", "miou"),
+    Claim("SiameseIM above MAE on cells of street scenes, mIoU", CELLS, "siameseim", "mae", "miou"),
     Claim("DenseSiam above IIC, clusters, mIoU", "segments", "densesiam", "iic", "cluster"),
     Claim("DenseSiam above PiCIE", "segments", "densesiam", "picie", "cluster"),
     Claim("DenseSiam above Modified Deep Clustering", "segments", "densesiam", "mdc_six_epochs", "cluster"),
@@ -106,8 +107,8 @@ def filled(text: str, by_commit: ByCommit, kinds: Sequence[str] = ("floors", "cl
     """The page with its blocks of these kinds made anew.  A line whose runs nobody has made is left out."""
 
     def made(found: re.Match[str]) -> str:
-        kind, *options = found[2].split()
-        return found[0] if kind not in kinds else found[1] + "\n".join(MAKERS[kind](by_commit, *options)) + found[3]
+        kind, *words = found[2].split()
+        return found[0] if kind not in kinds else found[1] + "\n".join(MAKERS[kind](by_commit, *words)) + found[3]
 
     return BLOCK.sub(made, text)
 
@@ -117,7 +118,8 @@ def floors(by_commit: ByCommit) -> list[str]:
     heads = "| | images, probe | seeds | trained | random start | raw pixels | above random start | above raw pixels |"
     lines = [heads, "|---|---|---|---|---|---|---|---|"]
     for label, what, task, method, probe in FLOORS:
-        found = _scores(by_commit, task, (method, "random", "pixels"), probe)
+        floor = raw(probe, _of(by_commit, task, (method, "random")))
+        found = _scores(by_commit, task, (method, "random", floor), probe)
         if found is None:
             continue
         own, start, pixels = found
@@ -153,8 +155,11 @@ def lightly(by_commit: ByCommit) -> list[str]:
     return lines
 
 
-def rows_of_task(by_commit: ByCommit, task: str, probe: str, commit: str = "") -> list[str]:
-    """The block `table`."""
+def rows_of_task(by_commit: ByCommit, *words: str) -> list[str]:
+    """The block `table`: the words of a task (`cifar-vit on streets-vit`), a probe, and perhaps a commit."""
+    commit = words[-1] if words[-1] not in PROBES else ""
+    *named, probe = words[:-1] if commit else words
+    task = " ".join(named)
     rows = [row for row in by_commit.get(commit, []) if row["task"] == task] if commit else newest(by_commit, task)
     return [line for line in table(rows, [probe]) if line]
 

@@ -17,9 +17,10 @@ from machine import processor
 from proof.alone import alone, train
 from proof.methods import Table, Task
 from proof.rows import Row, Rows, code_hash, methods_of, table_hash
-from proof.score import Encoder, raw_pixels, score, sets
+from proof.score import MEAN, Encoder, raw_pixels, score, sets
 
-FLOORS = ("pixels", "random", "supervised")  # beside the methods; pixels know no seed
+PIXELS = ("pixels", "centered")  # as they lie, and less the mean of ImageNet's colors, which changes what is near by cosine; they know no seed
+FLOORS = (*PIXELS, "random", "supervised")  # beside the methods
 PROBES = [Path(__file__).with_name(f"{name}.py") for name in ("data", "probe", "score")]  # of which a score depends too
 SIGNALS = ("loss", "spread/online", "erank/online", "images_per_second")  # of the last logged step: what is known without labels
 
@@ -28,9 +29,9 @@ def row_of(
     task: Task, method: str, seed: int, shards: Path, runs: Path, rows: Rows, overrides: Mapping[str, Any] | None = None, curve: bool = False
 ) -> Row:
     """The row of this code for this run: found, or made now; with `curve`, the scores of its earlier checkpoints too."""
-    seed = 0 if method == "pixels" else seed
+    seed = 0 if method in PIXELS else seed
     recipe = _floor_recipe(task, seed, shards, overrides) if method in FLOORS else task.recipe(method, seed, shards, overrides)
-    matters: Table = {"pixels": {}, "random": {key: recipe[key] for key in ("encoder",)}}.get(method, _portable(recipe))
+    matters: Table = {"pixels": {}, "centered": {}, "random": {key: recipe[key] for key in ("encoder",)}}.get(method, _portable(recipe))
     version = table_hash({**matters, "method": method})
     code = code_hash(methods=methods_of(recipe), also=PROBES)
     key: dict[str, Any] = {"code": code, "task": task.name, "method": method, "seed": seed, "recipe_hash": version}
@@ -44,12 +45,38 @@ def row_of(
     return rows.add({**key, "overrides": dict(overrides or {}), **made, "torch": torch.__version__, "processor": processor()})
 
 
-def trained(task: Task, recipe: Table, shards: Path, run: Path, curve: bool = False) -> dict[str, Any]:
-    """Train a recipe in a process of its own (one that was stopped goes on), then score its encoder.  CPU seconds are of this sitting."""
+def row_on(task: Task, other: Task, method: str, seed: int, shards: Path, runs: Path, rows: Rows, overrides: Mapping[str, Any] | None = None) -> Row:
+    """The row of a run of `task` whose frozen encoder is probed as those of `other` are: on images, and by features, that it was not trained on.
+
+    The run is made where it is not there.
+    """
+    recipe = _floor_recipe(task, seed, shards, overrides) if method == "random" else task.recipe(method, seed, shards, overrides)
+    version, code = table_hash({**_portable(recipe), "method": method}), code_hash(methods=methods_of(recipe), also=PROBES)
+    key: dict[str, Any] = {"code": code, "task": f"{task.name} on {other.name}", "method": method, "seed": seed, "recipe_hash": version}
+    found = rows.find(**key)
+    if found is not None:
+        return found
+    if method == "random":
+        encoder: nn.Module = twinview.check(recipe).encoder(random=True)
+    else:
+        run = runs / f"{task.name}-{method}-{seed}-{version}-{code}"
+        trained_alone(recipe, run)
+        encoder = twinview.load(run)
+    scores = score(Encoder(encoder, other.on), other, shards)
+    return rows.add({**key, "overrides": dict(overrides or {}), **scores, "torch": torch.__version__, "processor": processor()})
+
+
+def trained_alone(recipe: Table, run: Path) -> dict[str, Any]:
+    """Train a recipe in a process of its own, one that was stopped from where it was; what it cost."""
     run.parent.mkdir(parents=True, exist_ok=True)
     file = run.with_suffix(".toml")
     file.write_text(tomli_w.dumps(recipe))
-    cost = alone(train, file, run)
+    return alone(train, file, run)
+
+
+def trained(task: Task, recipe: Table, shards: Path, run: Path, curve: bool = False) -> dict[str, Any]:
+    """Train a recipe in a process of its own (one that was stopped goes on), then score its encoder.  CPU seconds are of this sitting."""
+    cost = trained_alone(recipe, run)
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     said = {key: value for key, value in logged[-1].items() if key in SIGNALS or key.startswith("score/")}
     kept = {"curve": earlier(task, run, shards, logged)} if curve else {}
@@ -68,15 +95,21 @@ def earlier(task: Task, run: Path, shards: Path, logged: list[dict[str, Any]]) -
 
 
 def floor(task: Task, method: str, recipe: Table, shards: Path) -> dict[str, Any]:
-    """Raw pixels; the encoder at its random start; the same encoder trained with the labels of the same images for as many steps."""
-    if method == "pixels":
-        return score(raw_pixels(task), task, shards)
+    """Raw pixels, twice; the encoder at its random start; the same encoder trained with the labels of the same images for as many steps."""
+    if method in PIXELS:
+        raw = raw_pixels(task)
+        return score(raw if method == "pixels" else lambda images: raw(images) - raw(_mean_color(images)), task, shards)
     encoder = twinview.check(recipe).encoder(random=True)
     started = time.process_time()
     if method == "supervised":
         supervise(encoder, task, recipe, shards)
     spent = time.process_time() - started
     return {**score(Encoder(encoder, task.on), task, shards), "cpu_seconds": round(spent, 1)}
+
+
+def _mean_color(images: torch.Tensor) -> torch.Tensor:
+    """One image of the mean color that encoders see as zero, as large as `images`."""
+    return (torch.tensor(MEAN).view(1, 3, 1, 1) * 255).expand(1, -1, *images.shape[2:])
 
 
 def supervise(encoder: nn.Module, task: Task, recipe: Table, shards: Path) -> None:

@@ -115,6 +115,13 @@ def test_scores_as_json(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert row["use"] == "probes.cluster" and row["said"] == "new" and row["kept_in"] == str(run / "scores.json") and row["collapsed"] == row["below_start"] == []
 
 
+@pytest.mark.parametrize(("what", "more"), [("rankme", []), ("occupancy", ["clusters=4"])])
+def test_a_signal_stands_beside_the_random_start(what: str, more: list[str], run: Path, labeled: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", what, str(run), "--shards", labeled, "size=[56,80]", *more, "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert list(row["floors"]) == ["random"] and set(row["floors"]["random"]) == set(row["scores"])
+
+
 def test_two_ranks_count_together(run: Path, processes: Processes) -> None:
     done = processes.run("evaluate", "cluster", str(run), "--ranks", "2", 'baselines=["random"]')
     assert done.returncode == 0, done.stderr

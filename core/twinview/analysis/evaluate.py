@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast, get_args, get_type_hints
 
 import attrs
 import torch
@@ -60,10 +60,14 @@ def evaluation_recipe(recipe: Recipe, what: str, shards: str | None, given: Mapp
 
 
 def _floors(use: str) -> dict[str, list[str]]:
-    """The option `baselines` with all floors, where the part has it."""
+    """The option `baselines` with all floors that the part takes, where it has that option."""
     method, _, name = use.partition(".")
     cls: Any = find_part(pluggy_manager(), method, name, use)
-    return {"baselines": [*FLOORS]} if any(field.name == "baselines" for field in attrs.fields(cls)) else {}
+    taken = get_type_hints(cls).get("baselines")
+    if taken is None:
+        return {}
+    named = [floor for kind in get_args(taken) for floor in get_args(kind)]  # of list[Literal["random"]]; a list of any text names none
+    return {"baselines": [floor for floor in FLOORS if floor in (named or FLOORS)]}
 
 
 def _asked(recipe: Recipe, what: str) -> PartConfig:
