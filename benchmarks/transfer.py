@@ -70,7 +70,7 @@ def scores(logged: Sequence[dict[str, Any]]) -> dict[str, float]:
     found: dict[str, float] = {}
     for row in logged:
         last, at = row["step"] == logged[-1]["step"], f"@{row['step']}"
-        found |= {f"{k.removeprefix('score/')}{'' if last else at}": round(v, 3) for k, v in row.items() if k.startswith("score/")}
+        found |= {f"{k.removeprefix('score/')}{'' if last else at}": round(v, 3) for k, v in row.items() if k.startswith("score/") and v is not None}
     return found
 
 

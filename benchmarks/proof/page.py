@@ -65,7 +65,7 @@ FLOORS = [
         ("**DenseSiam**", "densesiam", CLUSTERS),
         ("IIC", "iic", CLUSTERS),
         ("PiCIE", "picie", CLUSTERS),
-        ("Modified Deep Clustering", "mdc_six_epochs", CLUSTERS),
+        ("Modified Deep Clustering", "mdc", CLUSTERS),
     )
     for i, (what, task, probe) in enumerate(several)
 ]
@@ -85,7 +85,7 @@ CLAIMS = [
     Claim("SiameseIM above MAE on cells of street scenes, mIoU", CELLS, "siameseim", "mae", "miou"),
     Claim("DenseSiam above IIC, clusters, mIoU", "segments", "densesiam", "iic", "cluster"),
     Claim("DenseSiam above PiCIE", "segments", "densesiam", "picie", "cluster"),
-    Claim("DenseSiam above Modified Deep Clustering", "segments", "densesiam", "mdc_six_epochs", "cluster"),
+    Claim("DenseSiam above Modified Deep Clustering", "segments", "densesiam", "mdc", "cluster"),
     Claim("both losses (ours) above SiameseIM alone, linear", "cifar-vit", "mae_siameseim", "siameseim", "linear"),
     Claim("both losses above SiameseIM alone, nearest neighbors", "cifar-vit", "mae_siameseim", "siameseim", "knn"),
     Claim("both losses (ours) above MAE alone, linear", "cifar-vit", "mae_siameseim", "mae", "linear"),
