@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from proof.rows import Row
-from proof.table import by_method
+from proof.table import by_method, raw
 
 WIDTH, LEFT, RIGHT, ROW, TOP = 760, 170, 30, 30, 58
 FLOORS = {"random": "random start", "supervised": "supervised (with labels)"}
@@ -22,7 +22,8 @@ NAMES = {
 def figure(rows: Sequence[Row], probe: str, title: str) -> str:
     """The SVG of one probe's scores, methods in the order of their means."""
     scores = {m: [float(r[probe]) for r in of.values() if probe in r] for m, of in by_method(rows).items()}
-    floor = scores.pop("pixels", None)
+    floor = scores.get(raw(probe, scores))
+    scores = {method: found for method, found in scores.items() if method not in ("pixels", "centered")}
     shown = sorted(((m, s) for m, s in scores.items() if s), key=lambda pair: -statistics.fmean(pair[1]))
     values = [v for _, s in shown for v in s] + (floor or [])
     if not values:
@@ -67,7 +68,7 @@ def curves(rows: Sequence[Row], probe: str, title: str) -> str:
                 drawn.append((method, seed, [*start, *((one["step"], one[probe]) for one in row["curve"]), (row["steps"], row[probe])]))
     if not drawn:
         raise SystemExit("no run of this task was made with --curve")
-    floor = next((row[probe] for row in methods.get("pixels", {}).values() if probe in row), None)
+    floor = next((row[probe] for row in methods.get(raw(probe, methods), {}).values() if probe in row), None)
     values: list[float] = [y for _, _, points in drawn for _, y in points] + ([floor] if floor else [])
     low, high, last = 5 * (min(values) // 5), 5 * (max(values) // 5 + 1), max(int(points[-1][0]) for _, _, points in drawn)
     left, right, top, bottom = 50, 190, 40, 320

@@ -86,7 +86,7 @@ def comparison(name: str, other: str, a: dict[int, Row], b: dict[int, Row]) -> l
     lines = []
     for probe in PROBES:
         of_a, of_b = ({seed: row for seed, row in of.items() if probe in row} for of in (a, b))
-        if other == "pixels" and len(of_b) == 1:
+        if other in ("pixels", "centered") and len(of_b) == 1:
             of_b = dict.fromkeys(of_a, next(iter(of_b.values())))  # the same for every seed
         if set(of_a) & set(of_b):
             lines.append(_line(name, other, probe, compare(of_a, of_b, probe)))
