@@ -146,6 +146,10 @@ STREETS: dict[str, Table] = {
 }
 # with the momentum as published; that of lightly's example ends at 1
 STREETS["densecl_crops_constant"] = merged(STREETS["densecl_crops"], {"target": {"schedule": "constant"}})
+STREETS["densecl_crops_cell"] = {  # and with one cell of each image in the queue, as lightly's holds cells
+    **STREETS["densecl_crops"],
+    "loss": [{**loss, **({"keys": "cell"} if loss["use"] == "densecl.dense" else {})} for loss in STREETS["densecl_crops"]["loss"]],
+}
 STREET_CROPS: Table = {"size": 96, "scale": [0.15, 0.8]}
 STREETS_VIT: dict[str, Table] = {
     "siameseim": merged(VIT["siameseim"], {"views": STREET_CROPS, "masks": {"count": 86}, "target": FASTER}),  # 86 of 144 cells are hidden

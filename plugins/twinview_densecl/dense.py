@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from attrs import field
@@ -19,8 +20,8 @@ from twinview.values import Dims, Head, Progress, Step, Traits
 class Dense:
     """InfoNCE between a cell's query and the key of the cell that the alignment gives it; negatives are mean keys of other images.
 
-    The queue takes one key an image and view, the mean of the key view's projected cells.  Published with `densecl.correspondence`
-    beside `moco.image`, each with weight 0.5; any alignment does.
+    The queue takes one key an image and view, the mean of the key view's projected cells, or one of these cells.  Published with
+    `densecl.correspondence` beside `moco.image`, each with weight 0.5; any alignment does.
     """
 
     align: str = ""  # the recipe's alignment by name, for a recipe that has several
@@ -28,6 +29,7 @@ class Dense:
     channels: int = field(default=128, validator=gt(0))  # width of queries and keys
     queue: int = field(default=65536, validator=gt(0))  # keys of earlier batches, of all ranks together
     temperature: float = field(default=0.2, validator=gt(0))  # of the softmax over cosines
+    keys: Literal["mean", "cell"] = "mean"  # what the queue takes of an image: the mean of its cells' keys as published, or one of them
 
     @hookimpl
     def traits(self) -> Traits:
@@ -66,9 +68,17 @@ class Dense:
 
     @hookimpl
     def after_micro_batch(self, branches: Branches, step: Step, progress: Progress) -> None:
-        """The mean keys of these images wait for the end of the step."""
-        keys = [step.apply(step.head(self, "projector"), view, "target").mean((2, 3)) for view in sorted({target for _, target in step.pairs})]
+        """The mean keys of these images, or one cell's of each, wait for the end of the step."""
+        projector, views = step.head(self, "projector"), sorted({target for _, target in step.pairs})
+        keys = [self._of_images(step.apply(projector, view, "target").flatten(2), step, progress) for view in views]
         branches.online.of(self, "queue").hold(torch.cat(keys), progress.micro)
+
+    def _of_images(self, cells: Tensor, step: Step, progress: Progress) -> Tensor:
+        """[B, channels, h * w] -> [B, channels]; which cell is told by the sample and the step, so that a run that goes on takes the same."""
+        if self.keys == "mean":
+            return cells.mean(2)
+        at = ((step.batch.seeds + progress.step) % cells.shape[2]).to(cells.device)
+        return cells[torch.arange(len(cells), device=cells.device), :, at]
 
     @hookimpl
     def after_step(self, branches: Branches) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from twinview.errors import RecipeError
 from twinview.ops import Queue, conv_mlp, info_nce_queue, mlp
-from twinview.values import Dims, EncoderSpec, Features, Level
+from twinview.values import Dims, EncoderSpec, Features, Level, Progress
 from twinview_densecl import Correspondence, Dense
 
 TwoRanks = Callable[[Callable[[int], Any]], list[Any]]
@@ -175,6 +176,20 @@ def test_all_may_meet_one(hand_step: Any) -> None:
     target = torch.randn(1, 8, 2, 2, generator=torch.Generator().manual_seed(0))
     found, step = aligned(hand_step, target[:, :, :1, :1].expand(-1, -1, 2, 2), target)
     assert torch.equal(found.target(target), target[:, :, :1, :1].expand(-1, -1, 2, 2)) and float(step.notes["correspondence/used"]) == 0.25
+
+
+def test_the_queue_takes_one_cell_of_each_image_where_asked(hand_step: Any) -> None:
+    maps, keys = torch.randn(2, 8, 2, 3, generator=torch.Generator().manual_seed(0)), Queue(4, 8)
+    heads = {"projector": nn.Identity(), "queue": keys}
+    step = hand_step([Features(cells=maps), Features()], [Features(), Features(cells=maps)], heads, heads, ((0, 1),))
+    step.batch = SimpleNamespace(seeds=torch.tensor([3, -1]))
+    part = Dense(channels=8, queue=4, keys="cell")
+    for number in range(2):
+        part.after_micro_batch(step.branches, step, Progress(number, 10, 0, 0.0))
+        part.after_step(step.branches)
+    cells = F.normalize(maps, dim=1).flatten(2)
+    expected = [cells[0, :, 3], cells[1, :, 5], cells[0, :, 4], cells[1, :, 0]]
+    assert near(keys.keys, torch.stack(expected), 1e-6)
 
 
 def test_a_queue_larger_than_the_data_set_is_refused() -> None:
