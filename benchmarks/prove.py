@@ -22,7 +22,7 @@ from proof.data import require_shards
 from proof.figure import curves, figure
 from proof.methods import TASKS
 from proof.rows import Rows
-from proof.run import FLOORS, row_of, row_on
+from proof.run import FLOORS, name_on, row_of
 from proof.table import compared, newest, table, with_curves
 
 RESULTS = Path(__file__).parent / "results" / "proof.jsonl"
@@ -46,7 +46,7 @@ def main() -> None:
     ask.add_argument("--curves", type=Path, metavar="SVG", help="draw the scores over the steps of the rows made with --curve; train nothing")
     ask.add_argument("--probe", choices=["linear", "knn", "miou", "cluster"], help="of the figure (default: linear, of scenes miou)")
     args = ask.parse_args()
-    task = TASKS[args.task]
+    task, on = TASKS[args.task], TASKS[args.on] if args.on else None
     rows = Rows(args.results, ("task", "method", "seed"))
     probe = args.probe or ("linear" if task.kind == "classes" else "miou")
     if args.print:
@@ -54,7 +54,7 @@ def main() -> None:
             print("\n".join([f"commit {at}", *table([row for row in found if row["task"] == task.name]), ""]))
         return
     if args.compare:
-        print("\n".join(compared(rows.by_commit(), f"{task.name} on {args.on}" if args.on else task.name, *args.compare)))
+        print("\n".join(compared(rows.by_commit(), name_on(task, on), *args.compare)))
         return
     if args.figure:
         args.figure.write_text(figure(newest(rows.by_commit(), task.name), probe, task.title))
@@ -65,19 +65,15 @@ def main() -> None:
     unknown = set(args.methods or ()) - {*FLOORS, *task.methods}
     if unknown:
         ask.error(f"--methods: {task.name} has no {', '.join(sorted(unknown))}. There is: {', '.join([*FLOORS, *task.methods])}")
-    if args.on and set(args.methods or ()) & {"pixels", "supervised"}:
-        ask.error("--on: probes encoders of runs and random starts. Leave pixels and supervised out of --methods")
-    needed = [TASKS[args.on]] if args.on else []
-    require_shards(args.shards, *(name for one in (task, *needed) for name in (*one.train, one.bank, one.val)))
+    if on and (others := [name for name in FLOORS if name != "random" and name in (args.methods or ())]):
+        ask.error(f"--on: probes encoders of runs and random starts. Leave {' and '.join(others)} out of --methods")
+    require_shards(args.shards, *(name for one in (task, on or task) for name in (*one.train, one.bank, one.val)))
     torch.set_num_threads(1)
     overrides: dict[str, Any] = {key: json.loads(value) for key, value in (text.split("=", 1) for text in args.set)}
     made = []
     for seed in args.seeds:
-        for method in args.methods or (["random", *task.methods] if args.on else [*FLOORS, *task.methods]):
-            if args.on:
-                row = row_on(task, TASKS[args.on], method, seed, args.shards.resolve(), args.runs, rows, overrides)
-            else:
-                row = row_of(task, method, seed, args.shards.resolve(), args.runs, rows, overrides, args.curve)
+        for method in args.methods or (["random", *task.methods] if on else [*FLOORS, *task.methods]):
+            row = row_of(task, method, seed, args.shards.resolve(), args.runs, rows, overrides, args.curve, on)
             made.append(row)
             print({key: row.get(key) for key in ("task", "method", "seed", "linear", "knn", "miou", "cpu_seconds")}, flush=True)
     print("\n".join(table(made)))

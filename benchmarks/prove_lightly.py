@@ -127,8 +127,7 @@ class DenseCl(nn.Module):
 
     def __init__(self, encoder: Any, heads: Table) -> None:
         super().__init__()
-        self.encoder, self.cells = encoder, encoder.spec.cells.channels
-        widths = {"whole": encoder.spec.pooled, "local": self.cells}
+        self.encoder, widths = encoder, {"whole": encoder.spec.pooled, "local": encoder.spec.cells.channels}
         self.heads = nn.ModuleDict({name: DenseCLProjectionHead(width, width, 128) for name, width in widths.items()})
         self.encoder_momentum, self.heads_momentum = copy.deepcopy(encoder), copy.deepcopy(self.heads)
         deactivate_requires_grad(self.encoder_momentum)

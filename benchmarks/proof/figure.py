@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from proof.rows import Row
-from proof.table import by_method, raw
+from proof.table import PIXELS, by_method, raw
 
 WIDTH, LEFT, RIGHT, ROW, TOP = 760, 170, 30, 30, 58
 FLOORS = {"random": "random start", "supervised": "supervised (with labels)"}
@@ -23,7 +23,7 @@ def figure(rows: Sequence[Row], probe: str, title: str) -> str:
     """The SVG of one probe's scores, methods in the order of their means."""
     scores = {m: [float(r[probe]) for r in of.values() if probe in r] for m, of in by_method(rows).items()}
     floor = scores.get(raw(probe, scores))
-    scores = {method: found for method, found in scores.items() if method not in ("pixels", "centered")}
+    scores = {method: found for method, found in scores.items() if method not in PIXELS}
     shown = sorted(((m, s) for m, s in scores.items() if s), key=lambda pair: -statistics.fmean(pair[1]))
     values = [v for _, s in shown for v in s] + (floor or [])
     if not values:

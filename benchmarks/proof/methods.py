@@ -121,6 +121,10 @@ VIT["mae_siameseim"] = {  # one masked view says its own hidden pixels and anoth
     **VIT["siameseim"],
     "loss": [*VIT["siameseim"]["loss"], *VIT["mae"]["loss"]],
 }
+DENSECL: Table = {
+    "align": {"use": "densecl.correspondence"},
+    "loss": [{"use": "moco.image", "weight": 0.5, "queue": 512}, {"use": "densecl.dense", "weight": 0.5, "queue": 512}],
+}
 STREETS: dict[str, Table] = {
     "byol": {"loss": [byol()], "target": FASTER},
     "simsiam": {"loss": [{"use": "simsiam.image", "channels": 512, "predictor_hidden": 128}], "target": {"momentum": 0.0}},
@@ -132,14 +136,12 @@ STREETS: dict[str, Table] = {
     "byol_any_pair": {"views": {**IOU, "min_iou": 0.0}, "loss": [byol()], "target": FASTER},
     "simclr": RESNET["simclr"],
     "densecl": {  # both ways, as all methods here; published one way
-        "align": {"use": "densecl.correspondence"},
-        "loss": [{"use": "moco.image", "weight": 0.5, "queue": 512}, {"use": "densecl.dense", "weight": 0.5, "queue": 512}],
+        **DENSECL,
         "target": {**FASTER, "schedule": "constant", "update": "before_forward"},
     },
     "densecl_crops": {  # one way, on crops that overlap as they come: what lightly's has
         "views": {"use": "byol.crops", "size": 96, "scale": [0.15, 1.0], "pairs": "one_way"},
-        "align": {"use": "densecl.correspondence"},
-        "loss": [{"use": "moco.image", "weight": 0.5, "queue": 512}, {"use": "densecl.dense", "weight": 0.5, "queue": 512}],
+        **DENSECL,
         "target": {**FASTER, "update": "before_forward"},
     },
     "pixpro": {"loss": [{"use": "pixpro.pixels", **IMAGE}], "target": {**FASTER, "update": "before_forward"}},
@@ -148,7 +150,7 @@ STREETS: dict[str, Table] = {
 STREETS["densecl_crops_constant"] = merged(STREETS["densecl_crops"], {"target": {"schedule": "constant"}})
 STREETS["densecl_crops_cell"] = {  # and with one cell of each image in the queue, as lightly's holds cells
     **STREETS["densecl_crops"],
-    "loss": [{**loss, **({"keys": "cell"} if loss["use"] == "densecl.dense" else {})} for loss in STREETS["densecl_crops"]["loss"]],
+    "loss": [DENSECL["loss"][0], {**DENSECL["loss"][1], "keys": "cell"}],
 }
 STREET_CROPS: Table = {"size": 96, "scale": [0.15, 0.8]}
 STREETS_VIT: dict[str, Table] = {

@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from proof.rows import Row
-from proof.stats import deviation
-from proof.table import PROBES, by_method, compare, difference, newest, raw, table
+from proof.table import PROBES, ByCommit, compare, difference, mean, newest, of_newest, raw, table
 
-ByCommit = Mapping[str, Sequence[Row]]
-Methods = Mapping[str, Mapping[int, Row]]
 BLOCK = re.compile(r"(<!-- (floors|claims|lightly|table [^\n]+) -->\n\n).*?(\n\n<!-- end -->)", re.DOTALL)
 
 
@@ -117,41 +114,55 @@ def floors(by_commit: ByCommit) -> list[str]:
     heads = "| | images, probe | seeds | trained | random start | raw pixels | above random start | above raw pixels |"
     lines = [heads, "|---|---|---|---|---|---|---|---|"]
     for label, what, task, method, probe in FLOORS:
-        floor = raw(probe, _of(by_commit, task, (method, "random")))
-        found = _scores(by_commit, task, (method, "random", floor), probe)
-        if found is None:
+        _, methods = of_newest(by_commit, task, (method, "random", "pixels"))
+        own, start, pixels = (scored(methods.get(name, {}), probe) for name in (method, "random", raw(probe, methods)))
+        if not (own and start and pixels):
             continue
-        own, start, pixels = found
         shared = {seed: score for seed, score in start.items() if seed in own}
         gains = [difference(own, floor) for floor in (shared, pixels)]
         said = (f"{d.mean:+.1f} ± {d.deviation:.1f} [{d.low:+.1f}, {d.high:+.1f}]" if d and d.seeds > 1 else "one seed" for d in gains)
         means = " (k-means)" if probe == "cluster" else ""
-        cells = [label, what, str(len(own)), _mean(own), _mean(shared) + means, f"{statistics.fmean(pixels.values()):.1f}{means}", *said]
-        lines.append(f"| {' | '.join(cells)} |")
+        cells = [label, what, str(len(own)), mean(own), mean(shared) + means, f"{statistics.fmean(pixels.values()):.1f}{means}", *said]
+        lines.append(row(cells))
     return lines
 
 
 def claims(by_commit: ByCommit) -> list[str]:
     """The block of that name."""
     lines = ["| | seeds | difference | over seeds | over seeds and images |", "|---|---|---|---|---|"]
-    for label, task, a, b, probe in CLAIMS:
-        if (found := _compared(by_commit, task, a, b, probe)) is not None:
-            images = f"[{found['images_low']:+.1f}, {found['images_high']:+.1f}]" if probe != "cluster" else ""
-            lines.append(f"| {label} | {found['seeds']} | {_difference(found)} | [{found['low']:+.1f}, {found['high']:+.1f}] | {images} |")
+    for claim, _, found in pairs(by_commit, CLAIMS):
+        images = "[{images_low:+.1f}, {images_high:+.1f}]".format(**found) if claim.probe != "cluster" else ""
+        lines.append(row([claim.label, "{seeds}", "{mean:+.1f} ± {deviation:.1f}", "[{low:+.1f}, {high:+.1f}]", images]).format(**found))
     return lines
 
 
 def lightly(by_commit: ByCommit) -> list[str]:
     """The block of that name."""
     lines = ["| | seeds | twinview | lightly | difference | CPU s | lightly's |", "|---|---|---|---|---|---|---|"]
-    for label, task, a, b, probe in LIGHTLY:
-        if (found := _compared(by_commit, task, a, b, probe)) is not None:
-            methods = _of(by_commit, task, (a, b))
-            means = [_mean({seed: float(row[probe]) for seed, row in methods[name].items()}) for name in (a, b)]
-            seconds = [f"{statistics.fmean(float(row['cpu_seconds']) for row in methods[name].values()):.0f}" for name in (a, b)]
-            between = f"{_difference(found)} [{found['low']:+.1f}, {found['high']:+.1f}]"
-            lines.append(f"| {' | '.join([label, str(found['seeds']), *means, between, *seconds])} |")
+    for claim, both, found in pairs(by_commit, LIGHTLY):
+        means = [mean(scored(rows, claim.probe)) for rows in both]
+        seconds = [f"{statistics.fmean(scored(rows, 'cpu_seconds').values()):.0f}" for rows in both]
+        lines.append(row([claim.label, "{seeds}", *means, "{mean:+.1f} ± {deviation:.1f} [{low:+.1f}, {high:+.1f}]", *seconds]).format(**found))
     return lines
+
+
+def pairs(by_commit: ByCommit, asked: Sequence[Claim]) -> Iterator[tuple[Claim, list[dict[int, Row]], dict[str, Any]]]:
+    """Each claim with the rows of both its methods and what `compare` says of them, where two seeds or more have both."""
+    for claim in asked:
+        _, methods = of_newest(by_commit, claim.task, (claim.a, claim.b))
+        a, b = ({seed: one for seed, one in methods.get(name, {}).items() if claim.probe in one} for name in (claim.a, claim.b))
+        if len(set(a) & set(b)) > 1:
+            yield claim, [a, b], compare(a, b, claim.probe)
+
+
+def scored(rows: dict[int, Row], name: str) -> dict[int, float]:
+    """A number of the rows that have it, by seed."""
+    return {seed: float(one[name]) for seed, one in rows.items() if name in one}
+
+
+def row(cells: Sequence[str]) -> str:
+    """A line of a table."""
+    return f"| {' | '.join(cells)} |"
 
 
 def rows_of_task(by_commit: ByCommit, *words: str) -> list[str]:
@@ -159,38 +170,8 @@ def rows_of_task(by_commit: ByCommit, *words: str) -> list[str]:
     commit = words[-1] if words[-1] not in PROBES else ""
     *named, probe = words[:-1] if commit else words
     task = " ".join(named)
-    rows = [row for row in by_commit.get(commit, []) if row["task"] == task] if commit else newest(by_commit, task)
+    rows = [one for one in by_commit.get(commit, []) if one["task"] == task] if commit else newest(by_commit, task)
     return [line for line in table(rows, [probe]) if line]
 
 
 MAKERS: dict[str, Callable[..., list[str]]] = {"floors": floors, "claims": claims, "lightly": lightly, "table": rows_of_task}
-
-
-def _of(by_commit: ByCommit, task: str, names: Sequence[str]) -> Methods:
-    """The methods of a task at the newest commit that has all of `names`; none where there is no such."""
-    for rows in reversed(list(by_commit.values())):
-        found = by_method([row for row in rows if row["task"] == task])
-        if set(names) <= found.keys():
-            return found
-    return {}
-
-
-def _scores(by_commit: ByCommit, task: str, names: Sequence[str], probe: str) -> list[dict[int, float]] | None:
-    methods = _of(by_commit, task, names)
-    found = [{seed: float(row[probe]) for seed, row in methods.get(name, {}).items() if probe in row} for name in names]
-    return found if all(found) else None
-
-
-def _compared(by_commit: ByCommit, task: str, a: str, b: str, probe: str) -> dict[str, Any] | None:
-    methods = _of(by_commit, task, (a, b))
-    own, other = ({seed: row for seed, row in methods.get(name, {}).items() if probe in row} for name in (a, b))
-    return compare(own, other, probe) if len(set(own) & set(other)) > 1 else None
-
-
-def _difference(found: Mapping[str, Any]) -> str:
-    return f"{found['mean']:+.1f} ± {found['deviation']:.1f}"
-
-
-def _mean(scores: Mapping[int, float]) -> str:
-    values = list(scores.values())
-    return f"{statistics.fmean(values):.1f}" + (f" ± {deviation(values):.1f}" if len(values) > 1 else "")

@@ -18,52 +18,44 @@ from proof.alone import alone, train
 from proof.methods import Table, Task
 from proof.rows import Row, Rows, code_hash, methods_of, table_hash
 from proof.score import MEAN, Encoder, raw_pixels, score, sets
+from proof.table import PIXELS
 
-PIXELS = ("pixels", "centered")  # as they lie, and less the mean of ImageNet's colors, which changes what is near by cosine; they know no seed
-FLOORS = (*PIXELS, "random", "supervised")  # beside the methods
+FLOORS = (*PIXELS, "random", "supervised")  # beside the methods; pixels know no seed
 PROBES = [Path(__file__).with_name(f"{name}.py") for name in ("data", "probe", "score")]  # of which a score depends too
 SIGNALS = ("loss", "spread/online", "erank/online", "images_per_second")  # of the last logged step: what is known without labels
 
 
 def row_of(
-    task: Task, method: str, seed: int, shards: Path, runs: Path, rows: Rows, overrides: Mapping[str, Any] | None = None, curve: bool = False
+    task: Task, method: str, seed: int, shards: Path, runs: Path, rows: Rows, overrides: Mapping[str, Any] | None = None, curve: bool = False,
+    on: Task | None = None,
 ) -> Row:
-    """The row of this code for this run: found, or made now; with `curve`, the scores of its earlier checkpoints too."""
+    """The row of this code for this run: found, or made now; with `curve`, the scores of its earlier checkpoints too.
+
+    `on`: its frozen encoder is probed as those of another task are, on images, and by features, that it was not trained on.
+    """
     seed = 0 if method in PIXELS else seed
     recipe = _floor_recipe(task, seed, shards, overrides) if method in FLOORS else task.recipe(method, seed, shards, overrides)
     matters: Table = {"pixels": {}, "centered": {}, "random": {key: recipe[key] for key in ("encoder",)}}.get(method, _portable(recipe))
     version = table_hash({**matters, "method": method})
     code = code_hash(methods=methods_of(recipe), also=PROBES)
-    key: dict[str, Any] = {"code": code, "task": task.name, "method": method, "seed": seed, "recipe_hash": version}
+    key: dict[str, Any] = {"code": code, "task": name_on(task, on), "method": method, "seed": seed, "recipe_hash": version}
     found = rows.find(**key)
     if found is not None:
         return found
+    run = runs / f"{task.name}-{method}-{seed}-{version}-{code}"
     if method in FLOORS:
-        made = floor(task, method, recipe, shards)
-    else:
-        made = trained(task, recipe, shards, runs / f"{task.name}-{method}-{seed}-{version}-{code}", curve)
+        made = floor(on or task, method, recipe, shards)
+    elif on is None:
+        made = trained(task, recipe, shards, run, curve)
+    else:  # what the run itself gave is said by its own row
+        trained_alone(recipe, run)
+        made = score(Encoder(twinview.load(run), on.on), on, shards)
     return rows.add({**key, "overrides": dict(overrides or {}), **made, "torch": torch.__version__, "processor": processor()})
 
 
-def row_on(task: Task, other: Task, method: str, seed: int, shards: Path, runs: Path, rows: Rows, overrides: Mapping[str, Any] | None = None) -> Row:
-    """The row of a run of `task` whose frozen encoder is probed as those of `other` are: on images, and by features, that it was not trained on.
-
-    The run is made where it is not there.
-    """
-    recipe = _floor_recipe(task, seed, shards, overrides) if method == "random" else task.recipe(method, seed, shards, overrides)
-    version, code = table_hash({**_portable(recipe), "method": method}), code_hash(methods=methods_of(recipe), also=PROBES)
-    key: dict[str, Any] = {"code": code, "task": f"{task.name} on {other.name}", "method": method, "seed": seed, "recipe_hash": version}
-    found = rows.find(**key)
-    if found is not None:
-        return found
-    if method == "random":
-        encoder: nn.Module = twinview.check(recipe).encoder(random=True)
-    else:
-        run = runs / f"{task.name}-{method}-{seed}-{version}-{code}"
-        trained_alone(recipe, run)
-        encoder = twinview.load(run)
-    scores = score(Encoder(encoder, other.on), other, shards)
-    return rows.add({**key, "overrides": dict(overrides or {}), **scores, "torch": torch.__version__, "processor": processor()})
+def name_on(task: Task, on: Task | None) -> str:
+    """What the rows of a task are called whose encoders are probed as those of `on`."""
+    return f"{task.name} on {on.name}" if on else task.name
 
 
 def trained_alone(recipe: Table, run: Path) -> dict[str, Any]:

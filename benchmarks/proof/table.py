@@ -13,7 +13,11 @@ from proof.score import unpack
 from proof.stats import Difference, bootstrap, bootstrap_miou, deviation, paired, seeds_needed
 
 PROBES = ("linear", "knn", "miou", "cluster")  # cluster: mIoU of unsupervised segmentation
+PIXELS = ("pixels", "centered")  # rows of raw pixels: as they lie, and less the mean of ImageNet's colors, which changes what is near by cosine
 VAL_IMAGES = 3000  # of CIFAR's val
+
+Methods = dict[str, dict[int, Row]]  # rows by method and seed
+ByCommit = Mapping[str, Sequence[Row]]  # the oldest commit first
 
 
 def raw(probe: str, known: Collection[str]) -> str:
@@ -21,12 +25,12 @@ def raw(probe: str, known: Collection[str]) -> str:
     return "centered" if probe == "knn" and "centered" in known else "pixels"
 
 
-def by_method(rows: Sequence[Row]) -> dict[str, dict[int, Row]]:
+def by_method(rows: Sequence[Row]) -> Methods:
     """Rows by method and seed; of several, the last.  A method that was trained for several numbers of steps stands there once for each.
 
     What a segmentation run says of k-means on its random start and on raw pixels stands there too.
     """
-    found: dict[str, dict[int, Row]] = {}
+    found: Methods = {}
     budgets: dict[str, set[Any]] = {}
     for row in rows:
         budgets.setdefault(row["method"], set()).add(row.get("steps"))
@@ -53,16 +57,20 @@ def table(rows: Sequence[Row], probes: Sequence[str] = PROBES) -> list[str]:
         lines += ["", f"| {probe} | scores by seed | mean ± deviation | above random start | above raw pixels | CPU s |", "|---|---|---|---|---|---|"]
         for method, found in scores.items():
             listed = ", ".join(f"{found[seed]:.1f}" for seed in sorted(found))
-            values = list(found.values())
             floors = []
             for other in ("random", raw(probe, scores)):
                 base = scores.get(other)
                 floors.append(shown(difference(found, base)) if base and method != other else "")
             seconds = [float(row["cpu_seconds"]) for row in methods[method].values() if "cpu_seconds" in row]
-            spread = f" ± {deviation(values):.1f}" if len(values) > 1 else ""
             cost = f"{statistics.fmean(seconds):.0f}" if seconds else ""
-            lines.append(f"| {method} | {listed} | {statistics.fmean(values):.1f}{spread} | {floors[0]} | {floors[1]} | {cost} |")
+            lines.append(f"| {method} | {listed} | {mean(found)} | {floors[0]} | {floors[1]} | {cost} |")
     return lines
+
+
+def mean(scores: Mapping[int, float]) -> str:
+    """`42.4 ± 0.5`, of scores by seed; of one alone without a deviation."""
+    values = list(scores.values())
+    return f"{statistics.fmean(values):.1f}" + (f" ± {deviation(values):.1f}" if len(values) > 1 else "")
 
 
 def difference(a: dict[int, float], b: dict[int, float]) -> Difference | None:
@@ -86,25 +94,34 @@ def comparison(name: str, other: str, a: dict[int, Row], b: dict[int, Row]) -> l
     lines = []
     for probe in PROBES:
         of_a, of_b = ({seed: row for seed, row in of.items() if probe in row} for of in (a, b))
-        if other in ("pixels", "centered") and len(of_b) == 1:
+        if other in PIXELS and len(of_b) == 1:
             of_b = dict.fromkeys(of_a, next(iter(of_b.values())))  # the same for every seed
         if set(of_a) & set(of_b):
             lines.append(_line(name, other, probe, compare(of_a, of_b, probe)))
     return lines or [f"{name} and {other} have no seed in common: {sorted(a)} and {sorted(b)}"]
 
 
-def compared(by_commit: Mapping[str, Sequence[Row]], task: str, name: str, other: str) -> list[str]:
-    """`comparison` in the rows of the newest commit that has both methods: rows of two commits are not of one experiment."""
-    known: set[str] = set()
+def of_newest(by_commit: ByCommit, task: str, names: Collection[str]) -> tuple[str, Methods]:
+    """The newest commit that has rows of all these methods of a task, and the rows of all of the task that it has: rows of two commits are not of
+    one experiment.  "" and none where there is no such.
+    """
     for at, rows in reversed(list(by_commit.items())):
         methods = by_method([row for row in rows if row["task"] == task])
-        if {name, other} <= methods.keys():
-            return [f"commit {at}", *comparison(name, other, methods[name], methods[other])]
-        known |= methods.keys()
+        if set(names) <= methods.keys():
+            return at, methods
+    return "", {}
+
+
+def compared(by_commit: ByCommit, task: str, name: str, other: str) -> list[str]:
+    """`comparison` in the rows of the newest commit that has both methods."""
+    at, methods = of_newest(by_commit, task, (name, other))
+    if methods:
+        return [f"commit {at}", *comparison(name, other, methods[name], methods[other])]
+    known = {method for rows in by_commit.values() for method in by_method([row for row in rows if row["task"] == task])}
     return [f"no commit has rows of both {name} and {other}. There is: {', '.join(sorted(known))}"]
 
 
-def newest(by_commit: Mapping[str, Sequence[Row]], task: str) -> list[Row]:
+def newest(by_commit: ByCommit, task: str) -> list[Row]:
     """Of each method of a task the rows of the newest commit that has it."""
     found: dict[str, list[Row]] = {}
     for rows in by_commit.values():
@@ -113,7 +130,7 @@ def newest(by_commit: Mapping[str, Sequence[Row]], task: str) -> list[Row]:
     return [row for rows in found.values() for row in rows]
 
 
-def with_curves(by_commit: Mapping[str, Sequence[Row]], task: str) -> list[Row]:
+def with_curves(by_commit: ByCommit, task: str) -> list[Row]:
     """The rows of a task of the newest commit of which earlier checkpoints were scored; none if there is no such."""
     for rows in reversed(list(by_commit.values())):
         if any(row.get("curve") for row in rows if row["task"] == task):

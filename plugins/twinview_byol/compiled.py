@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinview.ops.compiled.build import compiled, inner
-from twinview.ops.compiled.cut import aligned, to_bytes
+from twinview.ops.compiled.cut import aligned
 from twinview.ops.compiled.vectors import FOLDED, LANES, fold
 
 Bytes = NDArray[np.uint8]
@@ -89,6 +89,13 @@ def finish(images: Bytes, taps: Floats, starts: NDArray[np.int64], solarize: Coi
             first, values = planes[0], planes[c]
             for i in range(len(first)):
                 values[i] = first[i]  # one by one: of `values[:] = first` numba compiles the words of its error too, for two seconds
+
+
+@inner
+def to_bytes(values: Floats, out: Bytes) -> None:
+    """Values [n] of 0 to below 256, cut off."""
+    for i in range(len(out)):
+        out[i] = np.uint8(np.int32(values[i]))
 
 
 @inner

@@ -18,7 +18,7 @@ from twinview.values import Dims, Head, Progress, Step, Traits
 
 @part
 class Dense:
-    """InfoNCE between a cell's query and the key of the cell that the alignment gives it; negatives are mean keys of other images.
+    """InfoNCE between a cell's query and the key of the cell that the alignment gives it; negatives are keys of other images, one of each.
 
     The queue takes one key an image and view, the mean of the key view's projected cells, or one of these cells.  Published with
     `densecl.correspondence` beside `moco.image`, each with weight 0.5; any alignment does.

@@ -26,7 +26,7 @@ class Cutter:
     """Of one process."""
 
     def __init__(self) -> None:
-        self.images, self._room = 0, np.empty(0, np.uint32)
+        self.images, self._room, self._spare = 0, np.empty(0, np.uint32), 0
         self._compiled: Callable[..., bool] | None = None
 
     def __call__(self, pixels: NDArray[np.uint8], boxes: Sequence[Sequence[int]], flips: Sequence[bool], outs: Sequence[NDArray[np.uint8]]) -> None:
@@ -41,11 +41,12 @@ class Cutter:
     def _made(self) -> Callable[..., bool] | None:
         """The compiled cut; None where there is no compiler, or torch, of another version or processor, gives other pixels."""
         try:
+            from twinview.ops.compiled.cut import SPARE
             from twinview.ops.compiled.cut import cut as made
         except ImportError as e:
             log.info("Views are cut by torch: %s.", e)
             return None
-        rng = np.random.default_rng(0)
+        self._spare, rng = SPARE, np.random.default_rng(0)
         for shape, box, size in TRIALS:
             pixels, out = rng.integers(0, 256, (*shape, 3), np.uint8), np.empty((3, *size), np.uint8)
             if not made(pixels, *box, True, self._lines(shape[0], size[1]), out) or not np.array_equal(out, by_torch(pixels, box, True, size)):
@@ -56,7 +57,7 @@ class Cutter:
 
     def _lines(self, rows: int, width: int) -> NDArray[np.uint32]:
         """Room for the lines between across and down, kept: new memory comes in pages that cost time."""
-        rows += 32  # `cut.SPARE`
+        rows += self._spare
         if self._room.size < rows * width:
             self._room = np.zeros(rows * width, np.uint32)
         return self._room[: rows * width].reshape(rows, width)

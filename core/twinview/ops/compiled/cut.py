@@ -17,7 +17,6 @@ Floats = NDArray[np.float32]
 Lines = NDArray[np.uint32]  # a pixel: red, green, blue from the lowest byte on
 
 EXACT = 16  # bits: 24 of a float, less the 8 of a byte
-ZERO, HALF, BYTE, EIGHT, SIXTEEN = np.float32(0), np.float32(0.5), np.uint32(255), np.uint32(8), np.uint32(16)
 SPARE = 32  # lines behind the last, since four are made at a time, and what has no weight may lie behind it
 
 
@@ -109,10 +108,3 @@ def resize_down(lines: Lines, starts: NDArray[np.int64], taps: Floats, out: Byte
             made, done = row[c * step : c * step + width], out[c, y]
             for x in range(width):
                 done[x] = made[x]
-
-
-@inner
-def to_bytes(values: Floats, out: Bytes) -> None:
-    """Values [n] of 0 to below 256, cut off."""
-    for i in range(len(out)):
-        out[i] = np.uint8(np.int32(values[i]))
