@@ -203,15 +203,16 @@ class Hooks(Protocol):
     def after_micro_batch(self, branches: Branches, step: Step, progress: Progress) -> None:
         """After the forward and backward pass of each micro-batch, before the optimizer moves anything, on all ranks.  Collected.
 
-        The step is detached.  `progress.micro` counts the micro-batches of a step from 0.  Gather here what a queue or a center is to learn and
-        commit it in `after_step`: then `run.accumulation` changes nothing, for every micro-batch of a step has met the same state.
+        The step is detached, the precision that of `loss`.  `progress.micro` counts the micro-batches of a step from 0.  Gather here what a queue
+        or a center is to learn and commit it in `after_step`: then `run.accumulation` changes nothing, for every micro-batch of a step has met
+        the same state.
         """
 
     @hookspec
     def after_step(self, branches: Branches, step: Step, progress: Progress) -> None:
         """After the optimizer has moved the online branch and the target has followed.  Collected.
 
-        The step is detached; with `run.accumulation` it is the last micro-batch (see `after_micro_batch`).  What it writes to parameters stays,
+        The step is as in `after_micro_batch`; with `run.accumulation` it is that of the last micro-batch.  What it writes to parameters stays,
         under every ZeRO stage; all ranks write the same.  Under stage 3 an answer that takes `branches` finds them whole, for a gathering a step.
         """
 

@@ -18,6 +18,7 @@ from twinview.by_view import ByView
 from twinview.errors import ContractError, PluginError, closest
 from twinview.heads import NONE_TOGETHER, check_asked, heads_of, views_together, wants_target
 from twinview.modes import attention, in_mode
+from twinview.ops.means import wide
 from twinview.ops.ranks import world
 from twinview.ops.seeding import generator, uniform
 from twinview.ops.spread import ENOUGH, direction_sums, effective_rank
@@ -82,7 +83,7 @@ class Siamese(nn.Module):
 
     def forward(self, batch: Batch, progress: Progress, watch: bool = False) -> Outcome:
         """All losses of a micro-batch.  `watch`: also work out what is only logged.  Autocast, where the recipe asks for it, is in here."""
-        with self._precision():
+        with self.precision():
             step = LazyStep(self, batch, progress, watch)
             total, terms = torch.zeros((), device=self.device), dict[str, Tensor]()
             for label in self.assembly.answers("loss"):
@@ -120,13 +121,13 @@ class Siamese(nn.Module):
         else:
             step = LazyStep(self, batch, Progress(0, 0, batch.epoch, 0.0), False)  # its views know it weakly: a name keeps it
             pixels = step.pixels[view]
-        with torch.no_grad(), self._precision(), in_mode(branch.encoder, train, keep=not move_statistics):
-            return cast(Features, branch.encoder(pixels, None))
+        with torch.no_grad(), self.precision(), in_mode(branch.encoder, train, keep=not move_statistics):
+            return cast(Features, branch.encoder(pixels, None)).each(lambda x: wide(x) if x.is_floating_point() else x)
 
     def alignment(self, batch: Batch, online: int, target: int, name: str = "") -> Alignment:
         """See `values.DataFactory.alignment`."""
         step = LazyStep(self, batch._replace(hidden=(None,) * len(batch.images)), Progress(0, 0, batch.epoch, 0.0), False)
-        with torch.no_grad(), self._precision(), contextlib.ExitStack() as stack:
+        with torch.no_grad(), self.precision(), contextlib.ExitStack() as stack:
             for branch in (self.online, self.target):
                 if branch is not None:
                     stack.enter_context(in_mode(branch.encoder, False, keep=True))
@@ -139,12 +140,12 @@ class Siamese(nn.Module):
             raise PluginError(f"{self.assembly.uses[label][1]}: has no head {name!r} to reset.{closest(name, there)}")
         return there[name]
 
-    def _precision(self) -> contextlib.AbstractContextManager[None]:
-        """Autocast, where the recipe asks for it."""
+    def precision(self, *, cache: bool = True) -> contextlib.AbstractContextManager[None]:
+        """Autocast, where the recipe asks for it.  `cache`: a weight is cast once, and must not be written to within."""
         low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.assembly.recipe.run.precision)
         plain_attention = low is not None and self.device.type == "cpu" and not self.fused_attention
         stack = contextlib.ExitStack()
-        stack.enter_context(torch.autocast(self.device.type, low, enabled=low is not None))
+        stack.enter_context(torch.autocast(self.device.type, low, enabled=low is not None, cache_enabled=cache))
         stack.enter_context(attention(plain_attention))
         return cast(contextlib.AbstractContextManager[None], stack)
 

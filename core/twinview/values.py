@@ -286,9 +286,10 @@ class DataFactory(Protocol):
     ) -> Features:
         """What a branch's encoder gives, without gradient and with nothing hidden, for a view of a batch of `views`, or for the images of `plain`.
 
-        The images as a training step has them: draws applied, normalized, on the device, in the run's precision.  `train`: in train mode, with the
-        batch's own BatchNorm statistics (dropout too), of all ranks where the run synchronizes them; running statistics stay as they are unless
-        `move_statistics`.  Raises PluginError for `plain` batches in train mode on several ranks: ranks have other numbers of them.
+        The images as a training step has them: draws applied, normalized, on the device.  Worked out in the run's precision, given in float32, which
+        modules take outside of a step.  `train`: in train mode, with the batch's own BatchNorm statistics (dropout too), of all ranks where the run
+        synchronizes them; running statistics stay as they are unless `move_statistics`.  Raises PluginError for `plain` batches in train mode on
+        several ranks: ranks have other numbers of them.
         """
         raise PluginError("data.features: this data factory knows no model.")
 

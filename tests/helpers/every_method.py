@@ -100,10 +100,10 @@ METHODS: dict[str, dict[str, Any]] = {  # name -> the tables in which it differs
 }  # fmt: skip
 
 
-def table(name: str, shards: str, workers: int = 0) -> dict[str, Any]:
+def table(name: str, shards: str, workers: int = 0, precision: str = "fp32") -> dict[str, Any]:
     """A recipe of two epochs of twelve images."""
     own = METHODS[name]
-    run = {"steps": STEPS, "batch_size": 4, "precision": "fp32", "device": "cpu", "log_every": 1, "checkpoint_every": SAVED, "keep": 5}
+    run = {"steps": STEPS, "batch_size": 4, "precision": precision, "device": "cpu", "log_every": 1, "checkpoint_every": SAVED, "keep": 5}
     return {
         "encoder": {**FINE, "cells": "c4"},
         **own,

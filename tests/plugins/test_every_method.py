@@ -68,6 +68,14 @@ def test_a_killed_run_with_two_workers_goes_on_to_the_last_bit_and_is_exported(
     assert exported and all(any(torch.equal(value, other) for other in of_the_run[value.shape]) for key, value in exported.items() if key != "pos_embed")
 
 
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_bf16_gives_nearly_the_same_losses(name: str, class_shards: str, tmp_path: Path, whole: Callable[[str], Path]) -> None:
+    train(from_table(methods.table(name, class_shards, precision="bf16")), tmp_path / "run")
+    found, expected = losses(tmp_path / "run"), losses(whole(name))
+    assert len(found) == methods.STEPS and found[0] == pytest.approx(expected[0], rel=0.05, abs=0.02)
+    assert all(loss == loss for loss in found)
+
+
 def test_two_ranks_learn_what_one_learns(class_shards: str, tmp_path: Path, whole: Callable[[str], Path], processes: Processes) -> None:
     processes.call(methods.train_all, class_shards, tmp_path, timeout=900)
     for name in methods.METHODS:

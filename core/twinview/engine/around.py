@@ -71,7 +71,8 @@ def _after(built: TrainSetup, engine: Any, hook: str, branches: Branches, step: 
         return {}
     step.take_notes()
     whole = any("branches" in assembly.arguments(hook, label) for label in labels)
-    with torch.no_grad(), writable_weights(engine, built.trainable, whole=whole), _reached(step, branches):
+    precision = built.model.precision(cache=False)  # features are in it; a hook may write to weights
+    with torch.no_grad(), precision, writable_weights(engine, built.trainable, whole=whole), _reached(step, branches):
         for label in labels:
             step.label = label
             assembly.only(hook, label)(branches=branches, step=step, progress=progress)

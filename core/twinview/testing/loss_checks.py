@@ -9,7 +9,7 @@ import torch
 
 from twinview.testing.data_checks import pick
 from twinview.testing.failure import Failure
-from twinview.testing.rehearsal import Still, imported_anew, new_folder, rows_of, terms, weights_of, whole_run
+from twinview.testing.rehearsal import Rehearsal, Still, imported_anew, new_folder, rows_of, terms, weights_of, whole_run
 from twinview.testing.subject import STEPS
 from twinview.testing.trial import Trial
 
@@ -90,7 +90,7 @@ def order_of_batch(trial: Trial) -> Iterator[Failure]:
 
 
 def low_precision(trial: Trial) -> Iterator[Failure]:
-    """Under [run] precision = "bf16" losses and gradients are finite."""
+    """Under [run] precision = "bf16" losses and gradients are finite, and the hooks after a step find what they need."""
     still = Still(trial.subject, precision="bf16")
     outcome = still.forward(still.batches(1)[0], grad=True)
     for name, value in outcome.terms.items():
@@ -105,6 +105,7 @@ def low_precision(trial: Trial) -> Iterator[Failure]:
         if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
             yield Failure(trial.subject.name, "loss", f"a gradient of {name} that is not finite in bf16", "finite numbers")
             return
+    next(Rehearsal(trial.subject, precision="bf16").steps())
 
 
 def resumes(trial: Trial) -> Iterator[Failure]:

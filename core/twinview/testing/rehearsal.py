@@ -123,7 +123,7 @@ class Still:
         """The hooks behind a micro-batch."""
         step = outcome.step.settle()
         for label in self.assembly.answers("after_micro_batch"):
-            with torch.no_grad():
+            with torch.no_grad(), self.model.precision(cache=False):
                 self.assembly.only("after_micro_batch", label)(
                     branches=self.model.branches, step=step, progress=Progress(0, self.setup.steps, 0, 0.0, micro)
                 )
