@@ -143,11 +143,16 @@ class Siamese(nn.Module):
     def precision(self, *, cache: bool = True) -> contextlib.AbstractContextManager[None]:
         """Autocast, where the recipe asks for it.  `cache`: a weight is cast once, and must not be written to within."""
         low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.assembly.recipe.run.precision)
-        plain_attention = low is not None and self.device.type == "cpu" and not self.fused_attention
         stack = contextlib.ExitStack()
         stack.enter_context(torch.autocast(self.device.type, low, enabled=low is not None, cache_enabled=cache))
-        stack.enter_context(attention(plain_attention))
+        stack.enter_context(self.attention())
         return cast(contextlib.AbstractContextManager[None], stack)
+
+    def attention(self) -> contextlib.AbstractContextManager[None]:
+        """The kernels for what follows, with gradient or without."""
+        if self.assembly.recipe.run.precision == "fp32" or self.device.type != "cpu" or self.fused_attention:
+            return contextlib.nullcontext()
+        return attention(backward=torch.is_grad_enabled())
 
     def _laid_out(self, pixels: Tensor) -> Tensor:
         return pixels.contiguous(memory_format=torch.channels_last) if self.assembly.recipe.run.channels_last else pixels
@@ -326,7 +331,7 @@ class LazyStep(Step):
     def _make_target(self, view: int) -> Features:
         if self._model.target is None:
             return self.online[view].detach()
-        with torch.no_grad():
+        with torch.no_grad(), self._model.attention():
             return self._encode(view, "target")
 
     def _apply(self, chain: tuple[str, ...], view: int, role: Role, on: str | tuple[str, ...]) -> Tensor:

@@ -77,7 +77,11 @@ def test_the_loop_is_plain_training(tiny: Table, tmp_path: Path) -> None:
     assert losses(tmp_path / "run") == expected
 
 
-@pytest.mark.parametrize("change", [{}, {"run": {"accumulation": 2}, "data": {"workers": 2}}], ids=["plain", "accumulation-and-workers"])
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"run": {"accumulation": 2, "precision": "bf16"}, "data": {"workers": 2}, "optimizer": {"fused": True}}],
+    ids=["plain", "accumulation-workers-bf16-fused"],
+)
 def test_a_resumed_run_has_the_losses_of_one_that_was_never_stopped(tiny: Table, tmp_path: Path, change: Table) -> None:
     table = {**tiny, **{k: {**tiny[k], **v} for k, v in change.items()}}
     train(from_table(table), tmp_path / "whole")

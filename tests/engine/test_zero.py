@@ -40,7 +40,7 @@ def test_every_stage_trains_the_plain_loop_to_the_last_bit(found: dict[str, Any]
 
 
 def test_accumulation_and_clipping_differ_in_the_order_of_sums_alone(found: dict[str, Any]) -> None:
-    for case in ("accumulated", "clipped"):
+    for case in ("accumulated", "clipped", "fused"):
         for stage in STAGES:
             assert max(found["plain"][case][stage]) < 1e-6, (case, stage)
 

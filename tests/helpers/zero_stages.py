@@ -29,6 +29,7 @@ RULES = [{"use": "smallnet.rules"}]  # several groups, a frozen parameter
 CASES: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": SGD, "extra": RULES},
     "adamw": {},
+    "fused": {"optimizer": {"use": "adamw", "lr": 1e-3, "weight_decay": 0.01, "fused": True}},
     "accumulated": {"optimizer": SGD, "run": {"accumulation": 2}},
     "clipped": {"optimizer": SGD, "run": {"clip_gradients": 1e-2}, "target": {"momentum": 0.9, "update": "before_forward"}},
     "bf16": {"optimizer": SGD, "run": {"precision": "bf16"}},

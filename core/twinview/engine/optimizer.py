@@ -41,8 +41,8 @@ def make_optimizer(assembly: Assembly, online: nn.Module) -> tuple[Optimizer, di
 
 def _optimizer(spec: Any, groups: list[dict[str, Any]], lr: float) -> Optimizer:
     if isinstance(spec, tables.AdamW):
-        # not fused: that kernel rounds the ends of a tensor otherwise, so that a shard would differ from its whole in the last bit
-        return AdamW(groups, lr=lr, betas=spec.betas, eps=spec.eps)
+        # fused only where the recipe asks for it: on a CPU it rounds the ends of a tensor otherwise, so that a shard differs from its whole
+        return AdamW(groups, lr=lr, betas=spec.betas, eps=spec.eps, fused=spec.fused or None)
     if isinstance(spec, tables.SGD):
         return SGD(groups, lr=lr, momentum=spec.momentum, nesterov=spec.nesterov)
     return LARS(

@@ -133,6 +133,7 @@ class AdamW(Rates):
 
     betas: tuple[float, float] = field(default=(0.9, 0.999), validator=deep_iterable(and_(ge(0), lt(1))))
     eps: float = _positive(1e-8)
+    fused: bool = False  # torch's kernel that takes a parameter in one pass
 
 
 @attrs.frozen(kw_only=True)
