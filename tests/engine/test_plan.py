@@ -13,7 +13,8 @@ from twinview.assembly import assemble
 from twinview.engine.optimizer import make_optimizer
 from twinview.errors import RecipeError, TwinviewError
 from twinview.model import Siamese
-from twinview.planning.memory import FORWARD, Footprint, _live, measure, noise, optimizer_bytes
+from twinview.planning.memory import FORWARD, Footprint, _live, measure, optimizer_bytes
+from twinview.planning.noise import noise
 from twinview.planning.plan import Machine, choose, memory_of, plain, plan, sent_by
 from twinview.recipe import Recipe, from_table
 from twinview.values import Dims

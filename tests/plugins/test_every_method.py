@@ -14,8 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from twinview.analysis.export import export_encoder
+from twinview.assembly import assemble
 from twinview.engine.metrics import read_metrics
 from twinview.engine.train import train
+from twinview.planning.memory import measure
 from twinview.recipe import from_table
 
 REMEMBER = ("moco", "moco_v2", "instdist", "swav", "densecl", "detco")  # in queues and banks, which move in every epoch
@@ -76,6 +78,13 @@ def test_bf16_under_zero_3_has_nearly_the_same_losses(name: str, class_shards: s
     found, expected = losses(tmp_path / "run"), losses(whole(name))
     assert len(found) == methods.STEPS and found[0] == pytest.approx(expected[0], rel=0.05, abs=0.02)
     assert all(loss == loss for loss in found)
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_its_memory_is_planned(name: str, class_shards: str) -> None:
+    recipe = from_table(methods.table(name, class_shards))
+    found = measure(recipe, assemble(recipe), gpu=True)
+    assert found.weights > 0 and found.plain.phases
 
 
 def test_two_ranks_learn_what_one_learns(class_shards: str, tmp_path: Path, whole: Callable[[str], Path], processes: Processes) -> None:

@@ -2,14 +2,11 @@
 from __future__ import annotations
 
 import inspect
-import tempfile
 import weakref
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import attrs
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -17,17 +14,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from twinview.assembly import Assembly
-from twinview.data.dataset.open import open_shards
-from twinview.data.loading.views import ViewDataset
 from twinview.engine.optimizer import make_optimizer
 from twinview.model import Siamese, make_model
 from twinview.ops.recompute import recompute
+from twinview.planning.noise import noise, with_samples
 from twinview.planning.sizes import ASSUMED_CLASSES, ASSUMED_IMAGES
 from twinview.recipe import Recipe
-from twinview.values import Batch, Dims, Progress
+from twinview.values import Batch, Progress
 
 IMAGES = (2, 4)  # of the two batches from which others are worked out: so much, and so much more for each image
-SIDE = 256  # pixels of an image of noise
 
 
 @attrs.frozen
@@ -95,6 +90,7 @@ def measure(recipe: Recipe, assembly: Assembly, *, gpu: bool) -> Footprint:
     norms = [0]
     hooks = [m.register_forward_hook(lambda m, *_: norms.__setitem__(0, norms[0] + m.num_features)) for m in _norms(model)]
     batches = [noise(assembly, model.dims, images) for images in IMAGES]
+    model.branches = with_samples(model, batches[-1])
     _live(model, trainable, batches[0])  # the first pass makes what is made once
     for hook in hooks:
         hook.remove()
@@ -127,27 +123,6 @@ def optimizer_bytes(optimizer: Optimizer) -> int:
         kept = sum(v.nbytes for v in probe.state[number].values() if isinstance(v, Tensor) and v.ndim)
         total += kept * sum(p.numel() for p in group["params"])
     return total
-
-
-def noise(assembly: Assembly, dims: Dims, images: int) -> Batch:
-    """A batch of the recipe's views, masks and draws, of images of noise."""
-    recipe = assembly.recipe
-    with tempfile.TemporaryDirectory(prefix="twinview-plan-") as folder:
-        rng = np.random.default_rng(0)
-        for i in range(images):
-            np.save(Path(folder) / f"{i}.npy", rng.integers(0, 256, (SIDE, SIDE, recipe.data.channels), dtype=np.uint8))
-        shards = open_shards(f"images:{folder}")
-        batch, _ = ViewDataset(recipe, attrs.evolve(dims, classes=0), shards, assembly).collate([(0, i) for i in range(images)])
-        shards.close()
-    labels = {"class": torch.zeros(images, dtype=torch.int64)} if dims.classes else {}
-    for view, (h, w) in enumerate(dims.sizes):
-        if "label_maps" in dims.wants:
-            labels[f"map/{view}"] = torch.zeros(images, h, w, dtype=torch.int64)
-        if "objects" in dims.wants:  # one an image, of a quarter of its area
-            boxes, ones = torch.tensor([0.0, 0, w / 2, h / 2]).expand(images, 1, 4), torch.ones(images, 1, dtype=torch.int64)
-            labels |= {f"objects/{view}/boxes": boxes, f"objects/{view}/classes": ones, f"objects/{view}/crowd": ones == 0}
-            labels[f"objects/{view}/masks"] = torch.ones(images, 1, h, w, dtype=torch.bool)
-    return batch._replace(labels=labels)
 
 
 def _norms(model: Siamese) -> Iterator[Any]:
