@@ -152,3 +152,8 @@ def test_the_encoder_starts_alike_whatever_else_the_recipe_holds(toy: dict[str, 
     assert all((a[k] == b[k]).all() for k in a)
     other = assemble(read({**toy, "run": {**toy["run"], "seed": 1}})).encoder().state_dict()
     assert any((a[k] != other[k]).any() for k in a)
+
+
+def test_an_option_that_is_missing_is_said_with_what_to_write(toy: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=r"^\[\[evaluate\]\] signals\.rankme\.size: is missing\. Write a list of 2 whole numbers\.$"):
+        assemble(from_table({**toy, "evaluate": [{"use": "signals.rankme"}]}))

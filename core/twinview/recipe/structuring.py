@@ -120,21 +120,30 @@ def _numbers(value: Any, _: type[Numbers]) -> Numbers:
     return [_converter.structure(v, float) for v in value]
 
 
-def _faults(error: BaseException, path: str) -> Iterator[str]:
+def _faults(error: BaseException, path: str, kind: Any = None) -> Iterator[str]:
+    """What is wrong, a line each.  `kind`: the type of what belongs at `path`."""
     if isinstance(error, (ClassValidationError, IterableValidationError)):
         noted, plain = error.group_exceptions()
         for e, note in noted:
             at = f"{path}.{note.name}" if hasattr(note, "name") else f"{path}[{note.index}]"
-            yield from _faults(e, at.lstrip("."))
+            yield from _faults(e, at.lstrip("."), note.type)
         for e in plain:
             yield from _faults(e, path)
     elif isinstance(error, ForbiddenExtraKeysError):
         for key in sorted(map(str, error.extra_fields)):
             yield f"{path}: nothing takes {written(key)}.{closest(key, [f.name for f in attrs.fields(cast(Any, error.cl)) if f.init])}"
     elif isinstance(error, KeyError):
-        yield f"{path}: is missing."
+        yield f"{path}: is missing.{_wanted(kind)}"
     else:
         yield f"{path}: {_plain(error)}."
+
+
+def _wanted(kind: Any) -> str:
+    """What to write for a value of this type, where a few words say it."""
+    words, inner = {bool: "true or false", int: "a whole number", float: "a number", str: "a word in quotes"}, get_args(kind)
+    if get_origin(kind) is tuple and inner in {(int,) * len(inner), (float,) * len(inner)}:
+        return f" Write a list of {len(inner)} {'whole ' * (inner[0] is int)}numbers."
+    return f" Write {words[kind]}." if kind in words else ""
 
 
 def _plain(error: BaseException) -> str:
