@@ -156,4 +156,4 @@ def test_the_encoder_starts_alike_whatever_else_the_recipe_holds(toy: dict[str, 
 
 def test_an_option_that_is_missing_is_said_with_what_to_write(toy: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match=r"^\[\[evaluate\]\] signals\.rankme\.size: is missing\. Write a list of 2 whole numbers\.$"):
-        assemble(from_table({**toy, "evaluate": [{"use": "signals.rankme"}]}))
+        assemble(read({**toy, "evaluate": [{"use": "signals.rankme"}]}))
