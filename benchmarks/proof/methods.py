@@ -135,6 +135,10 @@ STREETS: dict[str, Table] = {
     "multisiam_cells": {"align": ROI, "loss": [byol(0.3), clusters(clusters=CELLS, iterations=0)], "target": FASTER},
     "byol_any_pair": {"views": {**IOU, "min_iou": 0.0}, "loss": [byol()], "target": FASTER},
     "simclr": RESNET["simclr"],
+    "moco_v2": {  # both ways, as all methods here; published one way
+        "loss": [{"use": "moco.image", "queue": 512}],
+        "target": {**FASTER, "schedule": "constant", "update": "before_forward"},
+    },
     "densecl": {  # both ways, as all methods here; published one way
         **DENSECL,
         "target": {**FASTER, "schedule": "constant", "update": "before_forward"},
@@ -163,6 +167,8 @@ STREETS["densecl_crops_cell"] = {  # and with one cell of each image in the queu
     **STREETS["densecl_crops"],
     "loss": [DENSECL["loss"][0], {**DENSECL["loss"][1], "keys": "cell"}],
 }
+QUEUED = ("moco_v2", "densecl", "resim", "detco")  # a queue is of steps past, whose keys a fast target has left behind (fifth report)
+STREETS |= {f"{name}_slow": merged(STREETS[name], {"target": {"momentum": 0.99}}) for name in QUEUED}
 STREET_CROPS: Table = {"size": 96, "scale": [0.15, 0.8]}
 STREETS_VIT: dict[str, Table] = {
     "siameseim": merged(VIT["siameseim"], {"views": STREET_CROPS, "masks": {"count": 86}, "target": FASTER}),  # 86 of 144 cells are hidden

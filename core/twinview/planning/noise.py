@@ -78,7 +78,8 @@ def with_samples(model: Siamese, batch: Batch) -> Branches:
         except CheckpointError:
             label = next(label for label, one in assembly.parts.items() if one is part)
         rng, progress = generator(assembly.recipe.run.seed, "before_epoch", label, epoch), Progress(0, 1, epoch, 0.0)
-        assembly.only("before_epoch", label)(branches=branches._replace(reset=_keep), data=data, progress=progress, rng=rng)
+        with torch.no_grad(), torch.autocast(model.device.type, enabled=False):  # the loss that asks may be in low precision
+            assembly.only("before_epoch", label)(branches=branches._replace(reset=_keep), data=data, progress=progress, rng=rng)
         return branches.samples(part, name, epoch)
 
     return branches._replace(samples=samples)
