@@ -47,7 +47,7 @@ class Classes:
 
 @part
 class Nothing:
-    """A loss of 0 that reaches no parameter: nothing moves, and a run's evaluations score the random start, or the weights that it began with.
+    """A loss of 0, whose gradient is 0 everywhere: nothing moves, and a run's evaluations score the random start, or the weights that it began with.
 
     Write weight_decay = 0 with it.  No view is looked at, so BatchNorm's statistics stay as they are too.
     """
@@ -55,7 +55,8 @@ class Nothing:
     @hookimpl
     def loss(self, step: Step) -> dict[str, Tensor]:
         """`nothing`, which is 0."""
-        return {"nothing": torch.zeros((), device=step.pixels[0].device, requires_grad=True)}
+        whole = [p for p in step.branches.online.parameters() if p.requires_grad and p.numel()]  # under ZeRO 3 most are not here
+        return {"nothing": sum((p.sum() * 0 for p in whole), torch.zeros((), device=step.pixels[0].device, requires_grad=True))}
 
 
 @hookimpl

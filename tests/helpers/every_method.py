@@ -126,10 +126,10 @@ def train_until_killed(name: str, shards: str, folder: Path) -> None:
 
 
 def train_all(shards: str, folder: Path) -> None:
-    """The first steps of each on two ranks, into FOLDER/NAME."""
+    """The first steps of each on two ranks, which share gradients and the optimizer's memory, into FOLDER/NAME."""
 
     def first(name: str) -> dict[str, Any]:
         made = table(name, shards)
-        return {**made, "run": {**made["run"], "steps": SAVED}}
+        return {**made, "run": {**made["run"], "steps": SAVED}, "deepspeed": {"zero_optimization": {"stage": 2}}}
 
     launch(2, lambda: [train(from_table(first(name)), folder / name).step for name in METHODS])
