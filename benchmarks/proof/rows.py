@@ -22,9 +22,8 @@ def code_hash(root: Path = ROOT, methods: Iterable[str] | None = None, also: Ite
     `methods`: only the plugins of these count (those that a recipe names), so that a new method changes nothing for the others.
     `also`: further files that count, those of the probes.
     """
-    folders = [root / "core", *([root / "plugins"] if methods is None else [root / "plugins" / f"twinview_{name}" for name in sorted(set(methods))])]
     digest = hashlib.sha256()
-    for file in [*(f for folder in folders for f in sorted(folder.rglob("*.py"))), *also]:
+    for file in [*(f for folder in _folders(methods) for f in sorted((root / folder).rglob("*.py"))), *also]:
         content = file.read_bytes()
         digest.update(f"{file.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
     return digest.hexdigest()[:12]
@@ -47,9 +46,13 @@ def table_hash(table: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def commit(root: Path = ROOT) -> str:
-    """The commit's short name, with a `+` where code that trains was changed since; `unknown` outside a git clone."""
-    return machine.commit(root, CODE)
+def commit(root: Path = ROOT, methods: Iterable[str] | None = None) -> str:
+    """The commit's short name, with a `+` where code that trains (`methods`: these) was changed since; `unknown` outside a git clone."""
+    return machine.commit(root, _folders(methods))
+
+
+def _folders(methods: Iterable[str] | None) -> list[str]:
+    return list(CODE) if methods is None else [CODE[0], *(f"{CODE[1]}/twinview_{name}" for name in sorted(set(methods)))]
 
 
 class Rows:
@@ -84,8 +87,8 @@ class Rows:
         return found
 
     def add(self, row: Row) -> Row:
-        """Append a row to the file, with commit and code, and give it back so."""
-        full = {"code": self.code, **row, "commit": self.commit}
+        """Append a row to the file, with commit and code where it has none of its own, and give it back so."""
+        full = {"code": self.code, **row, "commit": row.get("commit", self.commit)}
         self.rows.append(full)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:

@@ -16,7 +16,7 @@ import twinview
 from machine import processor
 from proof.alone import alone, train
 from proof.methods import Table, Task
-from proof.rows import Row, Rows, code_hash, methods_of, table_hash
+from proof.rows import Row, Rows, code_hash, commit, methods_of, table_hash
 from proof.score import MEAN, Encoder, raw_pixels, score, sets
 from proof.table import PIXELS
 
@@ -37,7 +37,8 @@ def row_of(
     recipe = _floor_recipe(task, seed, shards, overrides) if method in FLOORS else task.recipe(method, seed, shards, overrides)
     matters: Table = {"pixels": {}, "centered": {}, "random": {key: recipe[key] for key in ("encoder",)}}.get(method, _portable(recipe))
     version = table_hash({**matters, "method": method})
-    code = code_hash(methods=methods_of(recipe), also=PROBES)
+    needs = methods_of(recipe)
+    code = code_hash(methods=needs, also=PROBES)
     key: dict[str, Any] = {"code": code, "task": name_on(task, on), "method": method, "seed": seed, "recipe_hash": version}
     found = rows.find(**key)
     if found is not None:
@@ -50,7 +51,8 @@ def row_of(
     else:  # what the run itself gave is said by its own row
         trained_alone(recipe, run)
         made = score(Encoder(twinview.load(run), on.on), on, shards)
-    return rows.add({**key, "overrides": dict(overrides or {}), **made, "torch": torch.__version__, "processor": processor()})
+    here = {"torch": torch.__version__, "processor": processor(), "commit": commit(methods=needs)}
+    return rows.add({**key, "overrides": dict(overrides or {}), **made, **here})
 
 
 def name_on(task: Task, on: Task | None) -> str:
