@@ -160,12 +160,13 @@ def lightly(by_commit: ByCommit) -> list[str]:
 
 
 def pairs(by_commit: ByCommit, asked: Sequence[Claim]) -> Iterator[tuple[Claim, list[dict[int, Row]], dict[str, Any]]]:
-    """Each claim with the rows of both its methods and what `compare` says of them, where two seeds or more have both."""
+    """Each claim with the rows of both its methods, of the seeds that have both, and what `compare` says of them; from two seeds on."""
     for claim in asked:
         _, methods = of_newest(by_commit, claim.task, (claim.a, claim.b))
         a, b = ({seed: one for seed, one in methods.get(name, {}).items() if claim.probe in one} for name in (claim.a, claim.b))
-        if len(set(a) & set(b)) > 1:
-            yield claim, [a, b], compare(a, b, claim.probe)
+        both = [{seed: one for seed, one in rows.items() if seed in a and seed in b} for rows in (a, b)]
+        if len(both[0]) > 1:
+            yield claim, both, compare(both[0], both[1], claim.probe)
 
 
 def scored(rows: dict[int, Row], name: str) -> dict[int, float]:

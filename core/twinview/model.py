@@ -142,17 +142,21 @@ class Siamese(nn.Module):
 
     def precision(self, *, cache: bool = True) -> contextlib.AbstractContextManager[None]:
         """Autocast, where the recipe asks for it.  `cache`: a weight is cast once, and must not be written to within."""
-        low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.assembly.recipe.run.precision)
-        stack = contextlib.ExitStack()
+        stack, low = contextlib.ExitStack(), self._low
         stack.enter_context(torch.autocast(self.device.type, low, enabled=low is not None, cache_enabled=cache))
         stack.enter_context(self.attention())
         return cast(contextlib.AbstractContextManager[None], stack)
 
     def attention(self) -> contextlib.AbstractContextManager[None]:
         """The kernels for what follows, with gradient or without."""
-        if self.assembly.recipe.run.precision == "fp32" or self.device.type != "cpu" or self.fused_attention:
+        if self._low is None or self.device.type != "cpu" or self.fused_attention:
             return contextlib.nullcontext()
         return attention(backward=torch.is_grad_enabled())
+
+    @property
+    def _low(self) -> torch.dtype | None:
+        """The low precision that the recipe asks for."""
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.assembly.recipe.run.precision)
 
     def _laid_out(self, pixels: Tensor) -> Tensor:
         return pixels.contiguous(memory_format=torch.channels_last) if self.assembly.recipe.run.channels_last else pixels

@@ -79,8 +79,8 @@ def test_the_loop_is_plain_training(tiny: Table, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{}, {"run": {"accumulation": 2, "precision": "bf16"}, "data": {"workers": 2}, "optimizer": {"fused": True}}],
-    ids=["plain", "accumulation-workers-bf16-fused"],
+    [{}, {"run": {"accumulation": 2}, "data": {"workers": 2}}, {"run": {"precision": "bf16"}, "optimizer": {"fused": True}}],
+    ids=["plain", "accumulation-and-workers", "bf16-fused"],
 )
 def test_a_resumed_run_has_the_losses_of_one_that_was_never_stopped(tiny: Table, tmp_path: Path, change: Table) -> None:
     table = {**tiny, **{k: {**tiny[k], **v} for k, v in change.items()}}

@@ -126,10 +126,11 @@ def train_until_killed(name: str, shards: str, folder: Path) -> None:
 
 
 def train_all(shards: str, folder: Path) -> None:
-    """The first steps of each on two ranks, which share gradients and the optimizer's memory, into FOLDER/NAME."""
+    """The first steps of each on two ranks, which share the optimizer's memory and gradients, into FOLDER/NAME."""
 
     def first(name: str) -> dict[str, Any]:
         made = table(name, shards)
-        return {**made, "run": {**made["run"], "steps": SAVED}, "deepspeed": {"zero_optimization": {"stage": 2}}}
+        stage = 1 if "accumulation" in made["run"] else 2  # 2 sums micro-batches in another order
+        return {**made, "run": {**made["run"], "steps": SAVED}, "deepspeed": {"zero_optimization": {"stage": stage}}}
 
     launch(2, lambda: [train(from_table(first(name)), folder / name).step for name in METHODS])
