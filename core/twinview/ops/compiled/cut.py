@@ -6,17 +6,21 @@ a float holds: they are exact in any order.  Larger p, of images shrunk to less 
 """
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from twinview.ops.compiled.build import compiled, inner
-from twinview.ops.compiled.vectors import LANES, sink, spread, weigh
+from twinview.ops.compiled.vectors import LANES, spread, weigh
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Lines = NDArray[np.uint32]  # a pixel: red, green, blue from the lowest byte on
 
 EXACT = 16  # bits: 24 of a float, less the 8 of a byte
+RED, GREEN, BLUE, BYTE = (np.uint32(n) for n in (0, 8, 16, 255))  # the first bit of a channel in a pixel of `Lines`, and the bits of a channel
+NOTHING, HALF = np.float32(0), np.float32(0.5)
 SPARE = 32  # lines behind the last, since four are made at a time, and what has no weight may lie behind it
 
 
@@ -97,14 +101,30 @@ def aligned(size: int) -> Floats:
 
 @inner
 def resize_down(lines: Lines, starts: NDArray[np.int64], taps: Floats, out: Bytes) -> None:
-    """Lines, weighted, to the rows of `out` [3, h, w].  Lines behind the last have weights of nothing."""
+    """Lines, weighted, to the rows of `out` [3, h, w].  Two lines at a time, since sums go to memory and back with each.
+
+    A line behind the last weights is read too, and weighs nothing.
+    """
     height, width = out.shape[1:]
-    count, step = taps.shape[1], width + LANES
-    values, weight, row = lines.reshape(-1), taps.reshape(-1), np.empty(3 * step, np.uint8)
+    sums = np.empty((3, width), np.float32)
+    red, green, blue = sums
     for y in range(height):
-        for x in range(0, width, LANES):
-            sink(values, starts[y] * width + x, width, weight, y * count, count, row, x, step)
-        for c in range(3):
-            made, done = row[c * step : c * step + width], out[c, y]
+        for x in range(width):
+            red[x], green[x], blue[x] = HALF, HALF, HALF
+        for k in range(0, taps.shape[1], 2):
+            upper, lower = lines[starts[y] + k], lines[starts[y] + k + 1]
+            a, b = taps[y, k], taps[y, k + 1] if k + 1 < taps.shape[1] else NOTHING
             for x in range(width):
-                done[x] = made[x]
+                red[x] += of_two(upper[x], a, lower[x], b, RED)
+                green[x] += of_two(upper[x], a, lower[x], b, GREEN)
+                blue[x] += of_two(upper[x], a, lower[x], b, BLUE)
+        for c in range(3):
+            values, made = sums[c], out[c, y]
+            for x in range(width):
+                made[x] = np.uint8(np.int32(values[x]))
+
+
+@inner
+def of_two(upper: np.uint32, a: np.float32, lower: np.uint32, b: np.float32, channel: np.uint32) -> Any:
+    """The weighted sum of a channel of two pixels; bytes go by way of int32, which processors convert by vectors."""
+    return np.float32(np.int32(upper >> channel & BYTE)) * a + np.float32(np.int32(lower >> channel & BYTE)) * b

@@ -1,9 +1,9 @@
-"""Four loops as vectors of sixteen lanes of LLVM, which splits them where a processor has narrower ones.  The lanes change no number.
+"""Three loops as vectors of sixteen lanes of LLVM, which splits them where a processor has narrower ones.  The lanes change no number.
 
-`spread` and `weigh` are the cut across a row, `sink` is the one down.  numba makes no vectors of the first: a pixel has three bytes, so neighbors in
-memory are not of one channel, and weights change from pixel to pixel.  What does go side by side are rows: the lanes hold one pixel of four rows,
-red, green, blue and a fourth byte that nobody reads.  Sums and products are exact there (see `cut`), so that they may be contracted.
-`sink`, and `fold`, which is a blur, keep their sums in registers: in numba's loops each tap loads and stores all of them anew.
+`spread` and `weigh` are the cut across a row.  numba makes no vectors of it: a pixel has three bytes, so neighbors in memory are not of one channel,
+and weights change from pixel to pixel.  What does go side by side are rows: the lanes hold one pixel of four rows, red, green, blue and a fourth
+byte that nobody reads.  Sums and products are exact there (see `cut`), so that they may be contracted.
+`fold` is a blur, whose sums stay in registers: in numba's loops each tap loads and stores all of them anew.
 """
 from __future__ import annotations
 
@@ -61,26 +61,6 @@ def weigh(context: Any, values: Any, at: Any, taps: Any, first: Any, count: Any,
         pixels = b.bitcast(b.trunc(b.fptosi(total, WHOLE), BYTES), PIXELS)
         for row in range(ROWS):
             _store(b, b.extract_element(pixels, I32(row)), lines, b.add(args[6], b.mul(args[7], I64(row))))
-        return target.get_dummy_value()
-
-    return signature, generate
-
-
-@intrinsic
-def sink(context: Any, lines: Any, at: Any, step: Any, taps: Any, first: Any, count: Any, out: Any, to: Any, apart: Any) -> Any:
-    """out[to + c * apart : ... + 16] of three channels c = one half + sum_k (byte c of lines[at + k * step ...]) * taps[first + k], cut off."""
-    signature = types.void(lines, at, step, taps, first, count, out, to, apart)
-
-    def generate(target: Any, b: Any, types_: Any, args: Any) -> Any:
-        memory, weights, found = (_data(target, b, types_, args, i) for i in (0, 3, 6))
-
-        def terms(k: Any) -> list[Any]:
-            pixels, weight = _load(b, memory, b.add(args[1], b.mul(k, args[2])), WHOLE), _all_lanes(b, weights, b.add(args[4], k))
-            values = (b.and_(b.lshr(pixels, ir.Constant(WHOLE, [8 * c] * LANES)), ir.Constant(WHOLE, [255] * LANES)) for c in range(3))
-            return [b.fmul(b.sitofp(value, REAL), weight, flags=EXACTLY) for value in values]
-
-        for c, total in enumerate(_sums(b, [HALVES] * 3, args[5], terms, EXACTLY)):
-            _store(b, b.trunc(b.fptosi(total, WHOLE), BYTES), found, b.add(args[7], b.mul(args[8], I64(c))))
         return target.get_dummy_value()
 
     return signature, generate
