@@ -148,6 +148,7 @@ STREETS: dict[str, Table] = {
         **DENSECL,
         "target": {**FASTER, "update": "before_forward"},
     },
+    "moco_v3": merged(RESNET["moco_v3"], {"target": FASTER}),
     "pixpro": {"loss": [{"use": "pixpro.pixels", **IMAGE}], "target": {**FASTER, "update": "before_forward"}},
     "resim": {  # pairs that overlap as its sliding windows need
         "views": {"use": "resim.crops", "size": 96, "scale": [0.15, 0.8]},
