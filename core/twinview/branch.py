@@ -91,14 +91,18 @@ def _no_reset(part: object, head: str) -> None:
 
 
 class SampleStore(Protocol):
-    """A uint8 array by sample id that lies beside the checkpoints, in the run's folder, and survives a kill; see `Branches.new_samples`."""
+    """A uint8 array with a row for each sample that lies beside the checkpoints, in the run's folder, and survives a kill.
 
-    def read(self, ids: Tensor) -> Tensor:
-        """[B, ...] uint8 of samples `ids` [B], on the CPU; 0 where nothing was written."""
+    See `Branches.new_samples`.  What belongs to a crop goes by `batch.places`: an epoch may have a sample twice, and then has another crop of it.
+    What belongs to a sample goes by `batch.ids`, for parts whose traits need `ids`.
+    """
+
+    def read(self, rows: Tensor) -> Tensor:
+        """[B, ...] uint8 of `rows` [B], on the CPU; 0 where nothing was written.  Raises PluginError for a row that there is not."""
         ...
 
-    def write(self, ids: Tensor, values: Tensor) -> None:
-        """Keep `values` [B, ...] uint8 of samples `ids` [B]; each rank its own."""
+    def write(self, rows: Tensor, values: Tensor) -> None:
+        """Keep `values` [B, ...] uint8 of `rows` [B]; each rank its own.  Raises PluginError for a row that there is not."""
         ...
 
     def done(self) -> None:

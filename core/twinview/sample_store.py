@@ -1,4 +1,4 @@
-"""Arrays of bytes by sample id, too large for every checkpoint (pseudo labels): a file for each epoch, in the run's folder."""
+"""Arrays of bytes for each sample, too large for every checkpoint (pseudo labels): a file for each epoch, in the run's folder."""
 from __future__ import annotations
 
 import os
@@ -12,23 +12,30 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from twinview.errors import CheckpointError
+from twinview.errors import CheckpointError, PluginError
 from twinview.ops.ranks import rank, world
 
 
 class SampleArray:
-    """A uint8 array [samples, ...] by sample id; where the run has a folder, a file that all ranks share."""
+    """A uint8 array [samples, ...]; where the run has a folder, a file that all ranks share."""
 
     def __init__(self, values: NDArray[np.uint8]) -> None:
         self._values = values
 
-    def read(self, ids: Tensor) -> Tensor:
-        """[B, ...] uint8 of samples `ids` [B], on the CPU; 0 where nothing was written."""
-        return torch.from_numpy(self._values[ids.cpu().numpy()])
+    def read(self, rows: Tensor) -> Tensor:
+        """[B, ...] uint8 of `rows` [B], on the CPU; 0 where nothing was written.  Raises PluginError for a row that there is not."""
+        return torch.from_numpy(self._values[self._checked(rows)])
 
-    def write(self, ids: Tensor, values: Tensor) -> None:
-        """Keep `values` [B, ...] uint8 of samples `ids` [B]."""
-        self._values[ids.cpu().numpy()] = values.cpu().numpy()
+    def write(self, rows: Tensor, values: Tensor) -> None:
+        """Keep `values` [B, ...] uint8 of `rows` [B].  Raises PluginError for a row that there is not."""
+        self._values[self._checked(rows)] = values.cpu().numpy()
+
+    def _checked(self, rows: Tensor) -> NDArray[np.int64]:
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self._values):
+            said = f"holds a row for each of {len(self._values)} samples, and is asked for row {int(rows.max())}"
+            instead = 'Number rows by batch.places; by batch.ids where Traits(needs=frozenset({"ids"})) says that they number the samples'
+            raise PluginError(f"branches.samples: {said}. {instead}.")
+        return rows.cpu().numpy()
 
     def done(self) -> None:
         """All ranks call it when they have written: what one wrote, all read, after a kill too."""

@@ -226,6 +226,7 @@ class Batch(NamedTuple):
     hidden: tuple[Tensor | None, ...]  # V x ([B, h*w] bool, True = hidden), None where nothing is
     augment: tuple[dict[str, Tensor], ...] | None = None  # V x draws that are still to be applied on the device
     labels: dict[str, Tensor] = {}  # noqa: RUF012  class [B]; what traits need besides: map/VIEW [B, h, w], objects/VIEW/boxes [B, M, 4] ...
+    places: Tensor = torch.empty(0, dtype=torch.int64)  # [B] int64: number of each reading in its epoch, whichever rank has it; below dataset_size
 
 
 class PlainBatch(NamedTuple):
@@ -310,7 +311,9 @@ class Traits(NamedTuple):
 
     `needs`: of the encoder `cells`, `pooled`, `tokens`, `levels`; of the views `crop_draws`, `pairs`, `patches` (two sets); of the masks
     `even_masks` (if there are any, as many hidden cells in every image); of the recipe `alignment`, `masks`, `averaged_target`, `labels`;
-    of each sample `label_maps` or `objects`, which every view has as it sees them (`Batch.labels`).
+    of each sample `label_maps` or `objects`, which every view has as it sees them (`Batch.labels`); of the data `ids` (they number its samples from
+    0 to `Dims.dataset_size` - 1, as those of a stream that nobody counted do not), `known_epoch` (`data.views` gives before an epoch what it will be:
+    no part chooses samples by `sample_weights`).
     `gives`: an encoder `cells`, `pooled`, `tokens`, `levels`, `hides` (it can leave hidden cells unseen), `hides_any` (as many as each image has:
     it puts something in their place), `recomputable` (it names blocks); masks that hide other numbers of cells in other images, none among them,
     `uneven_masks`; a view sampler that notes the numbers its crop was drawn from, `crop_draws`, one with two

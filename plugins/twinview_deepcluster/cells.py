@@ -67,8 +67,8 @@ class Cells:
 
     @hookimpl
     def traits(self) -> Traits:
-        """Needs cells."""
-        return Traits(needs=frozenset({"cells"}))
+        """Needs cells, and the coming epoch's crops."""
+        return Traits(needs=frozenset({"cells", "known_epoch"}))
 
     @hookimpl
     def check(self, dims: Dims) -> None:
@@ -94,6 +94,6 @@ class Cells:
     def loss(self, step: Step) -> dict[str, Tensor]:
         """`cells`, in nats, at first ln K."""
         logits = step.apply(step.head(self.head or self, "projector"), 0, "online")
-        labels = step.branches.samples(self, "labels", step.progress.epoch).read(step.batch.ids)[:, 0].to(logits.device).long() - 1
+        labels = step.branches.samples(self, "cells", step.progress.epoch).read(step.batch.places)[:, 0].to(logits.device).long() - 1
         labels = labels.masked_fill(visible_cells(step, 0, logits) == 0, -1)
         return {"cells": class_weighted_cross_entropy(logits, labels, step.branches.online.of(self, "clusters").weights[0])}

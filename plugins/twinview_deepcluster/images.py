@@ -42,8 +42,8 @@ class Images:
 
     @hookimpl
     def traits(self) -> Traits:
-        """Needs pooled features, or cells."""
-        return Traits(needs=frozenset({self.on}))
+        """Needs pooled features, or cells, and numbered samples."""
+        return Traits(needs=frozenset({self.on, "ids"}))
 
     @hookimpl
     def check(self, dims: Dims) -> None:
@@ -81,7 +81,7 @@ class Images:
             ids.append(plain.ids)
         layers.train(training)
         points, places = whitened(torch.cat(rows), self.components), torch.cat(ids)
-        draws = uniform(places, 2, progress.epoch, "deepcluster").double()
+        draws = uniform(places, 2, int(rng.integers(1 << 62)), progress.epoch, "deepcluster").double()  # of the run's seed, as `rng` is
         start = smallest(points, (draws[:, 0] + draws[:, 1] / (1 << 24)).to(points.device), self.clusters)
         centroids, _, _ = lloyd(points, start, self.iterations, rng)
         labels: Labels = branches.online.of(self, "labels")

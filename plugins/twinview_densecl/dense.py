@@ -33,8 +33,8 @@ class Dense:
 
     @hookimpl
     def traits(self) -> Traits:
-        """Needs cells and an alignment."""
-        return Traits(needs=frozenset({"cells", "alignment"}))
+        """Needs cells, an alignment, and paired views."""
+        return Traits(needs=frozenset({"cells", "alignment", "pairs"}))
 
     @hookimpl
     def aligned_widths(self, dims: Dims) -> tuple[int, ...]:

@@ -7,9 +7,10 @@ from attrs import field
 from attrs.validators import ge, gt, le
 from torch import Tensor
 
-from twinview.branch import ParamRule
+from twinview.branch import Branches, ParamRule
 from twinview.errors import RecipeError
 from twinview.hooks import hookimpl, part
+from twinview.values import Progress
 
 STAGE = re.compile(r"encoder\.(?:blocks|layers|stages)[._](\d+)\.")  # timm's transformers, Swin and ConvNeXt
 RESNET = re.compile(r"encoder\.layer(\d)\.")
@@ -33,6 +34,14 @@ class Layers:
         layer = self.layer(name)
         plain = parameter.ndim > 1 and not any(word in name.split(".") for word in TABLES)
         return ParamRule(lr_scale=self.decay ** (self.blocks + 1 - layer), weight_decay=None if plain else 0.0, frozen=layer < self.frozen)
+
+    @hookimpl
+    def before_epoch(self, branches: Branches, progress: Progress) -> None:
+        """Raises RecipeError, before the first step, where the encoder has fewer blocks than `blocks`: its top would be far from the top's rate."""
+        names = (f"encoder.{name}" for name, _ in branches.online.encoder.named_parameters()) if progress.step == 0 else ()
+        most = max((place for place in map(self.layer, names) if place <= self.blocks), default=self.blocks)
+        if most < self.blocks:
+            raise RecipeError(f"[[extra]] finetune.layers blocks: {self.blocks}, and the encoder has {most}. Write blocks = {most}.")
 
     def layer(self, name: str) -> int:
         """0 for the stem, i + 1 for block i, blocks + 1 for what comes behind: norms and heads."""

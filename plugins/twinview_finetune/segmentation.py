@@ -18,7 +18,7 @@ from twinview.values import Dims, Step, Traits
 from twinview_finetune.fcn import PROTOCOLS, FCNHead, Shape
 from twinview_finetune.upernet import UperNetHead
 
-NONE = 255  # in a target: no class
+NONE = -100  # in a target: no class
 
 
 @part
@@ -60,11 +60,11 @@ class Segmentation:
 
 
 def truth_of(labels: Tensor, classes: int, ignore: Sequence[int], reduce_zero: bool, place: str) -> Tensor:
-    """Label maps [...] -> classes 0 to classes - 1, 255 for no class.  Raises DataError for a label that is none of them."""
+    """Label maps [...] -> classes 0 to classes - 1 as int64, NONE for no class.  Raises DataError for a label that is none of them."""
     none = torch.isin(labels, torch.tensor(list(ignore), device=labels.device))
     if reduce_zero:
         none, labels = none | (labels == 0), labels - 1
-    found = torch.where(none, NONE, labels)
+    found = torch.where(none, NONE, labels.long())
     strange = found[(found >= classes) & (found != NONE)]
     if len(strange):
         label = int(strange[0]) + reduce_zero

@@ -70,8 +70,8 @@ class Image:
 
     @hookimpl
     def traits(self) -> Traits:
-        """Needs the pooled features."""
-        return Traits(needs=frozenset({"pooled"}))
+        """Needs the pooled features, and numbered samples."""
+        return Traits(needs=frozenset({"pooled", "ids"}))
 
     @hookimpl
     def check(self, dims: Dims) -> None:

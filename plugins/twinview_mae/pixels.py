@@ -99,10 +99,10 @@ class Pixels:
         predictions: Tensor = decoder(tokens, features.prefix, features.kept, hidden, (cells.shape[2], cells.shape[3]))
         return predictions
 
-    @staticmethod
-    def _side(step: Step, view: int) -> int:
-        """Pixels of a patch's side."""
-        return -(-step.pixels[view].shape[2] // step.online[view].at("cells").shape[2])
+    def _side(self, step: Step, view: int) -> int:
+        """Pixels of a patch's side: as many as the decoder says."""
+        decoder: Decoder = step.branches.online.of(self, "decoder")
+        return math.isqrt(decoder.out.out_features // step.pixels[view].shape[1])
 
 
 def patches(images: Tensor, side: int) -> Tensor:

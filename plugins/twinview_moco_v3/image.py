@@ -28,8 +28,8 @@ class Image:
 
     @hookimpl
     def traits(self) -> Traits:
-        """Needs the pooled features."""
-        return Traits(needs=frozenset({"pooled"}))
+        """Needs the pooled features, and paired views."""
+        return Traits(needs=frozenset({"pooled", "pairs"}))
 
     @hookimpl
     def heads(self, dims: Dims) -> Mapping[str, Head]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from attrs import field
-from attrs.validators import ge, gt
+from attrs.validators import ge, gt, le
 from torch import Tensor
 
 from twinview.branch import Branches, Head
@@ -50,11 +50,11 @@ class Clusters:
 
     align: str = ""  # the recipe's alignment by name, for a recipe that has several
     head: str = ""  # a [[head]] picie.centroids of as many clusters that is to hold the first view's centroids; empty: none
-    clusters: int = field(default=27, validator=[gt(1), ge(2)])  # K
+    clusters: int = field(default=27, validator=gt(1))  # K
     auxiliary: int = field(default=0, validator=ge(0))  # clusters of a second clustering (PiCIE + H: 100); 0: none
     initial: int = field(default=5120, validator=gt(0))  # images of the first rounds of k-means
     iterations: int = field(default=20, validator=gt(0))  # of these rounds
-    across: float = field(default=0.5, validator=ge(0))  # weight of the loss between views; within a view it is 1 less this
+    across: float = field(default=0.5, validator=[ge(0), le(1)])  # weight of the loss between views; within a view it is 1 less this
 
     def __attrs_post_init__(self) -> None:
         if self.auxiliary == 1 or max(self.clusters, self.auxiliary) > 255:
@@ -62,8 +62,8 @@ class Clusters:
 
     @hookimpl
     def traits(self) -> Traits:
-        """Needs cells and an alignment."""
-        return Traits(needs=frozenset({"cells", "alignment"}))
+        """Needs cells, an alignment, and the coming epoch's crops."""
+        return Traits(needs=frozenset({"cells", "alignment", "known_epoch"}))
 
     @hookimpl
     def aligned_widths(self, dims: Dims) -> tuple[int, ...]:
@@ -90,7 +90,7 @@ class Clusters:
 
     @hookimpl
     def before_epoch(self, branches: Branches, data: DataFactory, progress: Progress, rng: np.random.Generator) -> None:
-        """Cluster view 1, then view 2, each by itself; then label both.  Labels lie by sample beside the checkpoints."""
+        """Cluster view 1, then view 2, each by itself; then label both.  Labels lie beside the checkpoints."""
         states = [branches.online.of(self, f"clusters{n}") for n in range(len(self._counts))]
         cluster_cells(self, states, branches, data, progress, rng, sides=SIDES, initial=self.initial, iterations=self.iterations, align=self.align)
         if self.head:
@@ -103,7 +103,7 @@ class Clusters:
         alignment = step.alignment(i, j, self.align)
         features = unit(alignment.online(step.online[i].at("cells"))), unit(alignment.target(step.online[j].at("cells")))
         seen = seen_twice(step, alignment, j) > 0
-        labels = step.branches.samples(self, "labels", step.progress.epoch).read(step.batch.ids).to(seen.device).long() - 1  # -1: none
+        labels = step.branches.samples(self, "cells", step.progress.epoch).read(step.batch.places).to(seen.device).long() - 1  # -1: none
         balance = balanced_weights(self.clusters, self.auxiliary) if self.auxiliary else (1.0,)
         found: dict[str, Tensor] = {}
         for n, share in enumerate(balance):

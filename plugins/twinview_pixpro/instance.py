@@ -26,8 +26,8 @@ class Instance:
 
     @hookimpl
     def traits(self) -> Traits:
-        """Needs cells."""
-        return Traits(needs=frozenset({"cells"}))
+        """Needs cells, and paired views."""
+        return Traits(needs=frozenset({"cells", "pairs"}))
 
     @hookimpl
     def heads(self, dims: Dims) -> Mapping[str, Head]:

@@ -34,8 +34,8 @@ class Pixels:
 
     @hookimpl
     def traits(self) -> Traits:
-        """Needs cells; pairs come from the geometry, and no alignment is asked for."""
-        return Traits(needs=frozenset({"cells"}))
+        """Needs cells, and paired views; pairs of cells come from the geometry, and no alignment is asked for."""
+        return Traits(needs=frozenset({"cells", "pairs"}))
 
     @hookimpl
     def heads(self, dims: Dims) -> Mapping[str, Head]:

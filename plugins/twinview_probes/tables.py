@@ -36,6 +36,11 @@ class Table:
         """The rate at the top, for batches of this size."""
         return self.lr * batch / 256 if self.scaled else self.lr
 
+    def lasting(self, epochs: int) -> Table:
+        """The same over another number of epochs: milestones keep their share of it, the warm-up takes at most half."""
+        milestones = tuple(max(1, round(m * epochs / self.epochs)) for m in self.milestones)
+        return attrs.evolve(self, epochs=epochs, warmup=min(self.warmup, epochs // 2), milestones=milestones)
+
     def share(self, epoch: float) -> float:
         """Of the peak, `epoch` epochs after the start."""
         if epoch < self.warmup:
@@ -75,7 +80,7 @@ def train(table: Table, x: Tensor, y: Tensor, classes: int, *, epochs: int, batc
 
     `batch` 0: the table's, at most N; `lr` 0: the table's for that batch; `epochs` 0: the table's.  The same on every rank.
     """
-    table = attrs.evolve(table, epochs=epochs or table.epochs, warmup=min(table.warmup, (epochs or table.epochs) // 2))
+    table = table.lasting(epochs or table.epochs)
     batch = min(batch or table.batch, len(x))
     with seeded(seed, "probes.linear"):
         probe = Probe(x.shape[1], classes, table.norm).to(x.device)

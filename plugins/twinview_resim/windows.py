@@ -15,7 +15,7 @@ from twinview.hooks import hookimpl, part
 from twinview.ops import gather_rows, info_nce_queue, precise_roi_mean
 from twinview.ops.checks import known_levels
 from twinview.ops.maps import visible_cells
-from twinview.ops.means import weighted_mean
+from twinview.ops.means import weighted_mean, wide
 from twinview.ops.ranks import summed, world
 from twinview.values import Dims, Geometry, Head, Size, Step, Traits
 from twinview_resim.pyramid import Pyramid
@@ -45,8 +45,8 @@ class Windows:
 
     @hookimpl
     def traits(self) -> Traits:
-        """Needs levels; places come from the geometry, and no alignment is asked for."""
-        return Traits(needs=frozenset({"levels"}))
+        """Needs levels, and paired views; places come from the geometry, and no alignment is asked for."""
+        return Traits(needs=frozenset({"levels", "pairs"}))
 
     @hookimpl
     def heads(self, dims: Dims) -> Mapping[str, Head]:
@@ -58,6 +58,10 @@ class Windows:
         """Raises RecipeError for a level that the encoder does not give, or a map too small for means of 3x3 cells."""
         place, there = "[[loss]] resim.windows", dims.encoder.levels
         known_levels(self.levels, dims, place)
+        for n, side in enumerate(self.side):
+            if any(len(self._slid(dims.sizes[online], n)) == 0 for online, _ in dims.pairs):
+                said = f"no window of {side} pixels lies within a view of {self.reference}"
+                raise RecipeError(f"{place}.side: {said}. Write sides below reference.")
         for view in sorted({target for _, target in dims.pairs}):
             cells = -(-min(dims.sizes[view]) // there[self.levels[1]].stride)
             if cells < 3:
@@ -77,9 +81,9 @@ class Windows:
     def level_loss(self, step: Step, online: int, target: int, queries: Tensor, keys: Tensor, which: int) -> Tensor:
         """A scalar: of one pair of views and one of the two levels."""
         size = step.geometry.sizes[online]
-        windows = slide(size, self.side[which] * min(size) / self.reference, self.stride[which] * min(size) / self.reference).to(queries.device)
+        windows = self._slid(size, which).to(queries.device)
         there, valid = carry(step.geometry, online, target, windows)
-        weight = valid.to(queries.dtype)
+        weight = wide(valid.to(queries.dtype))  # a sum of bfloat16 would lose windows above 256
         if step.hidden[online] is not None:  # a window counts as far as the online branch saw it
             seen = visible_cells(step, online, queries)[:, None]
             weight = weight * precise_roi_mean(seen, in_cells(windows.expand(len(valid), -1, -1), size, seen))[..., 0]
@@ -94,6 +98,10 @@ class Windows:
         # gradients are averaged over ranks: the share of this one, times their number
         count = summed(weight.sum()).clamp(min=torch.finfo(losses.dtype).tiny)
         return (losses * weight.flatten()).sum() / count * world()
+
+    def _slid(self, size: Size, which: int) -> Tensor:
+        """`slide` over a view of `size`, at one of the two levels."""
+        return slide(size, self.side[which] * min(size) / self.reference, self.stride[which] * min(size) / self.reference)
 
 
 def slide(size: Size, side: float, stride: float) -> Tensor:

@@ -16,6 +16,11 @@ from twinview.ops.ranks import rank, world
 from twinview.values import Dims, Head, ParamRule, Role, Step, Traits
 
 
+def _whole(_: object, attribute: object, value: float) -> None:
+    if value != int(value):
+        raise ValueError(f"queue_start counts whole epochs, not {value}")
+
+
 @part
 class Prototypes:
     """Cross-entropy between softmax(z_i . c / tau) of one view and the codes of another, over all ordered pairs of views (SwAV, eq. 1 and 2).
@@ -31,13 +36,13 @@ class Prototypes:
     epsilon: float = field(default=0.05, validator=gt(0))  # of the assignment: smaller is harder
     iterations: int = field(default=3, validator=ge(1))  # of Sinkhorn-Knopp
     queue: int = field(default=0, validator=ge(0))  # earlier projections of each target view that join the assignment, for small batches; 0: none
-    queue_start: float = field(default=15.0, validator=ge(0))  # epochs before they do
+    queue_start: float = field(default=15.0, validator=[ge(0), _whole])  # epochs before they do
     frozen: int = field(default=1, validator=ge(0))  # epochs before the prototypes move
 
     @hookimpl
     def traits(self) -> Traits:
-        """Needs the pooled features."""
-        return Traits(needs=frozenset({"pooled"}))
+        """Needs the pooled features, and paired views."""
+        return Traits(needs=frozenset({"pooled", "pairs"}))
 
     @hookimpl
     def check(self, dims: Dims) -> None:

@@ -95,9 +95,10 @@ class VisionTransformer(nn.Module):
 
     def positions(self, grid: Size, device: torch.device) -> tuple[Tensor, Tensor]:
         """What is added to the tokens before the patches, [prefix or 1, C], and to those of the patches, [h * w, C]."""
-        none = torch.zeros(1, self.spec.pooled, device=device)
+        width = self.spec.cells.channels
+        none = torch.zeros(1, width, device=device)
         if self.row_first is not None:
-            return none, sine_table(grid, self.spec.pooled, row_first=self.row_first, device=device)
+            return none, sine_table(grid, width, row_first=self.row_first, device=device)
         if self.pos_embed is None:
             return none, none
         made_for = self.patch_embed.grid_size

@@ -101,6 +101,8 @@ class Contrast:
         center.sum += summed(step.target[1].pooled.sum(0))
         center.seen += summed(torch.tensor(float(len(step.batch.keys))))
         step.note("micro", torch.tensor(float(progress.micro)))
+        if progress.micro == 0:
+            step.note("first", torch.tensor(3.0))
 
     @hookimpl
     def after_step(self, branches, step, progress):

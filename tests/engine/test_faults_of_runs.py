@@ -25,6 +25,26 @@ from twinview.faults import explained, full, is_full
 from twinview.recipe import from_table, read
 
 Table = dict[str, Any]
+SCORED = """
+from twinview.hooks import hookimpl, part
+from twinview.values import Traits
+
+
+@part
+class Errors:
+    @hookimpl
+    def traits(self):
+        return Traits(scores=frozenset({"scored/error_x"}))
+
+    @hookimpl
+    def evaluate(self, progress):
+        return {"scored/error_x": (float("nan"), float("nan"), 3.0, 1.0, 2.0)[progress.step]}
+
+
+@hookimpl
+def parts():
+    return {"errors": Errors}
+"""
 
 
 def with_run(table: Table, **run: Any) -> Table:
@@ -108,6 +128,8 @@ def test_scores_below_the_random_start_are_told(capsys: pytest.CaptureFixture[st
     scores = {"segment/miou": 3.0, "segment/random/miou": 5.0, "segment/pixels/miou": 9.0, "segment/accuracy": 8.0, "segment/random/accuracy": 7.0}
     assert below_start(scores) == ["segment miou is 3.000, and 5.000 at the random start"]
     assert below_start({"cluster/empty": 1.0, "cluster/random/empty": 2.0}) == []
+    assert below_start({"sphere/alignment": 0.3, "sphere/random/alignment": 0.6}) == []  # a loss
+    assert below_start({"sphere/alignment": 0.6, "sphere/random/alignment": 0.3}) == ["sphere alignment is 0.600, and 0.300 at the random start"]
     said = signs(["knn: x"], below_start(scores))
     assert said[0] == "COLLAPSED   knn: x" and said[1].startswith("BELOW START segment miou is 3.000") and "Train longer (run.steps" in said[2]
     assert signs([], []) == []
@@ -173,6 +195,23 @@ def test_keep_best_is_checked_before_anything_else(toy: Table, photo_shards: str
     with pytest.raises(RecipeError, match=r"\[run\] keep_best: no evaluation gives 'knn/top'\. Did you mean 'knn/top1'\?"):
         api.check({**table, "run": {**toy["run"], "keep_best": "knn/top"}})
     api.check({**table, "run": {**toy["run"], "keep_best": "knn/random/top1"}})
+    with pytest.raises(RecipeError, match=r"\[run\] keep_best: of 'cluster/empty' neither more nor less is better"):
+        api.check({**table, "run": {**toy["run"], "keep_best": "cluster/empty"}})
+
+
+def test_the_best_of_an_error_is_the_least_and_no_number_is_none(toy: Table, photo_shards: str, tmp_path: Path, install: Callable[..., None]) -> None:
+    """Scores of an evaluation that says them by step: nothing, 3, 1, 2."""
+    install("scored", SCORED)
+    table = {**toy, "data": {"shards": photo_shards, "workers": 0}, "evaluate": [{"use": "scored.errors", "every": 1}]}
+    train(from_table({**table, "run": {**toy["run"], "steps": 4, "keep_best": "scored/error_x", "device": "cpu"}}), tmp_path / "run")
+    said = json.loads((tmp_path / "run" / "checkpoints" / "best").read_text())
+    assert (said["step"], said["score"]) == (3, 1.0)
+
+
+def test_an_evaluation_names_a_loss_that_is_there(toy: Table, photo_shards: str) -> None:
+    named = {"use": "probes.robustness", "val": photo_shards, "loss": "toy.poled", "size": [8, 8], "sets": {"same": photo_shards}}
+    with pytest.raises(RecipeError, match=r"probes.robustness.loss: no \[\[loss\]\] is called 'toy.poled'. Did you mean 'toy.pooled'\?"):
+        api.check({**toy, "evaluate": [named]})
 
 
 def test_faults_of_the_system_are_one_line() -> None:

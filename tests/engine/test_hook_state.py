@@ -87,4 +87,4 @@ def test_a_queue_a_center_and_an_average_do_not_notice_accumulation_or_ranks(fol
 
 def test_notes_of_both_hooks_are_logged(folder: Path) -> None:
     row = list(read_metrics(folder / "contrast-2-1" / "metrics.jsonl"))[-1]
-    assert row["micro"] == 0.5 and row["center"] > 0
+    assert row["micro"] == 0.5 and row["center"] > 0 and row["first"] == 3.0  # noted of one micro-batch of two

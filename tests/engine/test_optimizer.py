@@ -176,6 +176,7 @@ def test_the_schedule_falls_by_a_power_of_what_is_left() -> None:
         ({"use": "multistep"}, 'milestones and use = "multistep" go together. Write both, for example milestones = [120, 160], or none'),
         ({"milestones": [3]}, 'milestones and use = "multistep" go together.'),
         ({"use": "multistep", "milestones": [3, 2]}, "milestones: want numbers that rise, not [3.0, 2.0]"),
+        ({"use": "multistep", "milestones": [0.5, 2]}, "milestones: are whole epochs, not 0.5"),
         ({"use": "constant", "final": 0.1}, 'final is of use = "cosine" or "poly". Leave it out'),
         ({"power": 2.0}, 'power is of use = "poly". Leave it out'),
         ({"use": "poly", "grain": "epoch"}, 'grain is of use = "cosine". Leave it out'),

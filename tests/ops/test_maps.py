@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
-from twinview.ops.maps import hide_cells, hide_pixels, resize_map, unflip
+from twinview.ops.maps import hide_cells, hide_pixels, resize_map, unflip, visible_cells
 
 
 def test_unflip_mirrors_only_what_was_mirrored() -> None:
@@ -39,3 +42,15 @@ def test_hidden_cells_lose_their_pixels_and_their_features_and_no_others() -> No
     expected[0, :, :4, 4:8] = expected[1, :, 4:, 8:] = 0
     assert torch.equal(images, expected)
     assert hide_cells(torch.ones(2, 1, 2, 3), hidden).flatten(1).tolist() == [[1, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0]]
+
+
+@pytest.mark.parametrize(("own", "other"), [(7, 49), (10, 60), (5, 35), (4, 25), (6, 3), (9, 5)])
+def test_cells_are_visible_where_nothing_hidden_reaches_them(own: int, other: int) -> None:
+    """Weights of a resize sum to one but nearly: a cell that is wholly seen is seen."""
+    hidden = torch.zeros(1, own, own, dtype=torch.bool)
+    hidden[0, 0, 0] = True
+    cells = SimpleNamespace(at=lambda name: torch.zeros(1, 1, own, own))
+    step: Any = SimpleNamespace(hidden=(hidden.flatten(1),), online=(cells,))
+    seen = visible_cells(step, 0, torch.zeros(1, 2, other, other))[0]
+    reach = -(-other // own) * 2
+    assert seen[reach:].all() and seen[:, reach:].all() and not seen[0, 0]

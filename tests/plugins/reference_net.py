@@ -112,7 +112,7 @@ class Driven:
 
     def step(self, *views: Tensor) -> LazyStep:
         n = len(views[0])
-        batch = Batch(tuple(map(str, range(n))), torch.arange(n), torch.arange(n), 0, tuple(views), whole(n, self.one_way), (None,) * len(views))
+        batch = Batch(tuple(map(str, range(n))), torch.arange(n), torch.arange(n), 0, tuple(views), whole(n, self.one_way), (None,) * len(views), places=torch.arange(n))
         step = LazyStep(self.model, batch, Progress(0, 1, 0, 0.0), False)
         for view, images in enumerate(views):
             step._pixels.put(view, images)

@@ -82,7 +82,7 @@ def test_a_training_pass_of_modified_deep_clustering(shared: Path) -> None:
     classifier.conv.load_state_dict(case["classifier"])
     state, stores = ClusteredCells(1, 5, 16), SampleStores(20)
     state.weights[0] = images["weight1"]
-    stores.new("labels", 0, (1, 8, 8)).write(torch.arange(20), images["labels1"][:, None].byte() + 1)
+    stores.new("cells", 0, (1, 8, 8)).write(torch.arange(20), images["labels1"][:, None].byte() + 1)
     part = Cells(clusters=5)
     branches: Any = SimpleNamespace(online=SimpleNamespace(of=lambda owner, name: state), samples=lambda owner, name, epoch: stores.get(name, epoch))
     optimizers = [torch.optim.Adam(m.parameters(), lr=case["meta"]["adam_lr"]) for m in (net, classifier)]
@@ -94,7 +94,7 @@ def test_a_training_pass_of_modified_deep_clustering(shared: Path) -> None:
         cells = net(replayed(images["view1"][ids], geometry, (32, 32)).float())
         step = cast(Step, SimpleNamespace(
             pairs=((0, 1),), head=lambda owner, name: name, apply=lambda head, view, role, c=cells: classifier(c), branches=branches,
-            batch=SimpleNamespace(ids=torch.tensor(ids)), progress=Progress(0, 4, 0, 0.0), hidden=(None, None),
+            batch=SimpleNamespace(places=torch.tensor(ids)), progress=Progress(0, 4, 0, 0.0), hidden=(None, None),
         ))
         loss = part.loss(step)["cells"]
         assert float(loss.detach()) == pytest.approx(expected, rel=1e-6)

@@ -18,6 +18,7 @@ from twinview.errors import DataError, RecipeError
 from twinview.values import Geometry
 from twinview_finetune import parts
 from twinview_finetune.mixing import Mixing, drawn_from, erased, mixed, smoothed, targets
+from twinview_finetune.segmentation import NONE, truth_of
 from twinview_timm import Encoder
 
 
@@ -255,3 +256,15 @@ def test_label_maps_follow_their_pixels() -> None:
         assert torch.equal(cut_map(pixels[0].long(), geometry, view), cut(pixels, places[view], geometry.sizes[view], flip)[0].long())
     ragged = [{"objects/0/classes": torch.tensor([3, 4]), "objects/0/boxes": torch.ones(2, 4)}, {"objects/0/classes": torch.tensor([5]), "objects/0/boxes": torch.ones(1, 4)}]
     assert stacked_labels(ragged)["objects/0/classes"].tolist() == [[3, 4], [5, -1]]
+
+
+def test_fewer_blocks_than_said_are_refused_before_the_first_step(labeled: str, tmp_path: Path) -> None:
+    table = recipe(labeled)
+    table["extra"] = [{"use": "finetune.layers", "blocks": 12}]
+    with pytest.raises(RecipeError, match=r"finetune.layers blocks: 12, and the encoder has 3. Write blocks = 3"):
+        train(table, run=tmp_path / "run")
+
+
+def test_class_255_is_a_class_like_others() -> None:
+    found = truth_of(torch.tensor([0, 255, 299, 300]), 300, [300], False, "here")
+    assert found.tolist() == [0, 255, 299, NONE] and NONE < 0

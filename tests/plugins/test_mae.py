@@ -159,3 +159,10 @@ def test_without_masks_it_is_refused(photo_shards: str) -> None:
     del table["masks"]
     with pytest.raises(TwinviewError, match=r"mae.pixels: needs masked views. Add a \[masks\] table"):
         train(table)
+
+
+@pytest.mark.parametrize("size", [33, 100])
+def test_views_that_are_no_multiple_of_the_patch_train(size: int, photo_shards: str, tmp_path: Path) -> None:
+    table = recipe(photo_shards, encoder={"use": "tiny.encoder"}, views={"use": "byol.crops", "views": 1, "size": size})
+    train({**table, "run": {**table["run"], "steps": 1}}, run=tmp_path / "run")
+    assert 0 < losses(tmp_path / "run")[0] < 10

@@ -48,15 +48,15 @@ def test_a_run_killed_within_an_epoch_goes_on_bit_for_bit_with_the_labels_it_had
     whole = train(recipe(photo_shards), run=tmp_path / "run")  # three steps an epoch: step 4 lies in the second
     expected = losses(tmp_path / "run")
     kept = sorted(p.name for p in (tmp_path / "run" / "samples").iterdir())
-    assert kept == [f"picie.clusters.labels-epoch-{e:06d}.npy" for e in (1, 2)]  # the oldest checkpoint stands in epoch 1
+    assert kept == [f"picie.clusters.cells-epoch-{e:06d}.npy" for e in (1, 2)]  # the oldest checkpoint stands in epoch 1
     inside = torch.load(whole.checkpoint / "model.pt", weights_only=True)
     assert sum(v.numel() for k, v in inside.items() if k.startswith("state.")) < 3000
     back_to(tmp_path / "run", 4)
     train(recipe(photo_shards), "data.workers=2", run=tmp_path / "run", resume=True)
     assert losses(tmp_path / "run") == expected
     back_to(tmp_path / "run", 4)
-    (tmp_path / "run" / "samples" / "picie.clusters.labels-epoch-000001.npy").unlink()
-    with pytest.raises(CheckpointError, match=r"labels-epoch-000001.npy: is missing or damaged: what epoch 1 began with"):
+    (tmp_path / "run" / "samples" / "picie.clusters.cells-epoch-000001.npy").unlink()
+    with pytest.raises(CheckpointError, match=r"cells-epoch-000001.npy: is missing or damaged: what epoch 1 began with"):
         train(recipe(photo_shards), run=tmp_path / "run", resume=True)
 
 

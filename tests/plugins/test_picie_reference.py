@@ -69,7 +69,7 @@ class Images:
 
     def batch(self, ids: list[int]) -> Any:
         numbers = torch.tensor(ids)
-        return SimpleNamespace(keys=tuple(map(str, ids)), ids=numbers, seeds=numbers, epoch=0, geometry=self.geometry(ids))
+        return SimpleNamespace(keys=tuple(map(str, ids)), ids=numbers, seeds=numbers, places=numbers, epoch=0, geometry=self.geometry(ids))
 
     def features(self, branch: Any, batch: Any, view: int = 0, *, train: bool = False, move_statistics: bool = False) -> Features:
         assert train == move_statistics
@@ -122,7 +122,7 @@ def test_a_training_step_of_the_slice() -> None:
     part, state, stores, images = Clusters(clusters=K), ClusteredCells(2, K, 16), SampleStores(5), Images(case, net)
     state.centroids.copy_(torch.stack([case["centroids1"], case["centroids2"]]))
     state.weights.copy_(torch.stack([case["weight1"], case["weight2"]]))
-    stores.new("labels", 0, (2, *GRID)).write(torch.arange(5), torch.stack([case["labels1"], case["labels2"]], 1) + 1)
+    stores.new("cells", 0, (2, *GRID)).write(torch.arange(5), torch.stack([case["labels1"], case["labels2"]], 1) + 1)
     loss, values = train_step(part, images, branches_of(part, state, stores), [0, 1, 2, 3, 4])
     assert np.allclose(values, case["losses"][0, :3].tolist(), rtol=1e-6)
     loss.backward()  # type: ignore[no-untyped-call]
@@ -159,7 +159,7 @@ def test_a_whole_epoch(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             near(moved[1][name if name.startswith("bn") else f"bn.{name}"], value, 1e-6, name)
     near(state.centroids[0], case["centroids1"], 1e-6, "centroids1")
     assert losses[0] == pytest.approx(float(case["kmeans_loss"][0]), rel=1e-6)
-    stored = stores.get("labels", 0).read(torch.arange(20)).long() - 1
+    stored = stores.get("cells", 0).read(torch.arange(20)).long() - 1
     assert torch.equal(stored[:, 0], case["labels1"])
     near(state.weights[0], case["weight1"], 1e-6, "weight1")
     for name, value in case["state_bn_after_kmeans2"].items():

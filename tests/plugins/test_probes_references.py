@@ -51,6 +51,7 @@ def test_four_steps_of_the_probe_of_mae() -> None:
 def test_three_steps_of_the_probe_of_moco() -> None:
     ref, table = reference("linear_probe_step"), TABLES["moco"]
     assert table.peak(256) == table.peak(1024) == 30 and [table.share(e) for e in (0, 59, 60, 80)] == pytest.approx([1, 1, 0.1, 0.01])
+    assert [table.lasting(10).share(e) for e in (0, 5, 6, 8)] == pytest.approx([1, 1, 0.1, 0.01])  # the same shares of a shorter training
     probe = Probe(20, 9, norm=False).double()
     probe.layer.load_state_dict(ref["moco_state"])
     moves = optimizer(table, probe, table.peak(256))

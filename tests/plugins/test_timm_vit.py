@@ -250,3 +250,14 @@ def test_what_timm_refuses_is_one_line(options: dict[str, Any], message: str) ->
 def test_sizes_that_cannot_be_published() -> None:
     with pytest.raises(ValueError, match="wants multiples of the patch, 16 pixels, not 64x40"):
         make().published((64, 40))
+
+
+@pytest.mark.parametrize("positions", ["learned", "sine_row", "sine_column"])
+@pytest.mark.parametrize("pooled", [{"pooled": "token_and_mean"}, {"pooled": "token", "pooled_blocks": 2}, {"pooled": "mean"}], ids=str)
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit3_small_patch16_224", "vit_wee_patch16_reg1_gap_256"])
+def test_pooled_features_of_any_width_leave_positions_as_they_are(name: str, pooled: dict[str, Any], positions: str) -> None:
+    if "reg1" in name and pooled["pooled"] != "mean":
+        pytest.skip("has no class token")
+    encoder = make(name=name, positions=positions, **pooled)
+    found = encoder(torch.randn(2, 3, 50, 33), masks(2, 12, 5))
+    assert found.pooled.shape == (2, encoder.spec.pooled) and found.cells.shape == (2, 48, 4, 3)

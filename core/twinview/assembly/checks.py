@@ -10,6 +10,7 @@ import attrs
 from twinview.assembly.plugins import option
 from twinview.errors import DataError, PluginError, RecipeError, closest
 from twinview.recipe.schema import PartConfig, Recipe
+from twinview.scores import direction
 from twinview.values import Dims, Traits
 
 CORE = "twinview"  # the core's own name on the manager
@@ -24,7 +25,7 @@ NEEDS = {  # word of Traits.needs -> what lacks it
     "even_masks": "masks",
     "pairs": "views",
     "averaged_target": "target",
-    **dict.fromkeys(("labels", "label_maps", "objects"), "data"),
+    **dict.fromkeys(("labels", "label_maps", "objects", "ids", "known_epoch"), "data"),
 }
 GIVES = (
     *("cells", "pooled", "tokens", "levels", "hides", "hides_any", "recomputable"),  # encoders
@@ -127,6 +128,9 @@ def check_traits(made: Composition) -> None:
             if word == "even_masks" and uneven:
                 said = f"{uneven} hides more in one image than in another"
                 raise RecipeError(f"{place}: needs as many hidden cells in every image, and {said}. Choose other masks.")
+            if word == "known_epoch" and (chooses := made.answers("sample_weights")):
+                said = f"wants an epoch's crops before it begins, and {made.uses[chooses[0]][1]} chooses its samples after that"
+                raise RecipeError(f"{place}: {said}. Leave one of the two out.")
             if word == "averaged_target" and recipe.target.momentum == 0:
                 raise RecipeError(f"{place}: needs an averaged target. Set [target] momentum above 0.")
     if recipe.masks is not None and "hides" not in encoder.gives:
@@ -189,8 +193,12 @@ def _no_alignment(there: Mapping[str, PartConfig], wanted: str) -> str:
 
 
 def check_heads(made: Composition) -> None:
-    """Shared heads that parts name, each trained by a loss."""
-    heads = [use.label for use in made.recipe.head]
+    """Shared heads that parts name, each trained by a loss; and losses that evaluations name."""
+    heads, losses = [use.label for use in made.recipe.head], [use.label for use in made.recipe.loss]
+    for label in made.answers("evaluate"):
+        wanted = option(made.parts[label], "loss")
+        if wanted and wanted not in losses:
+            raise RecipeError(f"{made.uses[label][1]}.loss: no [[loss]] is called {wanted!r}.{closest(wanted, losses)}")
     for label, part in made.parts.items():
         wanted = option(part, "head")
         if wanted and wanted not in heads:
@@ -204,6 +212,8 @@ def check_heads(made: Composition) -> None:
 def check_scores(made: Composition) -> None:
     """[run] keep_best against the scores that the evaluations name; one that names none may give any."""
     wanted, there = made.recipe.run.keep_best, set[str]()
+    if wanted and not direction(wanted):
+        raise RecipeError(f"[run] keep_best: of {wanted!r} neither more nor less is better. Name another score.")
     for label in made.answers("evaluate"):
         names = made.traits[label].scores
         if names is None:

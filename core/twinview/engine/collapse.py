@@ -4,6 +4,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from twinview.scores import direction
+
 LEAST_SPREAD = 0.02  # of pooled features, about 1 where they fill the sphere: below it all images have one and the same feature
 LEAST_RANK = 1.5  # effective, where it is logged: of at least eight images at once.  Below it features lie along one line
 ALARM = 3  # logged rows in a row that show a sign: one odd batch is no collapse
@@ -20,12 +22,12 @@ def collapses(row: Mapping[str, Any]) -> list[str]:
 
 
 def below_start(scores: Mapping[str, float]) -> list[str]:
-    """A line for each score that is lower than the same network's at its random start, of the measures of which more is better."""
+    """A line for each score that is worse than the same network's at its random start; entropy, which may well fall, is not judged."""
     found = []
     for name, value in scores.items():
         *probe, measure = name.split("/")
         start = scores.get("/".join([*probe, "random", measure])) if len(probe) == 1 else None
-        if start is not None and value < start and measure not in ("collapsed", "empty", "entropy"):
+        if start is not None and (value - start) * direction(name) < 0 and measure != "entropy":
             found.append(f"{' '.join(probe)} {measure} is {value:.3f}, and {start:.3f} at the random start")
     return found
 
@@ -46,7 +48,12 @@ class CollapseWatch:
         self._rows = 0
 
     def see(self, row: Mapping[str, Any]) -> str:
-        """A line to say at the ALARM-th row in a row whose features have collapsed; once, until they have recovered."""
+        """A line to say at the ALARM-th row in a row whose features have collapsed; once, until they have recovered.
+
+        Rows that tell nothing of the features, of an evaluation between two logged steps, are passed over.
+        """
+        if not {"spread/online", "erank/online"} & row.keys():
+            return ""
         signs = _features(row)
         self._rows = self._rows + 1 if signs else 0
         if self._rows != ALARM:

@@ -50,6 +50,7 @@ class MlflowLog:
         try:
             run = str(json.loads((folder / MARK).read_text(encoding="utf-8"))["run"])
             self.client.get_run(run)
+            self.client.update_run(run, status="RUNNING")
         except Exception:  # gone, or of another server: a new one is begun
             return ""
         return run
@@ -67,9 +68,9 @@ class MlflowLog:
         for name, picture in pictures.items():
             self.client.log_image(self.run, picture, f"pictures/{_name(name)}/step-{step:06d}.png")
 
-    def close(self) -> None:
-        """Say that the run has ended."""
-        self.client.set_terminated(self.run)
+    def close(self, ended: str) -> None:
+        """Say how this sitting ended: FINISHED, KILLED (told to end, it may go on) or FAILED."""
+        self.client.set_terminated(self.run, status=ended)
 
 
 def _name(text: str) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from twinview.engine.collapse import CollapseWatch
 from twinview.engine.metrics import Metrics, read_metrics
 from twinview.engine.mlflow_log import MlflowLog
+from twinview.errors import Preempted
 from twinview.progress import Bar
 
 OnProgress = Callable[[dict[str, Any]], None]
@@ -93,10 +94,17 @@ class RunLog:
         if self._metrics:
             self._metrics.sync()
 
-    def close(self) -> None:
-        """Leave the terminal as it was, and close the file."""
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        told = kind is not None and issubclass(kind, (Preempted, KeyboardInterrupt))
+        self.close("FINISHED" if kind is None else "KILLED" if told else "FAILED")
+
+    def close(self, ended: str) -> None:
+        """Leave the terminal as it was, and close the file.  `ended`: MLflow's word for how."""
         if self._bar:
             self._bar.close()
         if self._metrics:
             self._metrics.close()
-        self._to_mlflow(lambda log: log.close())
+        self._to_mlflow(lambda log: log.close(ended))

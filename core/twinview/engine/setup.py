@@ -16,6 +16,7 @@ from twinview.data.dataset.base import DataSource
 from twinview.data.dataset.open import open_data
 from twinview.data.dataset.order import steps_per_epoch
 from twinview.data.dataset.statistics import with_measured
+from twinview.data.dataset.stream import Stream
 from twinview.data.loading.factory import Paths
 from twinview.data.loading.loader import check_choice
 from twinview.data.remote.shard import Access, RemoteShard
@@ -73,6 +74,7 @@ def build(recipe: Recipe, *, assembly: Assembly | None = None, going_on: bool = 
     recipe = attrs.evolve(recipe, data=attrs.evolve(recipe.data, order=recipe.data.order or ORDER))
     assembly = assembly.under(recipe)
     epoch = steps_per_epoch(len(shards), recipe.run.batch_size)
+    check_ids(assembly, shards)
     if assembly.has("sample_weights"):
         check_choice(recipe, next(assembly.uses[label][1] for label in assembly.answers("sample_weights")))
     model = make_model(assembly, len(shards), shards.classes, weights=not going_on, data=cast(DataFactory, Paths(recipe))).to(ranks.device)
@@ -91,6 +93,14 @@ def build(recipe: Recipe, *, assembly: Assembly | None = None, going_on: bool = 
     frozen = Frozen(optimizer, trainable)
     warmup = warmup_share(recipe, steps, epoch)
     return TrainSetup(ranks, recipe, assembly, shards, model.dims, model, optimizer, trainable, frozen, epoch, steps, warmup)
+
+
+def check_ids(assembly: Assembly, shards: DataSource) -> None:
+    """Raises RecipeError where a part keeps something by sample and nobody has counted the samples of each streamed shard."""
+    needy = [label for label, traits in assembly.traits.items() if "ids" in traits.needs]
+    if needy and isinstance(shards, Stream) and shards.counts is None:
+        said = "keeps something for each sample, and of streamed shards without manifest or index no sample has a number"
+        raise RecipeError(f"{assembly.uses[needy[0]][1]}: {said}. Write an index (twinview shards index), or leave [data] streaming out.")
 
 
 def _recompute_blocks(model: Siamese) -> None:

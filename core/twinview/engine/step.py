@@ -54,12 +54,13 @@ def take_step(built: TrainSetup, engine: Any, batches: Iterator[Batch], progress
     if recipe.target.update == "before_forward" and not model.followed:
         model.follow(momentum)
     before = _written(model) if recipe.run.bad_steps else {}
-    values: dict[str, Tensor | float] = {}
+    told: dict[str, list[Tensor]] = {}
     sums: dict[str, Tensor] = {}
     micros = []
     for number in range(recipe.run.accumulation - 1):  # nothing of these is held while the next is computed
-        micros.append(_accumulate(built, engine, next(source), progress._replace(micro=number), watch, values, sums)[0])
-    micro, step = _accumulate(built, engine, next(source), progress._replace(micro=recipe.run.accumulation - 1), watch, values, sums)
+        micros.append(_accumulate(built, engine, next(source), progress._replace(micro=number), watch, told, sums)[0])
+    micro, step = _accumulate(built, engine, next(source), progress._replace(micro=recipe.run.accumulation - 1), watch, told, sums)
+    values: dict[str, Tensor | float] = {name: sum(value / len(each) for value in each) for name, each in told.items()}
     values |= _spreads(sums, recipe.run.batch_size)
     norm, moved = measured(engine)
     scale = scale_of(engine)
@@ -97,10 +98,10 @@ class _Timed:
 
 
 def _accumulate(
-    built: TrainSetup, engine: Any, batch: Batch, progress: Progress, watch: bool, values: dict[str, Tensor | float],
+    built: TrainSetup, engine: Any, batch: Batch, progress: Progress, watch: bool, told: dict[str, list[Tensor]],
     sums: dict[str, Tensor],
 ) -> tuple[Micro, LazyStep]:
-    """Forward and backward of a micro-batch; the last of a step moves the weights.  Adds what is logged to `values` and `sums`."""
+    """Forward and backward of a micro-batch; the last of a step moves the weights.  Adds what is logged to `told` and `sums`."""
     try:
         outcome: Outcome = engine(batch, progress, watch=watch)
         loss = outcome.loss.detach()
@@ -113,7 +114,7 @@ def _accumulate(
     notes = outcome.notes | after_micro_batch(built, engine, step, progress)
     found: dict[str, Tensor] = {"loss": loss, **{f"loss/{k}": v for k, v in outcome.terms.items()}, **notes}
     for name, value in found.items():
-        values[name] = values.get(name, 0.0) + value / built.recipe.run.accumulation
+        told.setdefault(name, []).append(value)  # a part may note something of some micro-batches alone
     for role, some in outcome.sums.items():
         sums[role] = sums[role] + some if role in sums else some
     engine.step()

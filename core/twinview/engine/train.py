@@ -1,6 +1,7 @@
 """The training loop.  Every rank runs it; rank 0 writes and speaks."""
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
@@ -40,6 +41,7 @@ from twinview.engine.zero import plain_linear, whole_optimizer_state
 from twinview.errors import RecipeError, closest
 from twinview.progress import waiting
 from twinview.recipe import Recipe
+from twinview.scores import direction
 from twinview.values import Progress
 
 OnEnd = Callable[[TrainSetup, Factory], None]
@@ -102,7 +104,7 @@ def train(
             raise notice.fault(f"{notice.words}.") from None
         data = Factory(setup.recipe, setup.dims, setup.shards, setup.ranks.rank, setup.ranks.world, setup.model.features, setup.model.alignment)
         clock = Clock(setup, float(start.meta["elapsed"]) if start else 0.0)
-        log = held.enter_context(closing(_open_log(setup, engine, run_dir, start, clock, on_progress)))
+        log = held.enter_context(_open_log(setup, engine, run_dir, start, clock, on_progress))
         return Trainer(setup, engine, run_dir, meta, start, clock, log, Evaluator(setup, engine, data), notice).run(on_end, on_moment)
 
 
@@ -297,7 +299,7 @@ class Trainer:
         return scores
 
     def keep_if_best(self, scores: dict[str, float], final: bool) -> None:
-        """Mark the checkpoint of this step where its score is the highest yet, after saving one if there is none.
+        """Mark the checkpoint of this step where its score is the best yet, after saving one if there is none.
 
         `final`: these are the scores of all evaluations.  Raises RecipeError where keep_best then is none of them.
         """
@@ -306,8 +308,8 @@ class Trainer:
         def is_best() -> bool:
             there = [score.removeprefix("score/") for score in scores]
             if name in there:
-                before = best_of(folder)
-                return before is None or scores[f"score/{name}"] > before[1]
+                before, now = best_of(folder), scores[f"score/{name}"]
+                return math.isfinite(now) and (before is None or (now - before[1]) * direction(name) > 0)
             if final:
                 raise RecipeError(f"[run] keep_best: no evaluation gives {name!r}.{closest(name, there)}")
             return False

@@ -57,19 +57,20 @@ def cluster_cells(
     part: object, states: Sequence[ClusteredCells], branches: Branches, data: DataFactory, progress: Progress, rng: np.random.Generator,
     *, sides: int, initial: int, iterations: int, align: str | None,
 ) -> None:
-    """Cluster the unit features of the coming epoch's first views, or first pair of views, and keep a label of every cell by sample.
+    """Cluster the unit features of the coming epoch's first views, or first pair of views, and keep a label of every cell of every reading.
 
     One pass for each side: the k-means of all `states` together, in train mode, which moves BatchNorm's running statistics.  Then one to label, in
-    eval mode.  The first rounds take the batches that hold `initial` images.  Labels are `branches.samples(part, "labels", epoch)` by sample, uint8
-    [len(states) * sides, h', w']: the cluster + 1, 0 where the alignment shows no such cell.  `align`: an alignment's name, of the first
-    pair; None: side 0 is the whole map of view 0, and so on.  All ranks call it and get the same.  Raises RecipeError for fewer cells than clusters.
+    eval mode.  The first rounds take the batches that hold `initial` images.  Labels are `branches.samples(part, "cells", epoch)` by `batch.places`,
+    since an epoch that has a sample twice has another crop of it, uint8 [len(states) * sides, h', w']: the cluster + 1, 0 where the alignment shows
+    no such cell.  `align`: an alignment's name, of the first pair; None: side 0 is the whole map of view 0, and so on.  All ranks call it and get the
+    same.  Raises RecipeError for fewer cells than clusters.
     """
     source = _Source(part, branches, data, progress.epoch, align)
     for side in range(sides):
         means: list[StreamingKMeans] = []
         for batch in data.views(progress.epoch):
             if not means:
-                batches = -(-initial // int(summed(batch.ids.new_tensor(len(batch.keys)))))
+                batches = -(-initial // int(summed(states[0].centroids.new_tensor(len(batch.keys)))))
                 means = [StreamingKMeans(state.centroids.shape[1], batches, iterations, rng) for state in states]
             maps, seen = source.features(batch, side, train=True)
             points = maps.movedim(1, -1)[seen]
@@ -115,8 +116,8 @@ class _Source:
                     found.append(((labels + 1) * seen).byte())
             stacked = torch.stack([found[side * len(states) + n] for n in range(len(states)) for side in range(sides)], 1)
             if store is None:
-                store = self.branches.new_samples(self.part, "labels", self.epoch, stacked.shape[1:])
-            store.write(batch.ids, stacked)
+                store = self.branches.new_samples(self.part, "cells", self.epoch, stacked.shape[1:])
+            store.write(batch.places, stacked)
         if store is not None:
             store.done()
         for state, count in zip(states, counts, strict=True):

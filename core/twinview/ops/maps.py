@@ -44,8 +44,8 @@ def visible_cells(step: Step, view: int, maps: Tensor) -> Tensor:
     if hidden is None:
         return maps.new_ones(len(maps), *maps.shape[2:])
     own = step.online[view].at("cells").shape[2:]
-    seen = (~hidden).to(maps.dtype).view(-1, 1, *own)
-    return (resize_map(seen, (maps.shape[2], maps.shape[3]))[:, 0] == 1).to(maps.dtype)
+    unseen = hidden.to(maps.dtype).view(-1, 1, *own)  # of nothing hidden comes exactly 0; weights that should sum to 1 do so but nearly
+    return (resize_map(unseen, (maps.shape[2], maps.shape[3]))[:, 0] == 0).to(maps.dtype)
 
 
 def seen_twice(step: Step, alignment: Alignment, target: int) -> Tensor:

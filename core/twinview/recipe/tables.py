@@ -168,6 +168,8 @@ class Schedule:
     def __attrs_post_init__(self) -> None:
         if (self.use == "multistep") != bool(self.milestones):
             raise ValueError('milestones and use = "multistep" go together. Write both, for example milestones = [120, 160], or none')
+        if part := next((m for m in self.milestones if m != int(m)), 0):
+            raise ValueError(f"milestones: are whole epochs, not {part}")
         if self.milestones != sorted(set(self.milestones)):
             raise ValueError(f"milestones: want numbers that rise, not {self.milestones}")
         for name, uses in {"final": '"cosine" or "poly"', "grain": '"cosine"', "power": '"poly"'}.items():
@@ -198,4 +200,4 @@ class Run:
     keep: int = _positive(2)  # checkpoints
     bad_steps: int = field(default=0, validator=ge(0))  # steps whose loss or gradient is not finite that are left out before the run stops
     any_versions: bool = False  # a resumed run may have other versions of the packages that its methods come from
-    keep_best: str = ""  # a score of [[evaluate]] as metrics.jsonl names it, without score/: its best checkpoint is kept too
+    keep_best: str = ""  # a score of [[evaluate]] as metrics.jsonl names it, without score/: its best checkpoint stays too

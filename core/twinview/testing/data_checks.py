@@ -169,7 +169,8 @@ def pick(batch: Batch, which: list[int]) -> Batch:
     g = batch.geometry
     chosen = g._replace(boxes=g.boxes[rows], flips=g.flips[rows], source=g.source[rows], notes=some(g.notes))
     return batch._replace(
-        keys=tuple(batch.keys[i] for i in which), ids=batch.ids[rows], seeds=batch.seeds[rows], images=some(batch.images), geometry=chosen,
+        keys=tuple(batch.keys[i] for i in which), ids=batch.ids[rows], seeds=batch.seeds[rows], places=batch.places[rows],
+        images=some(batch.images), geometry=chosen,
         hidden=some(batch.hidden), augment=some(batch.augment), labels=some(batch.labels),
     )
 

@@ -72,16 +72,22 @@ def same_start(trial: Trial) -> Iterator[Failure]:
 
 def reaches_all(trial: Trial) -> Iterator[Failure]:
     """A gradient of all that it gives reaches every parameter that is to be trained."""
-    encoder = _encoder(trial).train()
-    found: Features = encoder(_images(4))
+    yield from _all_reached(trial, _encoder(trial).train())
+
+
+def _all_reached(trial: Trial, encoder: nn.Module, hidden: Tensor | None = None) -> Iterator[Failure]:
+    """A failure for the first parameter that no gradient reaches; `hidden` [4, h * w]: cells that are hidden meanwhile."""
+    found: Features = encoder(_images(4)) if hidden is None else encoder(_images(4), hidden)
     generator = torch.Generator().manual_seed(0)
     values = [value for name in found.names() if (value := found.at(name)).requires_grad]
     loss = torch.stack([(value * torch.randn(value.shape, generator=generator)).sum() for value in values]).sum()
     loss.backward()  # type: ignore[no-untyped-call]
     for name, parameter in encoder.named_parameters():
         if parameter.requires_grad and (parameter.grad is None or not bool(torch.count_nonzero(parameter.grad))):
-            wanted = "one, or requires_grad_(False): what serves hidden cells alone is frozen where `masked` is false"
-            yield Failure(trial.subject.name, "make_encoder", f"no gradient in {name}", wanted)
+            where, wanted = "", "one, or requires_grad_(False): what serves hidden cells alone is frozen where `masked` is false"
+            if hidden is not None:
+                where, wanted = " where cells are hidden", "one: what stands in the place of a hidden cell is learned"
+            yield Failure(trial.subject.name, "make_encoder", f"no gradient in {name}{where}", wanted)
             return
 
 
@@ -96,20 +102,27 @@ def hides(trial: Trial) -> Iterator[Failure]:
     hidden[:, ::2] = True
     images = _images(2)
     where = hidden.view(2, 1, height, width).float()
-    where = nn.functional.interpolate(where, size=(SIDE, SIDE), mode="nearest").bool()
+    changed = torch.where(nn.functional.interpolate(where, size=(SIDE, SIDE), mode="nearest").bool(), images + 5, images)
     with torch.no_grad():
-        one: Features = encoder(images, hidden)
-        other: Features = encoder(torch.where(where, images + 5, images), hidden)
-    if one.cells is not None and other.cells is not None:
-        seen = ~hidden.view(2, 1, height, width)
-        if not _close(one.cells * seen, other.cells * seen):
-            yield Failure(
-                trial.subject.name, "make_encoder", "other cells that are seen when the pixels of hidden ones change",
-                "nothing of hidden cells in them",
-            )
+        one, other = (_seen(encoder(given, hidden), where) for given in (images, changed))
+    for name, value in one.items():
+        if not _close(value, other[name]):
+            said = f"other {name} that are seen" if name != "pooled" else "another pooled"
+            yield Failure(trial.subject.name, "make_encoder", f"{said} when the pixels of hidden cells change", "nothing of hidden cells there")
             return
-    if one.pooled is not None and other.pooled is not None and not _close(one.pooled, other.pooled):
-        yield Failure(trial.subject.name, "make_encoder", "another pooled when the pixels of hidden cells change", "nothing of hidden cells in it")
+    yield from _all_reached(trial, encoder.train(), hidden.repeat(2, 1))
+
+
+def _seen(found: Features, hidden: Tensor) -> dict[str, Tensor]:
+    """What is given of cells that are seen; `hidden` [B, 1, h, w], 1 where they are not."""
+    given: dict[str, Tensor] = {}
+    maps = {**({} if found.cells is None else {"cells": found.cells}), **{f"cells of level {name}": value for name, value in found.levels.items()}}
+    for name, value in maps.items():
+        given[name] = value * (nn.functional.interpolate(hidden, size=value.shape[2:], mode="bilinear") == 0)
+    if found.tokens is not None:
+        of_cells = found.tokens[:, found.prefix :]
+        given["tokens"] = of_cells if found.kept is not None else of_cells * (hidden.flatten(1)[..., None] == 0)
+    return given if found.pooled is None else {**given, "pooled": found.pooled}
 
 
 def channels(trial: Trial) -> Iterator[Failure]:

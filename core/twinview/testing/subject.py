@@ -24,7 +24,7 @@ MANY = ("loss", "evaluate", "extra", "head")  # slots that are lists
 VIEWS = {"use": "byol.crops", "size": SIDE}
 VIEWS_FOR = {  # word of Traits.needs -> views that give it
     "patches": {"use": "detco.global_and_patches", "size": SIDE, "patch_size": 16},
-    "crop_draws": {"use": "siameseim.crops", "size": SIDE},
+    "crop_draws": {"use": "densesiam.crop_and_whole", "size": [SIDE, SIDE]},
 }
 MASKS = {"use": "masks.random", "ratio": 0.5}
 ALIGN = {"use": "densesiam.grid_sample"}

@@ -388,3 +388,17 @@ def test_a_recipe_of_sources_survives_its_own_table(mixed: dict[str, Any]) -> No
     assert recipe.data.source[0].weight == 3 and read(recipe.table()) == recipe
     assert recipe.table()["data"]["source"][1] == {"shards": mixed["data"]["source"][1]["shards"], "name": "b", "weight": 33.0, "subset": 500}
     assert "shards" not in recipe.table()["data"] and "source" not in read({**mixed, "data": {"shards": "x.tar"}}).table()["data"]
+
+
+def test_every_reading_of_an_epoch_has_a_place_of_its_own(mixed: dict[str, Any]) -> None:
+    """Whoever reads it: a sample that an epoch has twice has two, and what was kept of either crop is told apart."""
+
+    def readings(world: int, *overrides: str) -> dict[int, tuple[str, int]]:
+        """Of the second epoch."""
+        steps = 61 // mixed["run"]["batch_size"]
+        each = [batch for rank in range(world) for batch in batches(mixed, *overrides, rank=rank, world=world, start=steps, steps=steps)]
+        return {int(place): (key, int(seed)) for batch in each for place, key, seed in zip(batch.places, batch.keys, batch.seeds)}
+
+    alone = readings(1)
+    assert sorted(alone) == list(range(len(alone))) and len(alone) <= 61 and readings(2, "run.accumulation=2") == alone
+    assert len({key for key, _ in alone.values()}) < len(alone) == len(set(alone.values()))

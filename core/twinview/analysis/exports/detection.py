@@ -23,13 +23,18 @@ NOT_RUN = "keys and shapes follow the library's own layout, and no forward pass 
 def to_detectron2(target: Target, out: Path, size: Size) -> Exported:
     """A .pkl file for `cfg.MODEL.WEIGHTS`, of a ResNet: its keys are detectron2's own, arrays are NumPy's.  Raises CheckpointError."""
     name, tensors, dilated = resnet_of(target, size, "detectron2")
+    depth, (groups, width) = _depth(name), _groups(name)
+    if depth < 50 and any(dilated):
+        raise CheckpointError(f"to=detectron2: its ResNet-{depth} has no dilation. Write to=safetensors, or train with encoder.stride = 32.")
     model = {detectron2_key(key): value.numpy() for key, value in tensors.items() if not key.endswith("num_batches_tracked")}
     with write_atomic(out) as file:
         pickle.dump({"model": model, "__author__": "twinview", "matching_heuristics": True}, file, protocol=2)
     mean, std = ([round(255 * x, 3) for x in numbers] for numbers in (target.transform.mean, target.transform.std))
     code = (
-        f"cfg.MODEL.WEIGHTS = {str(out)!r}", f"cfg.MODEL.RESNETS.DEPTH = {_depth(name)}", "cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False",
+        f"cfg.MODEL.WEIGHTS = {str(out)!r}", f"cfg.MODEL.RESNETS.DEPTH = {depth}", "cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False",
         'cfg.INPUT.FORMAT = "RGB"', f"cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = {mean}, {std}",
+        *(["cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64"] if depth < 50 else []),
+        *([f"cfg.MODEL.RESNETS.NUM_GROUPS, cfg.MODEL.RESNETS.WIDTH_PER_GROUP = {groups}, {width}"] if (groups, width) != (1, 64) else []),
         *([f"cfg.MODEL.RESNETS.RES5_DILATION = 2  # of the stages 3 to 5 {dilated} are dilated"] if any(dilated) else []),
     )  # fmt: skip
     return Exported(paths=(out,), code=code, checked=_same_tensors(model, tensors, detectron2_key, "detectron2"))
@@ -55,7 +60,11 @@ def to_mm(target: Target, out: Path, size: Size, to: str) -> Exported:
         name, tensors, dilated = resnet_of(target, size, to)
         strides = ", ".join("1" if d else "2" for d in dilated)
         more = f", depth={_depth(name)}, style='pytorch'" + (f", strides=(1, {strides})" if any(dilated) else "")
-        key, kind = str, "ResNet"
+        key, kind, (groups, width) = str, "ResNet", _groups(name)
+        if groups > 1:
+            kind, more = "ResNeXt", f"{more}, groups={groups}, base_width={width}"
+        elif width != 64:
+            raise CheckpointError(f"to={to}: its ResNet has no wide form, as {name} is one. Write to=safetensors or onnx.")
     state = {f"backbone.{key(name)}": value.detach().clone() for name, value in tensors.items()}
     with write_atomic(out) as file:
         torch.save({"meta": {"twinview": target.described["encoder"]}, "state_dict": state}, file)
@@ -99,3 +108,9 @@ def _same_tensors(written: Mapping[str, Any], tensors: Mapping[str, Tensor], key
 def _depth(name: str) -> int:
     found = re.search(r"\d+", name)
     return int(found[0]) if found else 0
+
+
+def _groups(name: str) -> tuple[int, int]:
+    """Groups of the middle convolutions and the width of each at 64 channels: of resnext50_32x4d 32 and 4, of wide_resnet50_2 1 and 128."""
+    grouped, wide = re.search(r"_(\d+)x(\d+)d$", name), name.startswith("wide_resnet")
+    return (int(grouped[1]), int(grouped[2])) if grouped else (1, 128 if wide else 64)

@@ -89,7 +89,7 @@ def card(target: Target, name: str, license: str) -> str:
         versions = run.sittings[-1].get("versions", {}) if run.sittings else {}
         methods = run.manifest.get("methods", {})
         lines += [
-            f"- recipe: `{run.recipe}`, seed {run.seed}, step {target.step} of {run.steps or '?'}",
+            f"- recipe: `{run.recipe}`, seed {run.seed}, step {target.described.get('step', '?')} of {run.steps or '?'}",
             f"- data: {data.get('images', '?')} images, checksum `{data.get('checksum', '?')}`",
             f"- made with: {', '.join(f'{k} {v}' for k, v in versions.items()) or '?'}",
             f"- methods: {', '.join(f'{k} ({v})' for k, v in methods.items()) or '?'}",

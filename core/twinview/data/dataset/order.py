@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import count
 from typing import Protocol
 
 import attrs
@@ -23,6 +24,20 @@ def steps_per_epoch(samples: int, global_batch: int) -> int:
     if samples < global_batch:
         raise DataError(f"[run] batch_size: {global_batch} is more than the {samples} samples of the shards. Write {samples} or less.")
     return samples // global_batch
+
+
+def slices(step: int, global_batch: int, accumulation: int, rank: int, world: int) -> Iterator[range]:
+    """Places in an epoch of the micro-batches that a rank has in one of its steps."""
+    size = micro_batch(global_batch, accumulation, world)
+    for a in range(accumulation):
+        at = step * global_batch + (a * world + rank) * size
+        yield range(at, at + size)
+
+
+def places(start: int, length: int, global_batch: int, accumulation: int, rank: int, world: int) -> Iterator[range]:
+    """`slices` of every optimizer step from `start` on, without end; an epoch has `length` steps."""
+    for step in count(start):
+        yield from slices(step % length, global_batch, accumulation, rank, world)
 
 
 def micro_batch(global_batch: int, accumulation: int, world: int) -> int:
@@ -110,9 +125,12 @@ class BatchSampler:
 
     def micro_batches(self, epoch: int, step: int, order: EpochOrder) -> Iterator[list[SampleIndex]]:
         """This rank's of one step of an epoch that has this order."""
-        for a in range(self.accumulation):
-            at = step * self.global_batch + (a * self.world + self.rank) * self.micro_batch
-            yield [(epoch, i) for i in order[at : at + self.micro_batch].tolist()]
+        for own in slices(step, self.global_batch, self.accumulation, self.rank, self.world):
+            yield [(epoch, i) for i in order[own.start : own.stop].tolist()]
+
+    def places(self, start: int) -> Iterator[range]:
+        """Where the micro-batches of `batches(start)` stand in the order of their epoch, without end."""
+        return places(start, self.steps, self.global_batch, self.accumulation, self.rank, self.world)
 
     def epochs(self, start: int, steps: int | None) -> Iterator[tuple[int, range, EpochOrder]]:
         """For each epoch from optimizer step `start` on: its number, the steps of it that are read, and its order of samples."""

@@ -246,4 +246,5 @@ class _Batch:
             hidden=hidden,
             augment=tuple(drawn[view] for view in of) if self.maker.augment else None,
             labels=stacked_labels(self.labels),
+            places=torch.tensor(ids),  # until `training_batches` knows them
         )

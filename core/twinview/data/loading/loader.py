@@ -63,7 +63,8 @@ def training_batches(
     if isinstance(shards, Stream):
         a = recipe.run.accumulation
         which = count(start * a) if steps is None else range(start * a, (start + steps) * a)
-        return _counted(load(StreamBatches(recipe, dims, shards, rank, world, assembly), which, recipe.data.workers, pin=pin), recipe, bad)
+        stream = StreamBatches(recipe, dims, shards, rank, world, assembly)
+        return _counted(load(stream, which, recipe.data.workers, pin=pin), recipe, bad, stream.places(start))
     samples = shards.numbered()
     plan = BatchSampler(
         order=chosen(samples.order(recipe.run.seed, recipe.data.window, recipe.data.order), numbers),
@@ -75,8 +76,8 @@ def training_batches(
     make, window = ViewDataset(recipe, dims, samples, assembly).collate, recipe.data.window * max(1, len(recipe.data.source))
     if window and remote_of(samples.paths):
         work = prefetch_batches(plan, samples, window, start, steps)
-        return _counted(load(ShardPrefetcher(make, samples.paths), work, recipe.data.workers, pin=pin), recipe, bad)
-    return _counted(load(make, plan.batches(start, steps), recipe.data.workers, pin=pin), recipe, bad)
+        return _counted(load(ShardPrefetcher(make, samples.paths), work, recipe.data.workers, pin=pin), recipe, bad, plan.places(start))
+    return _counted(load(make, plan.batches(start, steps), recipe.data.workers, pin=pin), recipe, bad, plan.places(start))
 
 
 def chosen(order: EpochSampler, numbers: NDArray[Any] | None) -> EpochSampler:
@@ -95,12 +96,14 @@ def check_choice(recipe: Recipe, place: str) -> None:
         raise RecipeError(f"{place}: chooses samples, and so do the weights of [[data.source]]. Leave the weights out.")
 
 
-def _counted(loaded: Generator[tuple[Batch, tuple[BadSample, ...]]], recipe: Recipe, bad: BadSamples | None) -> Generator[Batch]:
+def _counted(
+    loaded: Generator[tuple[Batch, tuple[BadSample, ...]]], recipe: Recipe, bad: BadSamples | None, places: Iterator[range]
+) -> Generator[Batch]:
     seen = BadSamples(recipe.data.bad_samples) if bad is None else bad
     try:
-        for batch, failed in loaded:
+        for (batch, failed), own in zip(loaded, places):
             seen.add(failed)
-            yield batch
+            yield batch._replace(places=torch.arange(own.start, own.stop))
     finally:
         loaded.close()
 

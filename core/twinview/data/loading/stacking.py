@@ -44,6 +44,7 @@ def collate(items: Sequence[Item], even: str = "") -> Batch:
         hidden=tuple(hidden),
         augment=tuple(stacked_draws([item.augment[v] for item in items if item.augment]) for v in views) if first.augment else None,
         labels=stacked_labels([item.labels for item in items]),
+        places=torch.tensor([item.id for item in items]),  # until `training_batches` knows them
     )
 
 

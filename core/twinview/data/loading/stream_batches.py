@@ -15,7 +15,7 @@ import numpy as np
 from twinview.assembly import Assembly
 from twinview.data.dataset.base import ForwardSamples
 from twinview.data.dataset.in_memory import BufferedSample, InMemorySamples
-from twinview.data.dataset.order import micro_batch, steps_per_epoch
+from twinview.data.dataset.order import micro_batch, places, steps_per_epoch
 from twinview.data.dataset.read import BadSample
 from twinview.data.dataset.sorted_order import permutation
 from twinview.data.loading.views import ViewDataset
@@ -90,6 +90,11 @@ class StreamBatches:
             self._views = ViewDataset(self.recipe, self.dims, InMemorySamples({}, self._span), self._assembly)
         self._views.shards = InMemorySamples({one.number % self._span: one.held for one in recent}, self._span)
         return self._views.collate([(epoch, one.number) for one in recent[-self.size :]])
+
+    def places(self, start: int) -> Iterator[range]:
+        """Numbers in their epoch of what this rank's micro-batches read, from optimizer step `start` on."""
+        run = self.recipe.run
+        return places(start, self.length // run.accumulation, run.batch_size, run.accumulation, self.rank, self.consumers // self.workers)
 
     def _epoch(self, epoch: int, consumer: int) -> Iterator[Numbered]:
         """The samples of a consumer, pass after pass."""
