@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from twinview.errors import RecipeError
 from twinview.ops.sines import sine_table
-from twinview.ops.weights import load_weights
+from twinview.ops.weights import load_weights, trained_options
 from twinview.values import EncoderSpec, Features, Level, Published, Size
 from twinview_timm.create import call_arguments, create, refuse_torchvision
 
@@ -207,7 +207,17 @@ def make(options: Encoder, channels: int) -> VisionTransformer:
         encoder.patch_embed.requires_grad_(False)
     if options.weights:
         refuse_torchvision(options.weights)
+        _check_positions(options)
         left_out = (*CLASSIFIERS, *BESIDE, *(["pos_embed"] if sine else []), *([] if options.final_norm else ["norm."]))
         resize = partial(resized_positions, encoder)
         load_weights(encoder, options.weights, ignore=left_out, optional=("mask_token",), channels=channels, key=options.weights_key, resize=resize)
     return encoder
+
+
+def _check_positions(options: Encoder) -> None:
+    """Raises RecipeError where a run was trained with other positions: those of sines are in no tensor, and would be taken for others in silence."""
+    trained = trained_options(options.weights, "timm.encoder")
+    positions = trained.get("positions", "learned") if trained else options.positions
+    if positions != options.positions:
+        said = f'{options.weights} was trained with positions = "{positions}", and this encoder has "{options.positions}"'
+        raise RecipeError(f'[encoder] weights: {said}. Write positions = "{positions}".')

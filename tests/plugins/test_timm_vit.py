@@ -261,3 +261,12 @@ def test_pooled_features_of_any_width_leave_positions_as_they_are(name: str, poo
     encoder = make(name=name, positions=positions, **pooled)
     found = encoder(torch.randn(2, 3, 50, 33), masks(2, 12, 5))
     assert found.pooled.shape == (2, encoder.spec.pooled) and found.cells.shape == (2, 48, 4, 3)
+
+
+def test_weights_of_a_run_are_not_put_behind_other_positions(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text('[encoder]\nuse = "timm.encoder"\npositions = "sine_row"\n')
+    with pytest.raises(RecipeError, match=r'was trained with positions = "sine_row", and this encoder has "sine_column". Write positions = "sine_row"'):
+        make(positions="sine_column", weights=str(tmp_path))
+    (tmp_path / "checkpoints" / "step-000001").mkdir(parents=True)
+    with pytest.raises(RecipeError, match="Write positions"):
+        make(weights=str(tmp_path / "checkpoints" / "step-000001"))

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import difflib
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,21 @@ def load_weights(
             raise CheckpointError(f"{place} = {source!r}: does not fit the {what}: {fault} {_some(names)}. Name weights of the same architecture.")
     check_finite(fitting, module, f"{place} = {source!r}")
     module.load_state_dict(fitting, strict=False)
+
+
+def trained_options(source: str, use: str) -> Mapping[str, Any]:
+    """Options in [encoder] of the run whose folder, or whose checkpoint's, `source` is, where its part is `use`; nothing of any other source.
+
+    For options that no tensor tells of, such as fixed positions.
+    """
+    path = Path(source).expanduser()
+    file = next((file for folder in (path, path.parent.parent) if (file := folder / "recipe.toml").is_file()), None)
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8")) if file and path.is_dir() else {}
+    except (OSError, ValueError):  # of a damaged run, whose weights are read next
+        return {}
+    encoder = table.get("encoder", {})
+    return encoder if isinstance(encoder, Mapping) and encoder.get("use") == use else {}
 
 
 def _read(source: str, named: Mapping[str, Callable[[], State]], place: str) -> State:
