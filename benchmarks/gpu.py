@@ -17,6 +17,7 @@ import argparse
 import gc
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -45,7 +46,7 @@ from twinview.values import Progress
 RESULTS = Path(__file__).parent / "results" / "gpu.jsonl"
 SECONDS, WARM_UP, MANY = 460, 3, 10**6
 DONE, LEFT = 10, 11  # exit codes of the process that runs the cases
-PEAK = {  # dense bf16, TFLOP/s, by the data sheets; the first name that the card's has in it
+PEAK = {  # dense bf16, TFLOP/s, by the data sheets; the first whose words the card's name has
     "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "B200": 2250, "A100": 312, "L40S": 362, "L4": 121, "4090": 165,
 }
 MODELS = {"resnet50": "multisiam/imagenet_r50", "siameseim": "siameseim/imagenet_vitb16", "mae": "mae/imagenet_vitb16"}
@@ -157,7 +158,7 @@ def throughput(bench: Bench, model: str, batch: int) -> Row:
     flops = counted.get_total_flops()
     del work
     matrices = product(bench)
-    sheet = next((tera for name, tera in PEAK.items() if name in bench.card), 0)
+    sheet = next((tera for name, tera in PEAK.items() if re.search(rf"\b{name}\b", bench.card)), 0)
     rate = flops / seconds / 1e12
     said = plan(bench.recipe(model, batch), memory=80).choices[0]
     return {

@@ -51,13 +51,13 @@ def main() -> None:
     probe = args.probe or ("linear" if task.kind == "classes" else "miou")
     if args.print:
         for at, found in rows.by_commit().items():
-            print("\n".join([f"commit {at}", *table([row for row in found if row["task"] == task.name]), ""]))
+            print("\n".join([f"commit {at}", *table([row for row in found if row["task"] == name_on(task, on)]), ""]))
         return
     if args.compare:
         print("\n".join(compared(rows.by_commit(), name_on(task, on), *args.compare)))
         return
     if args.figure:
-        args.figure.write_text(figure(newest(rows.by_commit(), task.name), probe, task.title))
+        args.figure.write_text(figure(newest(rows.by_commit(), name_on(task, on)), probe, task.title))
         return
     if args.curves:
         args.curves.write_text(curves(with_curves(rows.by_commit(), task.name), probe, task.title))
@@ -69,7 +69,10 @@ def main() -> None:
         ask.error(f"--on: probes encoders of runs and random starts. Leave {' and '.join(others)} out of --methods")
     require_shards(args.shards, *(name for one in (task, on or task) for name in (*one.train, one.bank, one.val)))
     torch.set_num_threads(1)
-    overrides: dict[str, Any] = {key: json.loads(value) for key, value in (text.split("=", 1) for text in args.set)}
+    try:
+        overrides: dict[str, Any] = {key: json.loads(value) for key, value in (text.split("=", 1) for text in args.set)}
+    except ValueError:
+        ask.error(f"--set: takes KEY=VALUE, values in JSON, not {' '.join(args.set)}")
     made = []
     for seed in args.seeds:
         for method in args.methods or (["random", *task.methods] if on else [*FLOORS, *task.methods]):

@@ -62,16 +62,17 @@ def trained(name: str, table: dict[str, Any], folder: Path, run: Path) -> Row:
 
 
 def table(rows: list[Row]) -> str:
-    """A line a recipe and seed: its first score beside that of the random start, and how loss and features went."""
-    titles = ["recipe", "seed", "steps", "score", "random start", "loss", "effective rank", "CPU seconds", "commit"]
+    """A line a recipe, overrides and seed: its first score beside that of the random start, and how loss and features went."""
+    titles = ["recipe", "with", "seed", "steps", "score", "random start", "loss", "effective rank", "CPU seconds", "commit"]
     lines = [titles, ["---"] * len(titles)]
     for row in sorted(rows, key=lambda row: (row["recipe"], row["seed"])):
-        own = next((key for key in row["scores"] if key.count("/") == 1), "")
-        floor = row["scores"].get(own.replace("/", "/random/"))
-        score = f"{own} {row['scores'][own]:.1f}" if own else ""
+        scores = {key.removeprefix("score/"): value for key, value in row["scores"].items()}
+        own = next((key for key in scores if key.count("/") == 1), "")
+        floor = scores.get(own.replace("/", "/random/"))
+        score = f"{own} {scores[own]:.1f}" if own else ""
         went = [f"{row.get(f'first/{word}', math.nan):.2f} to {row.get(f'last/{word}', math.nan):.2f}" for word in ("loss", "erank/online")]
         numbers = [str(row["seed"]), str(row["steps"]), score, "" if floor is None else f"{floor:.1f}", *went, f"{row['cpu_seconds']:.0f}"]
-        lines.append([row["recipe"], *numbers, row["commit"]])
+        lines.append([row["recipe"], " ".join(row["overrides"]), *numbers, row["commit"]])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

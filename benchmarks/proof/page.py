@@ -132,7 +132,7 @@ def floors(by_commit: ByCommit) -> list[str]:
         if not (own and start and pixels):
             continue
         shared = {seed: score for seed, score in start.items() if seed in own}
-        gains = [difference(own, floor) for floor in (shared, pixels)]
+        gains = [difference(own, shared), difference(own, pixels, constant=True)]
         said = (f"{d.mean:+.1f} ± {d.deviation:.1f} [{d.low:+.1f}, {d.high:+.1f}]" if d and d.seeds > 1 else "one seed" for d in gains)
         means = " (k-means)" if probe == "cluster" else ""
         cells = [label, what, str(len(own)), mean(own), mean(shared) + means, f"{statistics.fmean(pixels.values()):.1f}{means}", *said]

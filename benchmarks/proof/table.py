@@ -26,7 +26,8 @@ def raw(probe: str, known: Collection[str]) -> str:
 
 
 def by_method(rows: Sequence[Row]) -> Methods:
-    """Rows by method and seed; of several, the last.  A method that was trained for several numbers of steps stands there once for each.
+    """Rows by method and seed; of several, the last.  A method that was trained for several numbers of steps stands there once for each, and once
+    more for each set of overrides that it was run with.
 
     What a segmentation run says of k-means on its random start and on raw pixels stands there too.
     """
@@ -36,6 +37,7 @@ def by_method(rows: Sequence[Row]) -> Methods:
         budgets.setdefault(row["method"], set()).add(row.get("steps"))
     for row in rows:
         name = row["method"] if len(budgets[row["method"]]) == 1 else f"{row['method']}, {row.get('steps')} steps"
+        name = ", ".join([name, *(f"{key}={value}" for key, value in (row.get("overrides") or {}).items() if key != "run.steps")])
         found.setdefault(name, {})[row["seed"]] = row
     for method, of in list(found.items()):
         for seed, row in of.items():
@@ -60,7 +62,7 @@ def table(rows: Sequence[Row], probes: Sequence[str] = PROBES) -> list[str]:
             floors = []
             for other in ("random", raw(probe, scores)):
                 base = scores.get(other)
-                floors.append(shown(difference(found, base)) if base and method != other else "")
+                floors.append(shown(difference(found, base, constant=other in PIXELS)) if base and method != other else "")
             seconds = [float(row["cpu_seconds"]) for row in methods[method].values() if "cpu_seconds" in row]
             cost = f"{statistics.fmean(seconds):.0f}" if seconds else ""
             lines.append(f"| {method} | {listed} | {mean(found)} | {floors[0]} | {floors[1]} | {cost} |")
@@ -73,11 +75,11 @@ def mean(scores: Mapping[int, float]) -> str:
     return f"{statistics.fmean(values):.1f}" + (f" ± {deviation(values):.1f}" if len(values) > 1 else "")
 
 
-def difference(a: dict[int, float], b: dict[int, float]) -> Difference | None:
-    """`a` minus `b`, paired by seed; `b` of one seed alone (raw pixels) stands for every seed."""
-    if not set(a) & set(b) and len(b) != 1:
-        return None
-    return paired(a, next(iter(b.values())) if len(b) == 1 else b)
+def difference(a: dict[int, float], b: dict[int, float], *, constant: bool = False) -> Difference | None:
+    """`a` minus `b`, paired by seed; None without a seed in common.  `constant`: `b` of one seed stands for every seed, as raw pixels do."""
+    if constant and len(b) == 1:
+        return paired(a, next(iter(b.values())))
+    return paired(a, b) if set(a) & set(b) else None
 
 
 def shown(found: Difference | None) -> str:

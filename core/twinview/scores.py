@@ -1,7 +1,7 @@
 """Which way a score is better, by the measure that ends its name: `robustness/mce`, `sphere/random/alignment`."""
 from __future__ import annotations
 
-LESS = ("alignment", "uniformity", "mce", "mean_error", "loss")  # and every `error_NAME`
+LESS = ("alignment", "uniformity", "mce", "mean_error", "loss", "error", "nll", "rmse", "mse", "ece")  # and every `error_NAME`
 NEITHER = ("collapsed", "empty")
 
 

@@ -40,6 +40,8 @@ class Layers:
         """Raises RecipeError, before the first step, where the encoder has fewer blocks than `blocks`: its top would be far from the top's rate."""
         names = (f"encoder.{name}" for name, _ in branches.online.encoder.named_parameters()) if progress.step == 0 else ()
         most = max((place for place in map(self.layer, names) if place <= self.blocks), default=self.blocks)
+        if most == 0:
+            raise RecipeError("[[extra]] finetune.layers: the encoder names no parameter as of a block. Leave it out, or choose another encoder.")
         if most < self.blocks:
             raise RecipeError(f"[[extra]] finetune.layers blocks: {self.blocks}, and the encoder has {most}. Write blocks = {most}.")
 

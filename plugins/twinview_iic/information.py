@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from attrs import field
-from attrs.validators import ge, gt, optional
+from attrs.validators import ge, gt
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -35,7 +35,7 @@ class MutualInformation:
 
     align: str = ""  # the recipe's alignment by name, for a recipe that has several
     head: str = ""  # a shared [[head]] in place of its own
-    clusters: int | None = field(default=None, validator=optional(gt(1)))  # K of its own head; None: 15
+    clusters: int = field(default=CLUSTERS, validator=gt(1))  # K of its own head
     sub_heads: int = field(default=1, validator=ge(1))  # heads of its own, whose losses are averaged
     displacement: int = field(default=10, validator=ge(0))  # T, in places of `grid`: (2T + 1)^2 displacements
     grid: Literal["pixels", "cells"] = "pixels"  # places: of the view, to which probabilities are brought bilinearly; or of the alignment
@@ -45,7 +45,7 @@ class MutualInformation:
     turn: int = field(default=0, validator=ge(0))  # which, counted from 0; in the others its head has a gradient of zero
 
     def __attrs_post_init__(self) -> None:
-        if self.head and (self.sub_heads > 1 or self.clusters is not None):
+        if self.head and (self.sub_heads > 1 or self.clusters != CLUSTERS):
             raise ValueError("clusters and sub_heads are of its own head; leave them out where head names a shared one")
         if self.turn >= self.period:
             raise ValueError(f"turn counts the epochs of a round from 0, and period = {self.period} has no turn {self.turn}")
@@ -103,7 +103,7 @@ class MutualInformation:
         return logits.view(len(logits), self.sub_heads, -1, *logits.shape[2:]).softmax(2).flatten(1, 2)
 
     def _width(self, dims: Dims) -> int:
-        return dims.heads[self.head] if self.head else (self.clusters or CLUSTERS) * self.sub_heads
+        return dims.heads[self.head] if self.head else self.clusters * self.sub_heads
 
 
 class Terms(NamedTuple):

@@ -17,7 +17,7 @@ from twinview.values import Dims, Head, ParamRule, Role, Step, Traits
 
 
 def _whole(_: object, attribute: object, value: float) -> None:
-    if value != int(value):
+    if not float(value).is_integer():
         raise ValueError(f"queue_start counts whole epochs, not {value}")
 
 

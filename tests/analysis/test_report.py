@@ -192,3 +192,23 @@ def test_seeds_are_read_as_they_are_written() -> None:
             parsed(wrong)
     for words in (["--seeds", "0,1", "--dry-run"], ["run.seed=1", "--seeds", "0,1"], ["--seeds", "x"]):
         assert main(["train", "simclr/quickstart", *words]) == 2
+
+
+def test_scores_of_a_run_are_of_its_last_step_and_its_own_options(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", score=60.0)
+    before = dict(open_run(run).scores)
+    name = next(name for name in before if name.count("/") == 1)
+    rows = [
+        {"use": "probes.knn", "name": "", "checkpoint": {"step": step}, "overrides": overrides, "scores": {name: value}, "floors": {}}
+        for step, overrides, value in ((2, [], 1.0), (20, ["encoder.pooled=token"], 2.0))
+    ]
+    (run / "scores.json").write_text(json.dumps({"format": 1, "scores": rows}))
+    assert open_run(run).scores == before
+    rows.append({"use": "probes.knn", "name": "", "checkpoint": {"step": 20}, "overrides": [], "scores": {name: 3.0}, "floors": {}})
+    (run / "scores.json").write_text(json.dumps({"format": 1, "scores": rows}))
+    assert open_run(run).scores == {**before, name: 3.0}
+
+
+def test_a_run_is_called_by_its_recipe_and_not_by_a_value_of_an_option(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", recipe="--ranks 2 --run runs/x --seeds 1,2 byol/quickstart")
+    assert open_run(run).recipe == "byol/quickstart"

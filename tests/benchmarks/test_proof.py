@@ -13,12 +13,13 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import quickstarts  # noqa: E402
 from proof.data import blocks, by_class, middles, pixels, place  # noqa: E402
 from proof.methods import TASKS, merged  # noqa: E402
 from proof.probe import confusions, knn, linear, miou  # noqa: E402
 from proof.score import pack, unpack  # noqa: E402
 from proof.stats import bootstrap, bootstrap_miou, paired, seeds_needed  # noqa: E402
-from proof.table import by_method, compare, compared, comparison, newest, table, with_curves  # noqa: E402
+from proof.table import by_method, compare, compared, comparison, difference, newest, table, with_curves  # noqa: E402
 
 
 def test_differences_are_paired_by_the_seeds_that_both_have() -> None:
@@ -212,3 +213,19 @@ def test_what_is_compared_is_of_one_commit() -> None:
     assert with_curves(by_commit, "streets") == []
     by_commit["old"].append({"task": "streets", "method": "d", "seed": 1, "curve": [{"step": 1}]})
     assert [r["method"] for r in with_curves(by_commit, "streets")] == [r["method"] for r in by_commit["old"] if r["task"] == "streets"]
+
+
+def test_a_random_start_of_one_seed_stands_for_no_other() -> None:
+    assert difference({20: 40.0, 21: 42.0}, {22: 30.0}) is None
+    made, raw = difference({20: 40.0, 21: 42.0}, {20: 30.0}), difference({20: 40.0, 21: 42.0}, {0: 30.0}, constant=True)
+    assert made is not None and made.seeds == 1 and made.mean == 10.0 and raw is not None and raw.seeds == 2 and raw.mean == 11.0
+
+
+def test_a_run_with_overrides_is_a_row_of_its_own() -> None:
+    rows: list[dict[str, Any]] = [{"method": "mae", "seed": 20, "steps": 9, "knn": 40.0}, {"method": "mae", "seed": 20, "steps": 9, "knn": 9.0, "overrides": {"optimizer.lr": 9}}]
+    assert {name: of[20]["knn"] for name, of in by_method(rows).items()} == {"mae": 40.0, "mae, optimizer.lr=9": 9.0}
+
+
+def test_the_table_of_quickstarts_has_scores_and_floors() -> None:
+    row = {"recipe": "a/b", "seed": 0, "steps": 9, "overrides": ["run.steps=9"], "commit": "abc", "cpu_seconds": 3.0, "scores": {"score/segment/miou": 30.0, "score/segment/random/miou": 20.0}}
+    assert "| a/b | run.steps=9 | 0 | 9 | segment/miou 30.0 | 20.0 |" in quickstarts.table([row])

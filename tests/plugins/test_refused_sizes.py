@@ -9,8 +9,10 @@ import every_method as methods
 import pytest
 
 from twinview import check, train
+from twinview.assembly import assemble
 from twinview.data.prepare.pack import pack_images
 from twinview.errors import RecipeError
+from twinview.recipe import read
 
 PAIRED = ("simclr", "moco", "moco_v2", "moco_v3", "swav", "densecl", "pixpro", "resim", "iic", "byol", "simsiam")
 
@@ -42,10 +44,11 @@ def test_a_weight_beyond_one_is_no_share(class_shards: str) -> None:
         check(table)
 
 
-def test_clusters_of_a_shared_head_are_not_given_twice(class_shards: str) -> None:
-    with pytest.raises(RecipeError, match="clusters and sub_heads are of its own head"):
-        check({**small("iic", class_shards), "head": [{"use": "iic.clusters", "name": "c", "clusters": 15}],
-               "loss": [{"use": "iic.mutual_information", "head": "c", "clusters": 15}]})  # fmt: skip
+def test_recipes_that_runs_keep_are_read_again(class_shards: str) -> None:
+    """A run's recipe.toml has every option written out."""
+    for name in methods.METHODS:
+        made = read(small(name, class_shards))
+        assert assemble(read(assemble(made).table())).table() == assemble(made).table(), name
 
 
 def test_crops_are_labeled_before_samples_are_chosen(class_shards: str) -> None:

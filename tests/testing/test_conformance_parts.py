@@ -57,6 +57,7 @@ OPTIONS: dict[str, dict[str, Any]] = {  # small, where defaults are those of Ima
     "torchvision.resnet": {"name": "resnet18", "stride": 16},
 }
 RECIPES: dict[str, dict[str, Any]] = {  # what a part was made for
+    "finetune.layers": {"encoder": {"use": "timm.encoder", "name": "vit_tiny_patch16_224", "patch": 8, "width": 32, "depth": 2, "heads": 2, "img_size": 32}},
     "densesiam.projector": {"loss": [{"use": "densesiam.segment", "head": "densesiam.projector"}]},
     "picie.centroids": {"loss": [{"use": "picie.clusters", "head": "picie.centroids", "clusters": 3, "initial": 8, "iterations": 2}], "align": GRID},
     "iic.clusters": {

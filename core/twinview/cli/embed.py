@@ -48,6 +48,10 @@ def embed(args: argparse.Namespace) -> None:
             raise TwinviewError(f"--{name.replace('_', '-')}: wants a number of at least {least}, not {getattr(args, name)}.")
     if not (args.out or args.duplicates):
         raise TwinviewError("embed: say what is wanted: --out features.parquet, or --duplicates DIR.")
+    if args.duplicates and args.ranks > 1:
+        raise TwinviewError("--ranks: near duplicates are looked for in one process. Leave --ranks out, or --duplicates.")
+    if not args.out and (args.half or args.features != "pooled"):
+        raise TwinviewError("embed: --features and --half are of --out, and no file is named. Add --out, or leave them out.")
     if not 0 < args.threshold <= 1:
         raise TwinviewError(f"--threshold: wants a number above 0, up to 1, not {args.threshold:g}.")
     from twinview.analysis.features.embed import Options

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from twinview.cli.commands import Commands, command
 from twinview.errors import RecipeError, TwinviewError, closest
+from twinview.files import write_text
 from twinview.terminal import answer
 
 BEGIN, END = "<!-- methods: written by `twinview methods --write FILE` -->", "<!-- end of methods -->"
@@ -45,7 +46,11 @@ def methods(args: argparse.Namespace) -> None:
         page = Path(args.write)
         if not page.is_file():
             raise RecipeError(f"methods: there is no file {page}. Name a page that has the line {BEGIN}")
-        page.write_text(with_table(page.read_text(encoding="utf-8"), page), encoding="utf-8")
+        try:
+            text = page.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise RecipeError(f"methods: {page} is no text in UTF-8. Name a page that has the line {BEGIN}") from None
+        write_text(page, with_table(text, page))
         answer(f"{page}: the table of methods is current")
         return
     found = installed_methods()

@@ -76,17 +76,18 @@ def reaches_all(trial: Trial) -> Iterator[Failure]:
 
 
 def _all_reached(trial: Trial, encoder: nn.Module, hidden: Tensor | None = None) -> Iterator[Failure]:
-    """A failure for the first parameter that no gradient reaches; `hidden` [4, h * w]: cells that are hidden meanwhile."""
-    found: Features = encoder(_images(4)) if hidden is None else encoder(_images(4), hidden)
+    """A failure for the first parameter that no gradient reaches; `hidden` [4, h * w]: not in a second pass either, with these cells hidden."""
     generator = torch.Generator().manual_seed(0)
-    values = [value for name in found.names() if (value := found.at(name)).requires_grad]
-    loss = torch.stack([(value * torch.randn(value.shape, generator=generator)).sum() for value in values]).sum()
-    loss.backward()  # type: ignore[no-untyped-call]
+    for more in ((),) if hidden is None else ((), (hidden,)):
+        found: Features = encoder(_images(4), *more)
+        values = [value for name in found.names() if (value := found.at(name)).requires_grad]
+        loss = torch.stack([(value * torch.randn(value.shape, generator=generator)).sum() for value in values]).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
     for name, parameter in encoder.named_parameters():
         if parameter.requires_grad and (parameter.grad is None or not bool(torch.count_nonzero(parameter.grad))):
             where, wanted = "", "one, or requires_grad_(False): what serves hidden cells alone is frozen where `masked` is false"
             if hidden is not None:
-                where, wanted = " where cells are hidden", "one: what stands in the place of a hidden cell is learned"
+                where, wanted = ", with hidden cells or without", "one: what stands in the place of a hidden cell is learned"
             yield Failure(trial.subject.name, "make_encoder", f"no gradient in {name}{where}", wanted)
             return
 

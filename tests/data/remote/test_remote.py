@@ -22,7 +22,7 @@ from twinview.data.dataset.open import open_shards
 from twinview.data.dataset.shards import Shards
 from twinview.data.prepare.check import check_shards
 from twinview.data.prepare.pack import pack_images
-from twinview.data.remote import base
+from twinview.data.remote import base, transport
 from twinview.data.remote.cache import Cache
 from twinview.data.remote.shard import Access, RemoteShard, fetch_all
 from twinview.data.store.index import sidecar
@@ -397,3 +397,30 @@ def test_a_run_on_a_url_is_the_run_on_the_files(server: Any, toy: dict[str, Any]
     assert main(["shards", "stat", server.url + "/b.tar"]) == 0 and "samples     33" in capsys.readouterr().out
     assert main(["shards", "stat", server.url + "/d.tar"]) == 2
     assert capsys.readouterr().err.strip().endswith("/d.tar: the server answers 404 Not Found.")
+
+
+def test_a_connection_that_breaks_in_a_small_file_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Breaks:
+        """Half of a file; then the connection breaks, the first two times."""
+
+        opened = 0
+
+        def __init__(self) -> None:
+            Breaks.opened += 1
+            self.left = [b"ha", b"lf", b""]
+
+        def read(self, size: int) -> bytes:
+            if Breaks.opened < 3 and len(self.left) == 2:
+                raise ConnectionResetError("reset by peer")
+            return self.left.pop(0)
+
+        def close(self) -> None:
+            """Nothing is open."""
+
+    monkeypatch.setattr(transport, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(transport, "_open", lambda *_: Breaks())
+    assert transport.small("http://there/manifest.json") == b"half" and Breaks.opened == 3
+    monkeypatch.setattr(transport, "PAUSES", ())
+    Breaks.opened = 0
+    with pytest.raises(DataError, match="http://there/manifest.json: .*reset by peer"):
+        transport.small("http://there/manifest.json")

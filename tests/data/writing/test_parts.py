@@ -138,3 +138,13 @@ def test_a_check_in_parts_says_what_a_check_says(images: Path, tmp_path: Path, c
     assert main(["shards", "join", str(found)]) == 2
     joined = capsys.readouterr()
     assert joined.out == expected.out and joined.err.splitlines()[-1] == expected.err.splitlines()[-1]
+
+
+def test_a_damaged_part_is_one_line(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x"
+    packed(images, out, Part(1, 2))
+    (place,) = tmp_path.glob(".x.parts/*/part.json")
+    place.write_text("{")
+    for again in (lambda: join_shards(out), lambda: packed(images, out, Part(1, 2))):
+        with pytest.raises(DataError, match=r"part.json: is no part, or a damaged one. Remove its folder"):
+            again()

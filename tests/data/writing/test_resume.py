@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -150,3 +151,20 @@ def test_nothing_but_bad_samples(tmp_path: Path) -> None:
         (tmp_path / "images" / f"{n}.jpg").write_bytes(b"")
     refused("0.jpg: is an empty file. No sample behind it can be packed either.", tmp_path / "images", tmp_path / "out", bad_samples=9)
     assert os.listdir(tmp_path) == ["images"]
+
+
+def test_notes_of_shards_that_have_gone_are_not_believed(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill between the move to OUT and the end of the working folder, and OUT taken away: all is packed again."""
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    pack_images(images, whole, shard_size=4, name="x")
+
+    def killed(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("twinview.data.writing.resume.shutil.rmtree", killed)
+        pack_images(images, out, shard_size=4, name="x")
+    assert out.is_dir() and work(out).is_dir()
+    shutil.rmtree(out)
+    pack_images(images, out, shard_size=4, name="x")
+    assert sums(out) == sums(whole) and not work(out).exists()

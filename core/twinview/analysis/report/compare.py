@@ -9,9 +9,10 @@ from typing import Any
 import attrs
 
 from twinview.analysis.report.runs import RunInfo
-from twinview.analysis.report.statistics import NEITHER, Difference, deviation, paired
+from twinview.analysis.report.statistics import Difference, deviation, paired
 from twinview.engine.resumable import may_change
 from twinview.recipe.leaves import flat
+from twinview.scores import NEITHER
 
 SEED = "run.seed"
 SAID = "± is the standard deviation over seeds; differences are paired by seed, with the 95 % interval of their mean (Student's t)."

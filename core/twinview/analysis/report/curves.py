@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
-from twinview.analysis.report.statistics import NEITHER
+from twinview.scores import NEITHER
 
 POINTS = 1200  # of a curve, at most: more than a screen has columns
 Point = tuple[float, float | None]

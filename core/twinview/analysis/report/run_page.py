@@ -11,10 +11,10 @@ import tomli_w
 from twinview.analysis.report.curves import charts_of
 from twinview.analysis.report.page import CURVES, Picture, Section, figure_sections, page, table, text, tiles
 from twinview.analysis.report.runs import RunInfo, age
-from twinview.analysis.report.statistics import NEITHER
 from twinview.engine.collapse import below_start, collapses
 from twinview.errors import TwinviewError
 from twinview.recipe.leaves import flat
+from twinview.scores import NEITHER
 
 Pictures = Mapping[str, Sequence[Picture]]
 

@@ -10,18 +10,20 @@ import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import attrs
 
-from twinview.analysis.report.statistics import NEITHER as NEITHER
 from twinview.analysis.scores import joined, read_scores
 from twinview.engine.metrics import read_metrics, table_of
 from twinview.engine.run_lock import holder
 from twinview.errors import CheckpointError, closest
+from twinview.scores import NEITHER as NEITHER
 
 State = Literal["running", "finished", "stopped", "empty"]
+VALUED = ("--run", "--ranks", "--seeds")  # options of `twinview train` that have a word behind them
 
 
 @attrs.define(slots=False, eq=False)
@@ -70,14 +72,21 @@ class RunInfo:
             rows = read_scores(self.folder / "scores.json")
         except CheckpointError:
             return []
-        return [{"use": row.get("use"), "name": row.get("name"), "step": row.get("checkpoint", {}).get("step"), **joined(row)} for row in rows]
+        return [
+            {
+                **{"use": row.get("use"), "name": row.get("name"), "step": row.get("checkpoint", {}).get("step")},
+                **{"own": not row.get("overrides"), **joined(row)},
+            }
+            for row in rows
+        ]
 
     @property
     def recipe(self) -> str:
         """The recipe as the command named it; the loss where no command says it."""
         words = str(self.sittings[-1].get("command", "")).split() if self.sittings else []
         if "train" in words[:-1]:
-            named = next((w for w in words[words.index("train") + 1 :] if not w.startswith("-") and "=" not in w), "")
+            said = words[words.index("train") + 1 :]
+            named = next((w for before, w in pairwise(["", *said]) if not w.startswith("-") and "=" not in w and before not in VALUED), "")
             if named and re.fullmatch(r"[\w./-]+", named):
                 return Path(named).stem if named.endswith(".toml") else named
         losses = self.table.get("loss", [])
@@ -134,13 +143,17 @@ class RunInfo:
 
     @property
     def scores(self) -> dict[str, float]:
-        """The newest of each score, those of `twinview evaluate` included, by name: `knn/top1`."""
-        found: dict[str, float] = {}
+        """The newest of each score by name, `knn/top1`, and what `twinview evaluate` said of the last step with the run's own options.
+
+        A score whose newest value is no number is left out.
+        """
+        found: dict[str, float | None] = {}
         for row in self.rows:
-            found |= {k.removeprefix("score/"): v for k, v in row.items() if k.startswith("score/") and isinstance(v, (int, float))}
+            found |= {k.removeprefix("score/"): v for k, v in row.items() if k.startswith("score/")}
         for row in self.evaluations:
-            found |= {k: v for k, v in row.items() if "/" in k and isinstance(v, (int, float)) and not isinstance(v, bool)}
-        return found
+            if row["own"] and row["step"] in (None, self.step):
+                found |= {k: v for k, v in row.items() if "/" in k}
+        return {k: v for k, v in found.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
 
     @property
     def metrics(self) -> Any:

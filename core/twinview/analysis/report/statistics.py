@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 Scores = Mapping[int, float]  # by seed
-NEITHER = ("collapsed", "empty")  # scores of which none is a quality
 
 
 class Difference(NamedTuple):

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import attrs
 import numpy as np
@@ -94,7 +94,7 @@ def check_part(spec: Sequence[str], out: Path, part: Part, *, workers: int = 1) 
 
 def join_checks(folder: Path) -> Checked:
     """What checking all shards at once would say, of the parts in a folder; keys are compared now.  Raises DataError where parts are missing."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"*{CHECKED}"))]
+    found = [_checked_part(path) for path in sorted(folder.glob(f"*{CHECKED}"))]
     if not found:
         raise DataError(f"{folder}: holds no part of a check. Write them there: `twinview shards check SHARDS --part 1/N --out {folder}`.")
     parts = [Part.read(one["part"]) for one in found]
@@ -107,6 +107,16 @@ def join_checks(folder: Path) -> Checked:
     if len(paths) != len(shards):
         raise DataError(f"{folder}: {len(shards)} shards were checked, and there are {len(paths)} now. Check them anew.")
     return _checked(_Read(faults, paths, shards), [_hashes(path) for path in paths])
+
+
+def _checked_part(path: Path) -> dict[str, Any]:
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(said, dict) and {"part", "spec", "total", "shards"} <= said.keys():
+            return said
+    except (OSError, ValueError):
+        pass
+    raise DataError(f"{path}: is no checked part, or a damaged one. Remove it, and check that part anew.")
 
 
 def _check_workers(workers: int) -> None:

@@ -1,7 +1,6 @@
 """Parts of a packing, or of a check, that machines made each by itself, become one: what a single process would have made."""
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from twinview.data.dataset.shards import twin_samples
 from twinview.data.store import index
 from twinview.data.threads import in_threads
 from twinview.data.writing.parts import Part, folder_of, missing
-from twinview.data.writing.writer import PART, Summary, summary_of, write_manifest
+from twinview.data.writing.writer import PART, Summary, read_part, summary_of, write_manifest
 from twinview.errors import DataError
 
 
@@ -71,7 +70,7 @@ def _at(new: Path, old: Path) -> Path:
 
 def _parts(out: Path, folder: Path) -> Mapping[Path, Mapping[str, Any]]:
     """What each part says of itself, in order, by its folder."""
-    found = {place.parent: json.loads(place.read_text(encoding="utf-8")) for place in sorted(folder.glob(f"*/{PART}"))}
+    found = {place.parent: read_part(place) for place in sorted(folder.glob(f"*/{PART}"))}
     if not found:
         raise DataError(f"{out}: there are no parts of it. Pack them with --part 1/N to N/N, and join them where they lie.")
     jobs = [{name: value for name, value in one["job"].items() if name != "part"} for one in found.values()]

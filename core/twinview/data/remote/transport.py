@@ -32,7 +32,7 @@ def small(url: str) -> bytes | None:
         try:
             with closing(_open(url, 0, Info(None, ""))) as stream:
                 found = bytearray()
-                while data := stream.read(BLOCK):
+                while data := _read(stream, BLOCK):
                     found += data
                     if len(found) > SMALL_BYTES:
                         raise Unreachable(f"does not end after {SMALL_BYTES} bytes: it is no manifest and no index", False)
@@ -118,9 +118,15 @@ def _open(url: str, offset: int, known: Info) -> ByteStream:
     else:
         stream, offset = fsspec_open(url, offset, known)
     try:
-        while offset and (skipped := stream.read(min(offset, BLOCK))):
+        while offset and (skipped := _read(stream, min(offset, BLOCK))):
             offset -= len(skipped)
     except BaseException:
         stream.close()
         raise
     return stream
+
+
+def _read(stream: ByteStream, size: int) -> bytes:
+    """The next bytes.  Raises Unreachable where the connection breaks."""
+    with client_faults():
+        return stream.read(size)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -110,4 +111,10 @@ def _begun(notes: TextIO, folder: Path, job: Any) -> list[dict[str, Any]]:
     if found[0] != job:
         changed = ", ".join(name for name in {**found[0], **job} if found[0].get(name) != job.get(name))
         raise DataError(f"{folder}: holds the beginning of a packing with another {changed}. Write the same to go on, or remove it.")
-    return found[1:]
+    kept = list(itertools.takewhile(lambda shard: _whole(folder / "shards" / shard["name"], shard["bytes"]), found[1:]))
+    notes.truncate(len("".join(lines[: len(kept) + 1]).encode()))  # shards that have gone to OUT, or were taken away, are written anew
+    return kept
+
+
+def _whole(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size

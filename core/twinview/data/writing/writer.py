@@ -150,12 +150,25 @@ def _part_folder(out: Path, part: Part) -> Path:
 
 def _packed_already(place: Path, job: Mapping[str, Any], part: Part) -> Summary:
     """Of a part that an array of jobs asks for again.  Raises DataError where it was packed otherwise."""
-    said = json.loads((place / PART).read_text(encoding="utf-8"))
+    said = read_part(place / PART)
     if said["job"] != json.loads(json.dumps(job)):
         changed = ", ".join(name for name in {**said["job"], **job} if said["job"].get(name) != job.get(name))
         raise DataError(f"{place}: was packed with another {changed}. Remove {place.parent} to pack all parts anew.")
+    if gone := [shard["name"] for shard in said["shards"] if not (place / shard["name"]).is_file()]:
+        raise DataError(f"{place}: {gone[0]} is gone: was it joined? Remove {place.parent}, where OUT is whole, or pack all parts anew.")
     found = summary_of(place, said["shards"])
     return attrs.evolve(found, kept=found.images, part=part)
+
+
+def read_part(path: Path) -> dict[str, Any]:
+    """What a part says of itself.  Raises DataError for a file that is damaged."""
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(said, dict) and isinstance(said["job"], dict) and isinstance(said["shards"], list):
+            return said
+    except (OSError, ValueError, KeyError):
+        pass
+    raise DataError(f"{path}: is no part, or a damaged one. Remove its folder, and pack that part anew.")
 
 
 def write_manifest(folder: Path, metadata: Mapping[str, Any], shards: Sequence[Mapping[str, Any]]) -> None:
