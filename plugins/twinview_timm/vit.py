@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -210,14 +210,38 @@ def make(options: Encoder, channels: int) -> VisionTransformer:
         _check_positions(options)
         left_out = (*CLASSIFIERS, *BESIDE, *(["pos_embed"] if sine else []), *([] if options.final_norm else ["norm."]))
         resize = partial(resized_positions, encoder)
-        load_weights(encoder, options.weights, ignore=left_out, optional=("mask_token",), channels=channels, key=options.weights_key, resize=resize)
+        look = partial(_check_sines, options) if sine else None
+        load_weights(
+            encoder, options.weights, ignore=left_out, optional=("mask_token",), channels=channels, key=options.weights_key, resize=resize, look=look,
+        )
     return encoder
 
 
 def _check_positions(options: Encoder) -> None:
-    """Raises RecipeError where a run was trained with other positions: those of sines are in no tensor, and would be taken for others in silence."""
+    """Of the positions that a run was trained with; those of sines are in no tensor."""
     trained = trained_options(options.weights, "timm.encoder")
-    positions = trained.get("positions", "learned") if trained else options.positions
-    if positions != options.positions:
-        said = f'{options.weights} was trained with positions = "{positions}", and this encoder has "{options.positions}"'
-        raise RecipeError(f'[encoder] weights: {said}. Write positions = "{positions}".')
+    if trained:
+        _same_positions(options, trained.get("positions", "learned"))
+
+
+def _check_sines(options: Encoder, state: Mapping[str, Tensor]) -> None:
+    """Of the table of positions that weights hold."""
+    table = state.get("pos_embed")
+    if table is None or table.ndim != 3:
+        return
+    side = math.isqrt(table.shape[1])  # of a square of patches, without what stands before them
+    rows = table[0, table.shape[1] - side * side :].float()
+    orders = {f"sine_{name}": sine_table((side, side), rows.shape[1], row_first=name == "row", device=rows.device) for name in ("row", "column")}
+    near = [name for name, sines in orders.items() if torch.allclose(rows, sines, atol=1e-3)]
+    if options.positions not in near:
+        _same_positions(options, near[0] if near else "learned")
+
+
+def _same_positions(options: Encoder, trained: str) -> None:
+    """Raises RecipeError for sines in the other order, which nobody means; learned ones in place of sines, or the other way, are a start, and said."""
+    if trained == options.positions:
+        return
+    said = f'{options.weights} was trained with positions = "{trained}", and this encoder has "{options.positions}"'
+    if "learned" not in (trained, options.positions):
+        raise RecipeError(f'[encoder] weights: {said}. Write positions = "{trained}".')
+    log.warning("[encoder] weights: %s, which knows nothing of them before it is trained.", said)

@@ -265,8 +265,21 @@ def test_pooled_features_of_any_width_leave_positions_as_they_are(name: str, poo
 
 def test_weights_of_a_run_are_not_put_behind_other_positions(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text('[encoder]\nuse = "timm.encoder"\npositions = "sine_row"\n')
-    with pytest.raises(RecipeError, match=r'was trained with positions = "sine_row", and this encoder has "sine_column". Write positions = "sine_row"'):
-        make(positions="sine_column", weights=str(tmp_path))
-    (tmp_path / "checkpoints" / "step-000001").mkdir(parents=True)
-    with pytest.raises(RecipeError, match="Write positions"):
-        make(weights=str(tmp_path / "checkpoints" / "step-000001"))
+    place = tmp_path / "checkpoints" / "step-000001"
+    place.mkdir(parents=True)
+    for weights in (tmp_path, place):
+        with pytest.raises(RecipeError, match=r'was trained with positions = "sine_row", and this encoder has "sine_column". Write positions = "sine_row"'):
+            make(positions="sine_column", weights=str(weights))
+
+
+def test_tables_of_positions_in_a_file_are_those_of_the_encoder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = make(positions="sine_column")
+    state = {**whole.state_dict(), "pos_embed": torch.cat([torch.zeros(1, 48), sine_table((4, 4), 48, row_first=False, device=torch.device("cpu"))])[None]}
+    torch.save(state, tmp_path / "mae.pth")
+    make(positions="sine_column", weights=str(tmp_path / "mae.pth"))
+    with pytest.raises(RecipeError, match=r'mae.pth was trained with positions = "sine_column", and this encoder has "sine_row"'):
+        make(positions="sine_row", weights=str(tmp_path / "mae.pth"))
+    assert not caplog.text
+    torch.save({**state, "pos_embed": torch.randn(1, 17, 48)}, tmp_path / "learned.pth")
+    make(positions="sine_row", weights=str(tmp_path / "learned.pth"))
+    assert 'was trained with positions = "learned", and this encoder has "sine_row", which knows nothing of them' in caplog.text

@@ -34,6 +34,7 @@ def load_weights(
     channels: int = 3,
     key: str = "",
     resize: Resize | None = None,
+    look: Callable[[State], None] | None = None,
     place: str = "[encoder] weights",
     what: str = "encoder",
 ) -> None:
@@ -46,12 +47,15 @@ def load_weights(
     Names in the file that start with one of `ignore` are left out (a classifier); names of the module that start with one of `optional` may
     be missing from the file, all together, and stay as they are.  Kernels that see the images' `channels` are made of a file's that see three.
     `key`: a word before the encoder's names, to choose one of several (teacher, encoder_k); `resize` is asked about tensors of other shapes.
+    `look` is shown all that the source holds, by the module's names, and may refuse it.
     Raises RecipeError for a source that nobody knows, CheckpointError for one that cannot be read or does not fit.
     """
     state = _renamed(_read(source, named or {}, place), renamed or {})
     own = module.state_dict()
     found = _strip(state, own, key, f"{place} = {source!r}")
     found = {k: _of_channels(v, channels) if k in own and _sees_images(v, own[k], channels) else v for k, v in found.items()}
+    if look is not None:
+        look(found)
     if resize is not None:
         found = {k: v if k not in own or v.shape == own[k].shape or (new := resize(k, v, own[k])) is None else new for k, v in found.items()}
     fitting = {k: v for k, v in found.items() if k in own or not k.startswith(tuple(ignore))}
