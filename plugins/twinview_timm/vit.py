@@ -238,7 +238,7 @@ def _check_sines(options: Encoder, state: Mapping[str, Tensor]) -> None:
 
 
 def _same_positions(options: Encoder, trained: str) -> None:
-    """Raises RecipeError for sines in the other order, which nobody means; learned ones in place of sines, or the other way, are a start, and said."""
+    """Raises RecipeError for sines in the other order, which nobody means; learned ones in place of sines, or the other way, are said."""
     if trained == options.positions:
         return
     said = f'{options.weights} was trained with positions = "{trained}", and this encoder has "{options.positions}"'
