@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CORE = ROOT / "core" / "twinview"
 ROOMS = [  # a room imports from rooms further up in this list; rooms that share a line know nothing of each other
     {"terminal"},
-    {"errors", "version", "files", "progress", "seeds"},
+    {"errors", "version", "files", "progress", "seeds", "scores"},
     {"machine", "paths"},
     {"faults"},
     {"branch", "published"},

@@ -27,7 +27,8 @@ def lr_factor(schedule: tables.Schedule, share: float, warmup: float, epoch: int
     if schedule.use == "constant":
         return 1.0
     if schedule.use == "multistep":
-        return float(schedule.gamma ** sum(milestone <= epoch for milestone in schedule.milestones))
+        done = max(float(epoch), share / epoch_share) if epoch_share else float(epoch)  # the whole number where a division falls just short of it
+        return float(schedule.gamma ** sum(milestone <= done for milestone in schedule.milestones))
     done = min(epoch * epoch_share, 1.0) if schedule.grain == "epoch" else share
     down = max(done - warmup, 0.0) / (1 - warmup) if warmup < 1 else 0.0
     if schedule.use == "poly":

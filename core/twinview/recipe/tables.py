@@ -168,8 +168,6 @@ class Schedule:
     def __attrs_post_init__(self) -> None:
         if (self.use == "multistep") != bool(self.milestones):
             raise ValueError('milestones and use = "multistep" go together. Write both, for example milestones = [120, 160], or none')
-        if part := next((m for m in self.milestones if not float(m).is_integer()), 0):
-            raise ValueError(f"milestones: are whole epochs, not {part}")
         if self.milestones != sorted(set(self.milestones)):
             raise ValueError(f"milestones: want numbers that rise, not {self.milestones}")
         for name, uses in {"final": '"cosine" or "poly"', "grain": '"cosine"', "power": '"poly"'}.items():
