@@ -311,8 +311,8 @@ class Traits(NamedTuple):
 
     `needs`: of the encoder `cells`, `pooled`, `tokens`, `levels`; of the views `crop_draws`, `pairs`, `patches` (two sets); of the masks
     `even_masks` (if there are any, as many hidden cells in every image); of the recipe `alignment`, `masks`, `averaged_target`, `labels`;
-    of each sample `label_maps` or `objects`, which every view has as it sees them (`Batch.labels`); of the data `ids` (below `Dims.dataset_size`; those of
-    an uncounted stream are not), `known_epoch` (`data.views` gives an epoch before it begins: no part has `sample_weights`).
+    of each sample `label_maps` or `objects`, which every view has as it sees them (`Batch.labels`); of the data `ids` (below `Dims.dataset_size`, as
+    those of an uncounted stream are not), `known_epoch` (`data.views` gives an epoch before it begins: no part has `sample_weights`).
     `gives`: an encoder `cells`, `pooled`, `tokens`, `levels`, `hides` (it can leave hidden cells unseen), `hides_any` (as many as each image has:
     it puts something in their place), `recomputable` (it names blocks); masks that hide other numbers of cells in other images, none among them,
     `uneven_masks`; a view sampler that notes the numbers its crop was drawn from, `crop_draws`, one with two sets of pieces, the online and the
