@@ -87,8 +87,6 @@ class SampleStores:
                 self._open[key, epoch] = SampleArray(np.load(path, mmap_mode="r+"))
             except (OSError, ValueError):
                 where = f"{path}: is missing or damaged" if path else f"{key}: holds nothing of epoch {epoch}"
-                if path and key.endswith("/cells") and self._path(key.replace("/cells", "/labels"), epoch).exists():
-                    where = f"{path.parent}: an earlier version kept its labels by sample, which mixed up the crops of one"
                 raise CheckpointError(f"{where}: what epoch {epoch} began with. Go on from a checkpoint of another epoch, or train anew.") from None
         return self._open[key, epoch]
 

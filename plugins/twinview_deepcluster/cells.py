@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from twinview.branch import Branches, Head
 from twinview.errors import RecipeError
 from twinview.hooks import hookimpl, part
-from twinview.ops.cell_clusters import ClusteredCells, cluster_cells, unit
+from twinview.ops.cell_clusters import ClusteredCells, cell_labels, cluster_cells, unit
 from twinview.ops.cross_entropy import class_weighted_cross_entropy
 from twinview.ops.maps import visible_cells
 from twinview.values import DataFactory, Dims, Progress, Step, Traits
@@ -94,6 +94,6 @@ class Cells:
     def loss(self, step: Step) -> dict[str, Tensor]:
         """`cells`, in nats, at first ln K."""
         logits = step.apply(step.head(self.head or self, "projector"), 0, "online")
-        labels = step.branches.samples(self, "cells", step.progress.epoch).read(step.batch.places)[:, 0].to(logits.device).long() - 1
+        labels = cell_labels(self, step)[:, 0].to(logits.device)
         labels = labels.masked_fill(visible_cells(step, 0, logits) == 0, -1)
         return {"cells": class_weighted_cross_entropy(logits, labels, step.branches.online.of(self, "clusters").weights[0])}

@@ -11,7 +11,7 @@ from torch import Tensor
 from twinview.branch import Branches, Head
 from twinview.errors import RecipeError
 from twinview.hooks import hookimpl, part
-from twinview.ops.cell_clusters import CentroidHead, ClusteredCells, cluster_cells, unit
+from twinview.ops.cell_clusters import CentroidHead, ClusteredCells, cell_labels, cluster_cells, unit
 from twinview.ops.cross_entropy import balanced_weights, class_weighted_cross_entropy
 from twinview.ops.maps import seen_twice
 from twinview.values import DataFactory, Dims, Progress, Step, Traits
@@ -103,7 +103,7 @@ class Clusters:
         alignment = step.alignment(i, j, self.align)
         features = unit(alignment.online(step.online[i].at("cells"))), unit(alignment.target(step.online[j].at("cells")))
         seen = seen_twice(step, alignment, j) > 0
-        labels = step.branches.samples(self, "cells", step.progress.epoch).read(step.batch.places).to(seen.device).long() - 1  # -1: none
+        labels = cell_labels(self, step).to(seen.device)  # -1: none
         balance = balanced_weights(self.clusters, self.auxiliary) if self.auxiliary else (1.0,)
         found: dict[str, Tensor] = {}
         for n, share in enumerate(balance):

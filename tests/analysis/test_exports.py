@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import twinview
-from twinview.analysis.exports.detection import mmseg_vit_key
+from twinview.analysis.exports.detection import _groups, mmseg_vit_key
 from twinview.analysis.targets import find_target
 from twinview.cli import main
 
@@ -107,6 +107,8 @@ def expected_detectron2(depths: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
 def test_detection_files_have_the_keys_and_shapes_that_are_expected(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = exported(capsys, runs["resnet"], tmp_path / "d2.pkl", "--to", "detectron2")
     assert "not installed here" in said["checked"]["on"] and any("STRIDE_IN_1X1 = False" in line for line in said["code"])
+    assert "cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64" in said["code"]  # of basic blocks
+    assert [_groups(name) for name in ("resnet50", "resnext101_64x4d", "wide_resnet50_2")] == [(1, 64), (64, 4), (1, 128)]
     model = pickle.loads((tmp_path / "d2.pkl").read_bytes())["model"]
     assert {name: value.shape for name, value in model.items()} == expected_detectron2((2, 2, 2, 2))
     tensors = find_target(runs["resnet"]).encoder.state_dict()

@@ -58,6 +58,10 @@ def test_a_run_killed_within_an_epoch_goes_on_bit_for_bit_with_the_labels_it_had
     (tmp_path / "run" / "samples" / "picie.clusters.cells-epoch-000001.npy").unlink()
     with pytest.raises(CheckpointError, match=r"cells-epoch-000001.npy: is missing or damaged: what epoch 1 began with"):
         train(recipe(photo_shards), run=tmp_path / "run", resume=True)
+    samples = tmp_path / "run" / "samples"
+    (samples / "picie.clusters.labels-epoch-000001.npy").write_bytes((samples / "picie.clusters.cells-epoch-000002.npy").read_bytes())
+    with pytest.raises(CheckpointError, match="the labels of epoch 1 are an earlier version's, by sample, which mixed up the crops of one"):
+        train(recipe(photo_shards), run=tmp_path / "run", resume=True)
 
 
 def test_what_it_needs_is_refused_in_one_line(tmp_path: Path, photo_shards: str) -> None:

@@ -9,12 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twinview.branch import Branches
-from twinview.errors import RecipeError
+from twinview.errors import CheckpointError, RecipeError
 from twinview.ops.euclidean_kmeans import StreamingKMeans, nearest
 from twinview.ops.means import wide
 from twinview.ops.ranks import summed
 from twinview.ops.seeding import uniform
-from twinview.values import Batch, DataFactory, Progress
+from twinview.values import Batch, DataFactory, Progress, Step
+
+KEPT, KEPT_BY_SAMPLE = "cells", "labels"  # names of what lies by place in the epoch; of what an earlier version kept by sample
 
 
 def unit(maps: Tensor) -> Tensor:
@@ -60,7 +62,7 @@ def cluster_cells(
     """Cluster the unit features of the coming epoch's first views, or first pair of views, and keep a label of every cell of every reading.
 
     One pass for each side: the k-means of all `states` together, in train mode, which moves BatchNorm's running statistics.  Then one to label, in
-    eval mode.  The first rounds take the batches that hold `initial` images.  Labels are `branches.samples(part, "cells", epoch)` by `batch.places`,
+    eval mode.  The first rounds take the batches that hold `initial` images.  Labels are kept for `cell_labels` by `batch.places`,
     since an epoch that has a sample twice has another crop of it, uint8 [len(states) * sides, h', w']: the cluster + 1, 0 where the alignment shows
     no such cell.  `align`: an alignment's name, of the first pair; None: side 0 is the whole map of view 0, and so on.  All ranks call it and get the
     same.  Raises RecipeError for fewer cells than clusters.
@@ -83,6 +85,24 @@ def cluster_cells(
         for state, one in zip(states, means, strict=True):
             state.centroids[side] = one.finish()[0]
     source.label(states, sides)
+
+
+def cell_labels(part: object, step: Step) -> Tensor:
+    """What `cluster_cells` kept of a batch, on the CPU: [B, len(states) * sides, h', w'] int64, the cluster, -1 for none.
+
+    Raises CheckpointError where it is gone, or is an earlier version's.
+    """
+    branches, epoch = step.branches, step.progress.epoch
+    try:
+        kept = branches.samples(part, KEPT, epoch)
+    except CheckpointError as e:
+        try:
+            branches.samples(part, KEPT_BY_SAMPLE, epoch)
+        except CheckpointError:
+            raise e from None
+        said = f"the labels of epoch {epoch} are an earlier version's, by sample, which mixed up the crops of one"
+        raise CheckpointError(f"[[loss]] of {type(part).__name__}: {said}. Go on from a checkpoint of another epoch, or train anew.") from None
+    return kept.read(step.batch.places).long() - 1
 
 
 class _Source:
@@ -116,7 +136,7 @@ class _Source:
                     found.append(((labels + 1) * seen).byte())
             stacked = torch.stack([found[side * len(states) + n] for n in range(len(states)) for side in range(sides)], 1)
             if store is None:
-                store = self.branches.new_samples(self.part, "cells", self.epoch, stacked.shape[1:])
+                store = self.branches.new_samples(self.part, KEPT, self.epoch, stacked.shape[1:])
             store.write(batch.places, stacked)
         if store is not None:
             store.done()

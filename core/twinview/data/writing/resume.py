@@ -107,7 +107,6 @@ def _begun(notes: TextIO, folder: Path, job: Any) -> list[dict[str, Any]]:
         notes.write(json.dumps(job) + "\n")
         notes.flush()
         return []
-    notes.truncate(len("".join(lines[: len(found)]).encode()))
     if found[0] != job:
         changed = ", ".join(name for name in {**found[0], **job} if found[0].get(name) != job.get(name))
         raise DataError(f"{folder}: holds the beginning of a packing with another {changed}. Write the same to go on, or remove it.")
