@@ -26,6 +26,7 @@ class Task:
     val: str  # set that is reported on
     size: tuple[int, int]  # height, width that the probes see
     on: tuple[str, ...] = ("pooled",)  # features, put behind one another
+    segments_on: str = ""  # of a task whose runs are scored by their own clusters: the map that these are made of
     base: Table  # the recipe without method, data and seed
     methods: Mapping[str, Table]
 
@@ -162,6 +163,7 @@ STREETS: dict[str, Table] = {
         "run": {"views_together": True},
     },
 }
+STREETS |= {f"{name}_2400": merged(STREETS[name], {"run": {"steps": 2400}}) for name in ("multisiam", "byol")}  # three times the lesson
 # with the momentum as published; that of lightly's example ends at 1
 STREETS["densecl_crops_constant"] = merged(STREETS["densecl_crops"], {"target": {"schedule": "constant"}})
 STREETS["densecl_crops_cell"] = {  # and with one cell of each image in the queue, as lightly's holds cells
@@ -289,6 +291,7 @@ SEGMENTATION = attrs.evolve(  # every run scores its own clusters, and k-means o
     STREET_SCENES,
     name="segments",
     title="Street scenes of another place, segmented without labels",
+    segments_on="d2",
     base={
         "views": {"use": "densesiam.crop_and_whole", "size": [96, 128], "scale": [0.5, 1.0]},
         "augment": {

@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import tomli_w
 import torch
@@ -94,11 +94,13 @@ def floor(task: Task, method: str, recipe: Table, shards: Path) -> dict[str, Any
         raw = raw_pixels(task)
         return score(raw if method == "pixels" else lambda images: raw(images) - raw(_mean_color(images)), task, shards)
     encoder = twinview.check(recipe).encoder(random=True)
-    started = time.process_time()
+    started, scores = time.process_time(), {}
     if method == "supervised":
-        supervise(encoder, task, recipe, shards)
+        head = supervise(encoder, task, recipe, shards)
     spent = time.process_time() - started
-    return {**score(Encoder(encoder, task.on), task, shards), "cpu_seconds": round(spent, 1)}
+    if method == "supervised" and task.segments_on:
+        scores = classes_as_clusters(encoder, head, task, shards)
+    return {**score(Encoder(encoder, task.on), task, shards), **scores, "cpu_seconds": round(spent, 1)}
 
 
 def _mean_color(images: torch.Tensor) -> torch.Tensor:
@@ -106,21 +108,23 @@ def _mean_color(images: torch.Tensor) -> torch.Tensor:
     return (torch.tensor(MEAN).view(1, 3, 1, 1) * 255).expand(1, -1, *images.shape[2:])
 
 
-def supervise(encoder: nn.Module, task: Task, recipe: Table, shards: Path) -> None:
-    """Cross-entropy on the training images' labels: as many steps, as large batches, AdamW with the same rates; shifted and mirrored crops.
+def supervise(encoder: nn.Module, task: Task, recipe: Table, shards: Path) -> nn.Conv2d:
+    """Cross-entropy on the training images' labels: as many steps, as large batches, the same optimizer and rates; shifted and mirrored crops.
 
-    Maps: on the cells of the concatenated levels of a crop of half of the sides.
+    Maps: on the cells of a crop of half of the sides, of the concatenated levels, or of the one that the task segments on.  Gives the
+    classifier [classes, features, 1, 1].
     """
     run, optimizer_options, steps = recipe["run"], recipe["optimizer"], recipe["run"]["steps"]
+    on = (task.segments_on,) if task.segments_on else task.on
     rng = torch.Generator().manual_seed(run["seed"])
     torch.manual_seed(run["seed"])
-    see = Encoder(encoder, task.on)
+    see = Encoder(encoder, on)
     data = _supervised_images(task, shards)
     encoder.train()
     spec: Any = encoder.spec
-    width = spec.pooled if task.kind == "classes" else sum(spec.levels[level].channels for level in task.on)
+    width = spec.pooled if task.kind == "classes" else sum(spec.levels[level].channels for level in on)
     head = nn.Conv2d(width, int(data[1][data[1] < 255].max()) + 1, 1)
-    optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], lr=1.0, weight_decay=0.05)
+    optimizer = _optimizer(optimizer_options, [*encoder.parameters(), *head.parameters()])
     share = recipe["schedule"]["warmup_share"]
     for step in range(steps):
         done = (step + 1) / steps
@@ -133,14 +137,38 @@ def supervise(encoder: nn.Module, task: Task, recipe: Table, shards: Path) -> No
             if task.kind == "classes":
                 logits = head(features.pooled[..., None, None])[..., 0, 0]
             else:
-                size = features.at(task.on[0]).shape[2:]
-                maps = [F.interpolate(features.at(level), size=size, mode="bilinear", align_corners=False) for level in task.on]
+                size = y.shape[1:] if task.segments_on else features.at(on[0]).shape[2:]
+                maps = [F.interpolate(features.at(level), size=size, mode="bilinear", align_corners=False) for level in on]
                 logits = head(torch.cat(maps, 1))
         loss = F.cross_entropy(logits.float(), y, ignore_index=255)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     encoder.eval()
+    return head
+
+
+def _optimizer(options: Table, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    if options["use"] == "sgd":
+        return torch.optim.SGD(parameters, lr=1.0, momentum=options["momentum"], weight_decay=options["weight_decay"])
+    return torch.optim.AdamW(parameters, lr=1.0, weight_decay=options["weight_decay"])
+
+
+@torch.no_grad()
+def classes_as_clusters(encoder: nn.Module, head: nn.Conv2d, task: Task, shards: Path) -> dict[str, float]:
+    """The network's own answers on `val`, scored as the clusters of a run are: each pixel's largest logit, matched to the classes one to one."""
+    from twinview_probes.matching import match_clusters, matched_scores
+
+    val, see = sets(task, shards).val, Encoder(encoder, task.on)
+    classes = head.out_channels
+    counts = torch.zeros(classes * classes, dtype=torch.int64)
+    for images, truth in zip(torch.split(val.images, 16), torch.split(val.labels, 16)):
+        logits = head(cast(Any, encoder((images.float() - see.mean) / see.std)).at(task.segments_on).float())
+        given = F.interpolate(logits, size=truth.shape[1:], mode="bilinear", align_corners=False).argmax(1)
+        known = truth < classes
+        counts += torch.bincount(truth[known].long() * classes + given[known], minlength=classes * classes)
+    counts = counts.view(classes, classes)
+    return {f"score/cluster/{name}": value for name, value in matched_scores(counts, match_clusters(counts)).items()}
 
 
 def _supervised_images(task: Task, shards: Path) -> tuple[torch.Tensor, torch.Tensor]:

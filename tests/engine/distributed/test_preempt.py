@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
 from processes import Processes
 
 from twinview.engine import setup
@@ -60,6 +62,21 @@ def test_a_signal_is_noted_and_eager_code_is_left() -> None:
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
     with noticing() as notice, pytest.raises(Told), notice.eager():
         signal.raise_signal(signal.SIGINT)
+
+
+def test_a_signal_that_comes_while_ranks_ask_each_other_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    notice = Notice()
+    during = iter([signal.SIGTERM])
+
+    def all_reduce(told: torch.Tensor, op: object) -> None:  # of two ranks, the other one never told
+        for number in during:
+            notice.tell(number)
+
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    assert not notice.given(torch.device("cpu"))  # as on the other rank, which goes on with its next step
+    assert notice.given(torch.device("cpu"))
+    assert notice.fault("").number == signal.SIGTERM
 
 
 def test_what_may_take_its_time() -> None:

@@ -93,13 +93,16 @@ class Notice:
         return made
 
     def given(self, device: torch.device) -> bool:
-        """The same answer on every rank, and every rank must ask: a scheduler may have told only one.  `device`: where ranks can send from."""
+        """The same answer on every rank, and every rank must ask: a scheduler may have told only one.  `device`: where ranks can send from.
+
+        A signal that comes while ranks ask each other is heard when they ask next.
+        """
         if dist.get_world_size() == 1:
             return self.told
         told = torch.tensor(self.number, device=device)
         dist.all_reduce(told, dist.ReduceOp.MAX)
-        self.number = int(told)
-        return self.told
+        self.number = self.number or int(told)
+        return int(told) > 0
 
 
 @contextmanager
