@@ -185,7 +185,7 @@ def lightlys(name: str) -> Callable[[], float]:
         "swav": (lambda: heads.SwaVProjectionHead(512, 2048, 128), lambda: heads.SwaVPrototypes(128, 3000), losses.SwaVLoss),
     }  # fmt: skip
     if name == "mae":
-        return lightlys_mae()
+        return mae_step()
     projector, predictor, criterion = parts[name]
     online: Any = nn.Sequential(maps, pool, projector())
     if name == "densecl":
@@ -243,12 +243,13 @@ def lightlys(name: str) -> Callable[[], float]:
     return step
 
 
-def lightlys_mae() -> Callable[[], float]:
+def mae_step() -> Callable[[], float]:
     """The same of MAE, with the encoder and the decoder that lightly builds on timm's."""
     import timm
     import torch
-    from lightly.models import utils  # type: ignore[import-not-found, unused-ignore]
     from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM  # type: ignore[import-not-found, unused-ignore]
+
+    from lightlys_mae import lightlys_mae
 
     vit: Any = timm.create_model("vit_tiny_patch16_224", img_size=SIDE, patch_size=8, embed_dim=192, depth=4, num_heads=3, num_classes=0)
     encoder = MaskedVisionTransformerTIMM(vit)
@@ -259,12 +260,7 @@ def lightlys_mae() -> Callable[[], float]:
 
     def step() -> float:
         optimizer.zero_grad()
-        keep, mask = utils.random_token_mask((BATCH, patches + 1), mask_ratio=0.75)
-        embedded = decoder.embed(encoder.encode(images, idx_keep=keep))
-        tokens = utils.set_at_index(utils.repeat_token(decoder.mask_token, (BATCH, patches + 1)), keep, embedded)
-        said = decoder.predict(utils.get_at_index(decoder.decode(tokens), mask))
-        wanted = utils.normalize_mean_var(utils.get_at_index(utils.patchify(images, 8), mask - 1))
-        found: Any = torch.nn.functional.mse_loss(said, wanted)
+        found: Any = lightlys_mae(encoder, decoder, images, 8)
         found.backward()
         optimizer.step()
         return float(found.detach())

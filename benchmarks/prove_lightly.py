@@ -42,6 +42,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import twinview
+from lightlys_mae import lightlys_mae
 from machine import processor
 from proof.data import require_shards
 from proof.methods import TASKS, Table, Task
@@ -69,7 +70,7 @@ def main() -> None:
         for method in args.methods:
             task = TASK_OF[method]
             recipe = task.recipe(method, seed, args.shards.resolve(), overrides)
-            code = code_hash(methods=methods_of(recipe), also=[*PROBES, Path(__file__)])
+            code = code_hash(methods=methods_of(recipe), also=[*PROBES, Path(__file__), Path(__file__).with_name("lightlys_mae.py")])
             hashed = table_hash({**recipe, "data": {}, "lightly": version("lightly")})
             key: Table = {"code": code, "task": task.name, "method": f"{method} (lightly)", "seed": seed, "recipe_hash": hashed}
             row = rows.find(**key) or rows.add({**key, "overrides": overrides, **one(task, method, recipe), "processor": processor()})
@@ -169,20 +170,13 @@ class Mae(nn.Module):
         vit: Any = timm.create_model(encoder.name, img_size=size, num_classes=0, **options)
         self.backbone = MaskedVisionTransformerTIMM(vit)
         vit.load_state_dict(made.tensors, strict=False)
-        self.tokens = vit.patch_embed.num_patches + 1
         sizes = {"decoder_embed_dim": heads["width"], "decoder_depth": heads["depth"], "decoder_num_heads": heads["attention_heads"]}
-        self.decoder = MAEDecoderTIMM(self.tokens - 1, self.patch, embed_dim=width, **sizes)
+        self.decoder = MAEDecoderTIMM(vit.patch_embed.num_patches, self.patch, embed_dim=width, **sizes)
         self.encoder = MeanOfTokens(self.backbone)
 
     def forward(self, images: Tensor) -> Tensor:
         """Mean squared error of hidden patches, normalized each."""
-        shape = (len(images), self.tokens)
-        keep, mask = utils.random_token_mask(shape, mask_ratio=0.75)
-        embedded = self.decoder.embed(self.backbone.encode(images, idx_keep=keep))
-        tokens = utils.set_at_index(utils.repeat_token(self.decoder.mask_token, shape).to(embedded.dtype), keep, embedded)
-        said = self.decoder.predict(utils.get_at_index(self.decoder.decode(tokens), mask))
-        wanted = utils.normalize_mean_var(utils.get_at_index(utils.patchify(images, self.patch), mask - 1))
-        return nn.functional.mse_loss(said.float(), wanted)
+        return lightlys_mae(self.backbone, self.decoder, images, self.patch)
 
     def follow(self, momentum: float) -> None:
         """There is no target."""

@@ -71,7 +71,8 @@ def table(rows: list[Row]) -> str:
         floor = scores.get(own.replace("/", "/random/"))
         score = f"{own} {scores[own]:.1f}" if own else ""
         went = [f"{row.get(f'first/{word}', math.nan):.2f} to {row.get(f'last/{word}', math.nan):.2f}" for word in ("loss", "erank/online")]
-        numbers = [str(row["seed"]), str(row["steps"]), score, "" if floor is None else f"{floor:.1f}", *went, f"{row['cpu_seconds']:.0f}"]
+        seconds = f"{row['cpu_seconds']:.0f}" if "cpu_seconds" in row else ""
+        numbers = [str(row["seed"]), str(row["steps"]), score, "" if floor is None else f"{floor:.1f}", *went, seconds]
         lines.append([row["recipe"], " ".join(row["overrides"]), *numbers, row["commit"]])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

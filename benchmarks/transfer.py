@@ -78,7 +78,7 @@ def text(row: Row) -> str:
     """A row in a line."""
     kept = ", ".join(f"{name} {value:.1f}" for name, value in row["scores"].items() if value == value)
     what = " ".join([row["recipe"], *row["overrides"], "from", row["weights"] or "its random start", f"seed {row['seed']}"])
-    return f"{what}: {kept}; {row['cpu_seconds']} CPU s"
+    return f"{what}: {kept}; {row.get('cpu_seconds', 'unknown')} CPU s"
 
 
 if __name__ == "__main__":

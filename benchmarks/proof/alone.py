@@ -1,6 +1,7 @@
 """A training in a process of its own, forked from one that has paid for the imports once: a short run costs less than they do."""
 from __future__ import annotations
 
+import json
 import multiprocessing as mp
 import os
 import resource
@@ -30,7 +31,10 @@ def alone(work: Callable[..., T], *args: Any) -> T:
 
 
 def train(file: Path, run: Path) -> dict[str, Any]:
-    """Train the recipe of a file (one that was stopped goes on), its output in a log beside the run: what this sitting cost, without imports."""
+    """Train the recipe of a file (one that was stopped goes on), its output in a log beside the run: what it cost, without imports.
+
+    A run of several sittings does not say its seconds: those of a sitting that was killed are not known.
+    """
     log = os.open(run.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -43,4 +47,6 @@ def train(file: Path, run: Path) -> dict[str, Any]:
     before, started = time.process_time(), time.monotonic()
     twinview.train(file, run=run, resume="auto")
     spent = {"cpu_seconds": round(time.process_time() - before, 1), "seconds": round(time.monotonic() - started, 1)}
+    if len(json.loads((run / "manifest.json").read_text())["sittings"]) > 1:
+        spent = {}
     return {**spent, "memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}

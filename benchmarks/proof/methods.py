@@ -122,6 +122,7 @@ VIT["mae_siameseim"] = {  # one masked view says its own hidden pixels and anoth
     **VIT["siameseim"],
     "loss": [*VIT["siameseim"]["loss"], *VIT["mae"]["loss"]],
 }
+VIT |= {f"{name}_6000": merged(VIT[name], {"run": {"steps": 6000}}) for name in ("siameseim", "mae")}  # three times the lesson
 DENSECL: Table = {
     "align": {"use": "densecl.correspondence"},
     "loss": [{"use": "moco.image", "weight": 0.5, "queue": 512}, {"use": "densecl.dense", "weight": 0.5, "queue": 512}],
@@ -220,6 +221,8 @@ SEGMENTS: dict[str, Table] = {
         **ADAM,
     },
 }
+
+SEGMENTS["densesiam_2400"] = merged(SEGMENTS["densesiam"], {"run": {"steps": 2400}})  # three times the lesson
 
 CIFAR_RESNET = Task(
     name="cifar-resnet",

@@ -157,7 +157,8 @@ def lightly(by_commit: ByCommit) -> list[str]:
     lines = ["| | seeds | twinview | lightly | difference | CPU s | lightly's |", "|---|---|---|---|---|---|---|"]
     for claim, both, found in pairs(by_commit, LIGHTLY):
         means = [mean(scored(rows, claim.probe)) for rows in both]
-        seconds = [f"{statistics.fmean(scored(rows, 'cpu_seconds').values()):.0f}" for rows in both]
+        known = [list(scored(rows, "cpu_seconds").values()) for rows in both]
+        seconds = [f"{statistics.fmean(of_runs):.0f}" if of_runs else "" for of_runs in known]
         lines.append(row([claim.label, "{seeds}", *means, "{mean:+.1f} ± {deviation:.1f} [{low:+.1f}, {high:+.1f}]", *seconds]).format(**found))
     return lines
 

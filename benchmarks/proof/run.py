@@ -69,7 +69,7 @@ def trained_alone(recipe: Table, run: Path) -> dict[str, Any]:
 
 
 def trained(task: Task, recipe: Table, shards: Path, run: Path, curve: bool = False) -> dict[str, Any]:
-    """Train a recipe in a process of its own (one that was stopped goes on), then score its encoder.  CPU seconds are of this sitting."""
+    """Train a recipe in a process of its own (one that was stopped goes on), then score its encoder."""
     cost = trained_alone(recipe, run)
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     said = {key: value for key, value in logged[-1].items() if key in SIGNALS or key.startswith("score/")}

@@ -203,3 +203,14 @@ def test_the_correlation_tells_a_cut_from_another_picture() -> None:
     assert match(whole, other).correlation < 0.9
     flat = np.full((48, 36), 100, np.float32)
     assert match(flat, whole).correlation == -1
+
+
+@pytest.mark.parametrize(("variable", "value"), [("WORLD_SIZE", "2"), ("RANK", "1")])
+def test_duplicates_under_a_launcher_are_refused_before_features_are_written(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    out = tmp_path / "features.parquet"
+    assert main(["embed", RESNET, str(photographs), "--out", str(out), "--duplicates", str(tmp_path / "twins"), "--size", "64", "--workers", "0"]) == 2
+    assert "--duplicates: is looked for in one process. Leave the launcher out." in capsys.readouterr().err
+    assert not out.exists()

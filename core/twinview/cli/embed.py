@@ -48,8 +48,8 @@ def embed(args: argparse.Namespace) -> None:
             raise TwinviewError(f"--{name.replace('_', '-')}: wants a number of at least {least}, not {getattr(args, name)}.")
     if not (args.out or args.duplicates):
         raise TwinviewError("embed: say what is wanted: --out features.parquet, or --duplicates DIR.")
-    if args.duplicates and args.ranks > 1:
-        raise TwinviewError("--ranks: near duplicates are looked for in one process. Leave --ranks out, or --duplicates.")
+    if args.duplicates:
+        _check_duplicates(args)
     if not args.out and (args.half or args.features != "pooled"):
         raise TwinviewError("embed: --features and --half are of --out, and no file is named. Add --out, or leave them out.")
     if not 0 < args.threshold <= 1:
@@ -90,6 +90,19 @@ def _write(args: argparse.Namespace, target: Target, options: Options) -> dict[s
     return {"features": str(out), "images": total} if rank_variable("RANK") == 0 else {}
 
 
+def _check_duplicates(args: argparse.Namespace) -> None:
+    """What --duplicates cannot be asked with, before hours of features are written."""
+    from twinview.machine import rank_variable
+
+    if args.ranks > 1:
+        raise TwinviewError("--ranks: near duplicates are looked for in one process. Leave --ranks out, or --duplicates.")
+    if rank_variable("RANK") or rank_variable("WORLD_SIZE", 1) > 1:
+        raise TwinviewError("--duplicates: is looked for in one process. Leave the launcher out.")
+    folder: Path = expand(args.duplicates, "--duplicates")
+    if folder.is_file():
+        raise TwinviewError(f"--duplicates: {folder} is a file. Name a folder.")
+
+
 def _duplicates(args: argparse.Namespace, target: Target, options: Options) -> dict[str, object]:
     import attrs
 
@@ -98,13 +111,8 @@ def _duplicates(args: argparse.Namespace, target: Target, options: Options) -> d
     from twinview.analysis.features.embed import embed as features_of
     from twinview.analysis.features.embed import open_images
     from twinview.data.formats.decode import PixelFormat
-    from twinview.machine import rank_variable
 
-    if rank_variable("RANK") or rank_variable("WORLD_SIZE", 1) > 1:
-        raise TwinviewError("--duplicates: is looked for in one process. Leave the launcher out.")
     folder: Path = expand(args.duplicates, "--duplicates")
-    if folder.is_file():
-        raise TwinviewError(f"--duplicates: {folder} is a file. Name a folder.")
     images = open_images(args.images)
     found = features_of(target, images, attrs.evolve(options, features=("pooled",), half=False, mirrored=True))
     form = PixelFormat(target.transform.channels, target.transform.white)
