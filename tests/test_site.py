@@ -75,7 +75,7 @@ def test_what_the_page_of_the_kit_shows_runs(install: Callable[..., None]) -> No
 
 def test_the_tutorial_in_python(photo_shards: str, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    twinview.train("multisiam/camvid", f"data.shards={photo_shards}", "run.steps=1", "run.batch_size=4", "views.size=64", "evaluate=[]", "data.workers=0", run="runs/mine")
+    twinview.train("multisiam/photos", f"data.shards={photo_shards}", "run.steps=1", "run.batch_size=4", "views.size=64", "data.workers=0", run="runs/mine")
     (code,) = blocks(DOCS / "tutorial.md", "python")
     exec(code.replace("photo.jpg", str(photographs / "photo00.jpg")), {})
 

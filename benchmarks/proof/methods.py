@@ -277,6 +277,13 @@ STREET_SCENES = Task(
     },
     methods=STREETS,
 )
+STREETS_R18 = attrs.evolve(  # the whole ResNet-18, as the recipes named `photos` have it
+    STREET_SCENES,
+    name="streets-r18",
+    title="Street scenes of another place: ResNet-18",
+    base=merged(STREET_SCENES.base, {"encoder": {"width": 64}, "run": {"steps": 2400}}),
+    methods={"multisiam": STREETS["multisiam"], "simclr": STREETS["simclr"], "resim": STREETS["resim_slow"], "byol": STREETS["byol"]},
+)
 STREETS_BY_VIT = attrs.evolve(
     STREET_SCENES,
     name="streets-vit",
@@ -314,4 +321,4 @@ SEGMENTATION = attrs.evolve(  # every run scores its own clusters, and k-means o
     },
     methods=SEGMENTS,
 )
-TASKS = {task.name: task for task in (CIFAR_RESNET, CIFAR_VIT, STREET_SCENES, STREETS_BY_VIT, SEGMENTATION)}
+TASKS = {task.name: task for task in (CIFAR_RESNET, CIFAR_VIT, STREET_SCENES, STREETS_R18, STREETS_BY_VIT, SEGMENTATION)}

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from proof.probe import confusions, knn, linear, miou  # noqa: E402
 from proof.score import pack, unpack  # noqa: E402
 from proof.stats import bootstrap, bootstrap_miou, paired, seeds_needed  # noqa: E402
 from proof.table import by_method, compare, compared, comparison, difference, newest, table, with_curves  # noqa: E402
+from twinview.recipe.library import find  # noqa: E402
 
 
 def test_differences_are_paired_by_the_seeds_that_both_have() -> None:
@@ -224,6 +226,17 @@ def test_a_random_start_of_one_seed_stands_for_no_other() -> None:
 def test_a_run_with_overrides_is_a_row_of_its_own() -> None:
     rows: list[dict[str, Any]] = [{"method": "mae", "seed": 20, "steps": 9, "knn": 40.0}, {"method": "mae", "seed": 20, "steps": 9, "knn": 9.0, "overrides": {"optimizer.lr": 9}}]
     assert {name: of[20]["knn"] for name, of in by_method(rows).items()} == {"mae": 40.0, "mae, optimizer.lr=9": 9.0}
+
+
+@pytest.mark.parametrize("method", ["multisiam", "resim", "simclr"])
+def test_recipes_for_photos_are_what_the_proof_trained(method: str) -> None:
+    """But for the data, and how the machine does the work."""
+    recipes = [tomllib.loads(find(f"{method}/photos").read_text()), TASKS["streets-r18"].recipe(method, 0, Path("shards"))]
+    for recipe in recipes:
+        del recipe["data"]
+        recipe["run"] = {key: value for key, value in recipe["run"].items() if key in ("steps", "batch_size", "channels_last", "views_together")}
+        recipe["encoder"] = {"width": 64, "cells": "c4", **recipe["encoder"]}  # SimCLR asks for no cells
+    assert recipes[0] == recipes[1]
 
 
 def test_the_table_of_quickstarts_has_scores_and_floors() -> None:
