@@ -1,6 +1,7 @@
 """Semantic segmentation on the encoder, trained with the label maps of the shards: FCN under two protocols, and UperNet."""
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
@@ -22,7 +23,7 @@ NONE = -100  # in a target: no class
 
 
 @part
-class Segmentation:
+class Segmentation(ABC):
     """What both share: the labels, and the cross-entropy of logits that are upsampled to them."""
 
     classes: int = field(validator=gt(0))  # of the label maps, those to ignore left out
@@ -40,9 +41,9 @@ class Segmentation:
                 there = ", ".join(["cells", *dims.encoder.levels])
                 raise RecipeError(f"[[loss]] {self.place}: the encoder gives no map {level!r}. There is: {there}.")
 
+    @abstractmethod
     def taken(self) -> Sequence[str]:
         """The maps that the heads take."""
-        raise NotImplementedError
 
     def term(self, step: Step, head: str, view: int, levels: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Cross-entropy of a head in a view, over labeled pixels; and the share of these that it gets right."""

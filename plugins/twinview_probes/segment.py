@@ -1,6 +1,7 @@
 """How well images are segmented by frozen dense features: by a linear layer, and by nearest neighbors among cells."""
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
@@ -35,7 +36,7 @@ class Classifier(Protocol):
 
 
 @part
-class DenseProbe:
+class DenseProbe(ABC):
     """What probes of cells share: the images, the features, the baselines, mIoU and accuracy over all labeled pixels of `val`.
 
     `baselines` are scored in the same way: `random`, the encoder at its random start, and `pixels`, the raw pixels of each cell.
@@ -114,9 +115,9 @@ class DenseProbe:
         self._check(cells.y, self._fitted_on)
         return self.learn(cells, self.classes or int(cells.y.max()) + 1)
 
+    @abstractmethod
     def learn(self, cells: Cells, classes: int) -> Classifier:
         """The classifier of drawn cells."""
-        raise NotImplementedError
 
     def score(self, dense: Dense, linear: Classifier, data: DataFactory, device: torch.device) -> Confusion:
         """Counts over all labeled pixels of `val`, of all ranks."""

@@ -1,6 +1,7 @@
 """How well frozen features of whole images tell classes apart: what the evaluations on class labels share."""
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -49,7 +50,7 @@ class Truth(NamedTuple):
 
 
 @part
-class Classes:
+class Classes(ABC):
     """What the evaluations on class labels (field cls) share: the images, the features, the baselines, the share of `val` that is right.
 
     Memory: images of both sets x channels x 4 bytes on every rank.
@@ -134,9 +135,9 @@ class Classes:
         classify, first = self.fit_numbered(Embedded(train.x, numbers, numbers), len(ids)), self.variants()[0]
         return lambda x: ids[classify(x)[first].argmax(1)]
 
+    @abstractmethod
     def fit_numbered(self, train: Embedded, classes: int) -> Classify:
         """A number for each class of an image, by the classifier's variants; for classes 0 to `classes` - 1 that all occur."""
-        raise NotImplementedError
 
     def _scores(self, see: See, data: DataFactory, device: torch.device, lasting: bool) -> dict[str, float]:
         train, val = (self.embedded(see, data, shards, device, lasting) for shards in (self.train, self.val))

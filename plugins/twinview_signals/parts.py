@@ -1,6 +1,7 @@
 """The signals as evaluations."""
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import ClassVar, Literal, cast
 
@@ -23,7 +24,7 @@ IMAGES = 64  # that the encoder sees at once, its crops counted
 
 
 @part
-class Signal:
+class Signal(ABC):
     """What the signals share: which images, which features, and the random start beside them.  No label is read."""
 
     val: str | list[str] = ""  # shards; empty: the run's own
@@ -64,9 +65,9 @@ class Signal:
             scores |= {f"{self.score}/{name}{measure}": value for measure, value in zip(self.measured, self.measure(x))}
         return scores
 
+    @abstractmethod
     def measure(self, x: Tensor) -> tuple[float, ...]:
         """Features [N, views, C] -> numbers, in the order of `measured`."""
-        raise NotImplementedError
 
     @property
     def views(self) -> int:

@@ -5,14 +5,14 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import attrs
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from twinview.analysis.load import read_encoder
 from twinview.analysis.transform import Transform
@@ -39,16 +39,10 @@ Branch = Literal["online", "target"]
 class LoadedEncoder(nn.Module):
     """What `twinview.load` gives, for readers and type checkers: the encoder's own module, which carries these besides."""
 
+    __call__: Callable[..., Any]  # images [B, C, H, W], normalized -> `twinview.values.Features`
     spec: EncoderSpec
     transform: Transform  # a PIL image, a path or a uint8 image -> what the encoder takes
-
-    def normalize(self, pixels: Any) -> Any:
-        """A uint8 batch [B, C, H, W] -> what the encoder takes; see `Transform.normalize`."""
-        raise NotImplementedError
-
-    def __call__(self, images: Any, hidden: Any = None) -> Any:
-        """`twinview.values.Features` of images [B, C, H, W], normalized."""
-        raise NotImplementedError
+    normalize: Callable[[Tensor], Tensor]  # a uint8 batch [B, C, H, W] -> what the encoder takes; see `Transform.normalize`
 
 
 class _Made(NamedTuple):
