@@ -218,7 +218,11 @@ class Hooks(Protocol):
 
     @hookspec
     def evaluate(self, branches: Branches, data: DataFactory, progress: Progress) -> dict[str, float] | None:
-        """Named scores, on all ranks, encoders in eval mode and without gradient.  Every N steps and at the end.  Collected."""
+        """Named scores, on all ranks, encoders in eval mode and without gradient.  Every N steps and at the end.  Collected.
+
+        More is better, for `[run] keep_best` too, but of names that end in `loss`, `error`, `error_NAME`, `mean_error`, `nll`, `mse`, `rmse`
+        or `ece`.
+        """
 
     @hookspec
     def pictures(self, step: Step, data: DataFactory) -> dict[str, Tensor] | None:
