@@ -43,12 +43,14 @@ class Claim(NamedTuple):
 CIFAR = ("CIFAR-10, linear", "cifar-vit", "linear"), ("CIFAR-10, nearest neighbors", "cifar-vit", "knn")
 RESNET = ("CIFAR-10 (ResNet), linear", "cifar-resnet", "linear"), ("CIFAR-10 (ResNet), nearest neighbors", "cifar-resnet", "knn")
 STREETS = (("street scenes of another place, linear, mIoU", "streets", "miou"),)
+R18 = (("street scenes of another place, linear, mIoU", "streets-r18", "miou"),)
 CELLS = "cifar-vit on streets-vit"
 CLUSTERS = (("street scenes of another place, no label at all: clusters, mIoU", "segments", "cluster"),)
 FLOORS = [
     Floor(label if not i else "", what, task, method, probe)
     for label, method, several in (
         ("**SiameseIM**", "siameseim", CIFAR),
+        ("SiameseIM, three times the steps", "siameseim_6000", CIFAR),
         ("MAE", "mae", CIFAR),
         ("MoCo v3", "moco_v3", CIFAR),
         ("MAE beside SiameseIM (ours)", "mae_siameseim", CIFAR),
@@ -56,6 +58,10 @@ FLOORS = [
         ("BYOL", "byol", RESNET),
         ("BYOL, eight times the steps", "byol_4800", RESNET),
         ("**MultiSiam**", "multisiam", STREETS),
+        ("**MultiSiam, three times the steps**", "multisiam_2400", STREETS),
+        ("MultiSiam with a whole ResNet-18, three times the steps", "multisiam", R18),
+        ("SimCLR with it", "simclr", R18),
+        ("ReSim with it, slow target", "resim", R18),
         ("DenseCL", "densecl", STREETS),
         ("PixPro", "pixpro", STREETS),
         ("SimCLR", "simclr", STREETS),
@@ -67,7 +73,9 @@ FLOORS = [
         ("MoCo v3", "moco_v3", STREETS),
         ("SimSiam", "simsiam", STREETS),
         ("BYOL", "byol", STREETS),
+        ("BYOL, three times the steps", "byol_2400", STREETS),
         ("**DenseSiam**", "densesiam", CLUSTERS),
+        ("DenseSiam, three times the steps", "densesiam_2400", CLUSTERS),
         ("IIC", "iic", CLUSTERS),
         ("PiCIE", "picie", CLUSTERS),
         ("PiCIE with DenseSiam's optimizer", "picie_sgd", CLUSTERS),
@@ -78,6 +86,8 @@ FLOORS = [
 ]
 CLAIMS = [
     Claim("**MultiSiam above BYOL** on street scenes, mIoU", "streets", "multisiam", "byol", "miou"),
+    Claim("the same, both with three times the steps", "streets", "multisiam_2400", "byol_2400", "miou"),
+    Claim("MultiSiam with three times the steps above itself", "streets", "multisiam_2400", "multisiam", "miou"),
     Claim("MultiSiam above itself without alignment", "streets", "multisiam", "multisiam_unaligned", "miou"),
     Claim("MultiSiam above itself without the IoU gate", "streets", "multisiam", "multisiam_any_pair", "miou"),
     Claim("MultiSiam above itself with every cell a cluster", "streets", "multisiam", "multisiam_cells", "miou"),
@@ -91,11 +101,14 @@ CLAIMS = [
     Claim("MultiSiam above MoCo v3", "streets", "multisiam", "moco_v3", "miou"),
     Claim("SiameseIM above MAE, linear", "cifar-vit", "siameseim", "mae", "linear"),
     Claim("SiameseIM above MAE, nearest neighbors", "cifar-vit", "siameseim", "mae", "knn"),
+    Claim("SiameseIM with three times the steps above itself, linear", "cifar-vit", "siameseim_6000", "siameseim", "linear"),
+    Claim("SiameseIM with three times the steps above itself, nearest neighbors", "cifar-vit", "siameseim_6000", "siameseim", "knn"),
     Claim("SiameseIM above MoCo v3, linear", "cifar-vit", "siameseim", "moco_v3", "linear"),
     Claim("SiameseIM above MoCo v3, nearest neighbors", "cifar-vit", "siameseim", "moco_v3", "knn"),
     Claim("SiameseIM above MoCo v3 on cells of street scenes, mIoU", CELLS, "siameseim", "moco_v3", "miou"),
     Claim("SiameseIM above MAE on cells of street scenes, mIoU", CELLS, "siameseim", "mae", "miou"),
     Claim("DenseSiam above IIC, clusters, mIoU", "segments", "densesiam", "iic", "cluster"),
+    Claim("DenseSiam with three times the steps above itself", "segments", "densesiam_2400", "densesiam", "cluster"),
     Claim("DenseSiam above PiCIE", "segments", "densesiam", "picie", "cluster"),
     Claim("DenseSiam above PiCIE with DenseSiam's optimizer", "segments", "densesiam", "picie_sgd", "cluster"),
     Claim("DenseSiam above Modified Deep Clustering", "segments", "densesiam", "mdc", "cluster"),

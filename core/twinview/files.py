@@ -1,6 +1,7 @@
 """Files that are whole or not there."""
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,6 +30,15 @@ def write_atomic(path: Path, *, mode: int = 0o666, sync: bool = False) -> Iterat
         with suppress(FileNotFoundError):
             fresh.unlink()
         raise
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock at `path`, which is made where it is missing; the kernel takes it back from the dead.  Raises OSError."""
+    with open(path, "ab") as file:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def write_text(path: Path, text: str, *, mode: int = 0o666, sync: bool = False) -> None:

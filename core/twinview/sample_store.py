@@ -51,12 +51,12 @@ class SampleStores:
         """`samples` of the data set.  Without a folder (`keep_in`) they lie in memory."""
         self.samples = samples
         self.folder: Path | None = None
-        self._needed_from: Callable[[], int] = lambda: 0
+        self._needed: Callable[[], set[int]] = set
         self._open: dict[tuple[str, int], SampleArray] = {}
 
-    def keep_in(self, folder: Path, needed_from: Callable[[], int]) -> None:
-        """Keep them in files from now on.  `needed_from`: the first epoch in which a checkpoint stands; older files are dropped."""
-        self.folder, self._needed_from = folder, needed_from
+    def keep_in(self, folder: Path, needed: Callable[[], set[int]]) -> None:
+        """Keep them in files from now on.  `needed`: the epochs in which checkpoints stand; files of other epochs that are over are dropped."""
+        self.folder, self._needed = folder, needed
 
     def new(self, key: str, epoch: int, shape: Sequence[int]) -> SampleArray:
         """A new array for an epoch, of `shape` for each sample, all 0.  Every rank calls it."""
@@ -96,10 +96,11 @@ class SampleStores:
 
     def _drop_old(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        start, first = path.name.rpartition("-epoch-")[0], self._needed_from()
-        for old in path.parent.glob("*.npy"):
+        start, _, now = path.stem.rpartition("-epoch-")
+        needed = self._needed()
+        for old in path.parent.glob("*.npy") if needed else ():
             found = re.fullmatch(re.escape(start) + r"-epoch-(\d{6,})\.npy", old.name)
-            if found and int(found[1]) < first:
+            if found and int(found[1]) < int(now) and int(found[1]) not in needed:
                 old.unlink(missing_ok=True)
 
 

@@ -3,13 +3,18 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from processes import Processes
 
 import twinview
 from twinview.analysis.features import embed as work
@@ -19,7 +24,9 @@ from twinview.analysis.features.same_picture import match, small
 from twinview.analysis.targets import find_target
 from twinview.analysis.transform import Transform
 from twinview.cli import main
+from twinview.engine.distributed.launch import launch
 from twinview.errors import CheckpointError, DataError, RecipeError
+from twinview_tiny import Net
 
 RESNET = "torchvision:resnet18,weights="
 VIT = "timm:vit_tiny_patch16_224,weights=,depth=2,width=48,heads=3,patch=8,img_size=32"
@@ -109,6 +116,54 @@ def test_features_go_to_every_kind_of_file_and_come_back(photographs: Path, tmp_
     ):  # fmt: skip
         assert main(["embed", RESNET, str(photographs), *words]) == 2
         assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_parts_that_cannot_be_read_are_computed_anew(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a power failure may leave of one."""
+    monkeypatch.setattr(work, "PART", 5)
+    target, images, out = find_target(RESNET), work.open_images(photographs), tmp_path / "f.npy"
+    options = work.Options(size=(32, 32), workers=0, batch_size=2)
+    monkeypatch.setattr(work, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))  # every part is there, the file is not
+    with pytest.raises(KeyboardInterrupt):
+        work.embed_to(target, images, out, options)
+    (tmp_path / "f.npy.parts/part-000001.npz").write_bytes(b"")
+    monkeypatch.undo()
+    monkeypatch.setattr(work, "PART", 5)
+    assert work.embed_to(target, images, out, options) == 12
+    assert np.allclose(np.load(out), work.embed(target, images, options).features["pooled"])
+
+
+def test_bad_images_of_all_sittings_count(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "PART", 5)
+    shutil.copytree(photographs, tmp_path / "images")
+    for name in ("photo02.jpg", "photo08.jpg"):
+        (tmp_path / "images" / name).write_bytes(b"no image")
+    target, images, out = find_target(RESNET), work.open_images(tmp_path / "images"), tmp_path / "f.npy"
+    options = work.Options(size=(32, 32), workers=0, batch_size=2, bad_images=1)
+    with pytest.raises(DataError, match="lets 1 pass, and this is one more"):  # by then the first part is there, with one of them
+        work.embed_to(target, images, out, options)
+    for _ in range(2):
+        with pytest.raises(DataError, match="2 images were left out, and bad_images=1 lets 1 pass"):
+            work.embed_to(target, images, out, options)
+    assert work.embed_to(target, images, out, attrs.evolve(options, bad_images=2)) == 10
+
+
+def ranks_with_other_weights(images: Path, out: Path) -> int:
+    """The run goes on while it is embedded: one rank finds a later checkpoint than another."""
+
+    def rank() -> int:
+        torch.manual_seed(int(os.environ["RANK"]))
+        target: Any = SimpleNamespace(encoder=Net(4, 3).eval(), transform=Transform(size=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3), described={})
+        return work.embed_to(target, work.open_images(images), out, work.Options(workers=0, device="cpu"))
+
+    found: int = launch(2, rank, device="cpu")
+    return found
+
+
+def test_ranks_that_found_other_weights_say_so(photographs: Path, tmp_path: Path, processes: Processes) -> None:
+    with pytest.raises(AssertionError, match="ranks found other weights or other images. Name a checkpoint with --step"):
+        processes.call(ranks_with_other_weights, photographs, tmp_path / "f.npy")
+    assert not (tmp_path / "f.npy").exists()
 
 
 def test_tokens_of_chosen_blocks() -> None:

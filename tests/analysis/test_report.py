@@ -5,7 +5,9 @@ import base64
 import json
 import re
 import shutil
+import signal
 import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 import tomli_w
 from PIL import Image
+from processes import Processes
 
 import twinview
 from twinview.analysis.report import serve
@@ -25,7 +28,7 @@ from twinview.analysis.report.run_page import run_page
 from twinview.analysis.report.runs import RunInfo, age, find_runs, open_run
 from twinview.analysis.report.statistics import paired
 from twinview.cli import main
-from twinview.cli.seeds import parsed
+from twinview.cli.seeds import parsed, run_command
 from twinview.engine.run_lock import locked
 from twinview.errors import CheckpointError, TwinviewError
 
@@ -183,6 +186,22 @@ def test_notebooks_show_a_table_and_the_pictures(tmp_path: Path) -> None:
     assert code and base64.b64decode(code[1]).startswith(b"\x89PNG") and "knn/top1" in html
     metrics = RunInfo(run).metrics
     assert list(metrics["loss"])[:2] == [2.0, 1.0]
+
+
+SLOW = "import pathlib, signal, sys, time; signal.signal(15, lambda *_: sys.exit(CODE)); pathlib.Path('FILE').touch(); time.sleep(60)"
+
+
+def seed_that_waits(file: str, code: int) -> None:
+    raise SystemExit(run_command([sys.executable, "-c", SLOW.replace("FILE", file).replace("CODE", str(code))]))
+
+
+@pytest.mark.parametrize("code", [143, 0])
+def test_a_scheduler_that_ends_a_run_of_several_seeds_ends_the_one_that_trains(processes: Processes, tmp_path: Path, code: int) -> None:
+    """And no other begins, even where it was at its end."""
+    process = processes.begin(seed_that_waits, str(tmp_path / "begun"), code)
+    process.wait_for((tmp_path / "begun").is_file)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 143
 
 
 def test_seeds_are_read_as_they_are_written() -> None:

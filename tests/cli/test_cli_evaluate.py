@@ -5,6 +5,8 @@ import contextlib
 import io
 import json
 import math
+import os
+import threading
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +18,14 @@ import tomli_w
 from PIL import Image
 from processes import Processes
 
+from twinview.analysis import evaluate, scores
 from twinview.analysis.evaluate import Evaluated, evaluation_recipe, evaluations
+from twinview.analysis.targets import find_target
+from twinview.api import checked
 from twinview.cli import main
 from twinview.cli.train import summary
 from twinview.data.prepare.pack import pack_images
+from twinview.engine.distributed.launch import launch
 from twinview.engine.run_recipe import run_recipe
 from twinview.engine.train import RunResult
 from twinview.errors import RecipeError
@@ -187,3 +193,40 @@ def test_of_two_of_one_kind_the_name_says_which(run: Path, tmp_path: Path) -> No
     for what in ("cluster", "probes.cluster"):
         with pytest.raises(RecipeError, match="^evaluate: the run has 2 evaluations probes.cluster: fine, coarse. Write the name of one.$"):
             evaluation_recipe(run_recipe(tmp_path), what, None, {})
+
+
+def scored_by_two_ranks(run: Path) -> int:
+    """The step whose scores two ranks give; the second never looks for a checkpoint itself."""
+    target = find_target(str(run), [])
+    assembly = checked(evaluation_recipe(target.recipe(""), "cluster", None, {}))
+    module: Any = evaluate
+    find = module.find_checkpoint
+
+    def found(*args: Any) -> Any:
+        assert os.environ["RANK"] == "0", "a run that goes on may have another newest checkpoint by now"
+        return find(*args)
+
+    module.find_checkpoint = found
+    step: int = launch(2, lambda: module.evaluate(assembly, target).row["checkpoint"]["step"], device="cpu")
+    return step
+
+
+def test_one_rank_looks_for_the_checkpoint_of_all(run: Path, processes: Processes) -> None:
+    assert processes.call(scored_by_two_ranks, run) == 4
+
+
+def test_evaluations_that_end_together_keep_both_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, real, other = tmp_path / "scores.json", scores.read_scores, list[threading.Thread]()
+
+    def read_while_another_ends(file: Path) -> list[dict[str, Any]]:
+        rows = real(file)
+        if not other:
+            other.append(threading.Thread(target=scores.record, args=(path, {**ROW, "seed": 1}, {"knn/top1": 2.0})))
+            other[0].start()
+            other[0].join(0.2)
+        return rows
+
+    monkeypatch.setattr(scores, "read_scores", read_while_another_ends)
+    assert scores.record(path, ROW, {"knn/top1": 1.0}) == "new"
+    other[0].join()
+    assert [row["seed"] for row in real(path)] == [0, 1]

@@ -195,7 +195,7 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(tiny: Table, tmp_path: Pa
     train(from_table(kept), tmp_path / "run", resume="auto")
     checkpoints = tmp_path / "run/checkpoints"
     assert sorted(p.name for p in checkpoints.iterdir()) == ["best", "latest", "step-000006", "step-000012"]
-    assert json.loads((checkpoints / "best").read_text()) == {"checkpoint": "step-000006", "step": 6, "score": 0.0}
+    assert json.loads((checkpoints / "best").read_text()) == {"checkpoint": "step-000006", "step": 6, "score": 0.0, "name": "peak"}
     train(from_table(with_run(tiny, steps=12)), tmp_path / "plain")
     assert losses(tmp_path / "run") == losses(tmp_path / "plain")
     with pytest.raises(RecipeError, match=r"^\[run\] keep_best: no evaluation gives 'peek'\. Did you mean 'peak'\?"):

@@ -17,7 +17,7 @@ from twinview.data.dataset.statistics import with_measured
 from twinview.data.loading.factory import Factory, Paths
 from twinview.data.loading.feature_cache import weights_hash
 from twinview.data.remote.base import without_queries
-from twinview.engine.checkpoint import best_of, find_checkpoint, load_model, steps_in
+from twinview.engine.checkpoint import best_of, find_checkpoint, load_model, read_checkpoint, steps_in
 from twinview.engine.distributed.process import join, on_first
 from twinview.engine.run_folder import versions
 from twinview.errors import CheckpointError, RecipeError, closest
@@ -100,7 +100,9 @@ def evaluate(assembly: Assembly, target: Target, best: bool = False, command: st
     model = make_model(assembly, len(shards), shards.classes, weights=target.run is None, data=checked).to(ranks.device)
     step, source = 0, {"weights": str(recipe.encoder.options.get("weights", ""))}
     if target.run is not None:
-        checkpoint = find_checkpoint(target.run / "checkpoints", _best(target.run) if best else target.step)
+        folder, asked = target.run / "checkpoints", _best(target.run) if best else target.step
+        found = on_first(lambda: find_checkpoint(folder, asked).step)  # the run may go on meanwhile: one rank looks for all
+        checkpoint = read_checkpoint(folder / f"step-{found:06d}")
         load_model(checkpoint, model, ranks.rank, ranks.world)
         step, source = checkpoint.step, _named(target.run, checkpoint.step)
     model.eval()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from twinview.errors import CheckpointError
-from twinview.files import write_text
+from twinview.files import locked, write_text
 
 V = TypeVar("V")
 
@@ -41,6 +41,12 @@ def joined(row: Mapping[str, Any]) -> dict[str, float]:
 
 def record(path: Path, row: Mapping[str, Any], scores: Mapping[str, float]) -> str:
     """Keep a row in the file, in place of the one of the same evaluation; gives what came of that as words.  Raises CheckpointError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.with_name(f".{path.name}.lock")):  # evaluations of one run may end together
+        return _record(path, row, scores)
+
+
+def _record(path: Path, row: Mapping[str, Any], scores: Mapping[str, float]) -> str:
     rows = read_scores(path)
     own, floors = split_floors(scores)
     new: dict[str, Any] = {**row, "scores": own, "floors": floors, "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
@@ -48,7 +54,6 @@ def record(path: Path, row: Mapping[str, Any], scores: Mapping[str, float]) -> s
     others = [old for old in rows if old is not before]
     if before is not None and _text([before.get("scores"), before.get("floors")]) == _text([own, floors]):
         return f"nothing changed since {before.get('when')}"
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps({"format": FORMAT, "scores": [*others, new]}, indent=1) + "\n")
     if before is None:
         return "new"

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import signal
 import subprocess
 import sys
 
@@ -31,7 +32,7 @@ def train_seeds(args: argparse.Namespace) -> None:
     for seed, folder in zip(seeds, folders):
         say(f"seed {seed}: {folder}")
         words = ["train", args.recipe, *args.overrides, f"run.seed={seed}", "--run", str(folder), "--ranks", str(args.ranks), *going_on]
-        code = _run([sys.executable, "-m", "twinview", *words])
+        code = run_command([sys.executable, "-m", "twinview", *words])
         if code:
             say(f"twinview: seed {seed} ended with exit code {code}; `--resume` goes on with what is there.")
             raise SystemExit(code)
@@ -53,12 +54,24 @@ def parsed(text: str) -> list[int]:
     return seeds
 
 
-def _run(command: list[str]) -> int:
-    """A process of this one's terminal; signals that a terminal sends reach both, and this one waits for the run to save."""
-    process = subprocess.Popen(command)
-    while True:
-        try:
-            code = process.wait()
-            return 128 - code if code < 0 else code
-        except KeyboardInterrupt:
-            continue
+def run_command(command: list[str]) -> int:
+    """The exit code of a process; told to end, this one waits for the run to save, and gives the signal's code, so that no other seed begins.
+
+    A terminal sends Ctrl-C to both; a scheduler's SIGTERM is passed on.
+    """
+    from twinview.engine.distributed.preempt import on_signals
+
+    told: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
+
+    def tell(number: int) -> None:
+        told.append(number)
+        if number == signal.SIGTERM and process is not None:
+            process.terminate()
+
+    with on_signals(tell):
+        process = subprocess.Popen(command)
+        if signal.SIGTERM in told:  # before there was anyone to tell
+            process.terminate()
+        code = process.wait()
+    return 128 - code if code < 0 else code or (128 + told[0] if told else 0)

@@ -112,7 +112,8 @@ def save_checkpoint(
 
 
 def _begin(fresh: Path) -> None:
-    shutil.rmtree(fresh, ignore_errors=True)
+    for left in (fresh, *fresh.parent.glob(".step-*.tmp")):
+        shutil.rmtree(left, ignore_errors=True)
     fresh.mkdir(parents=True)
 
 
@@ -130,17 +131,19 @@ def _saving(fresh: Path, work: Callable[[], T]) -> T:
         raise CheckpointError(f"{fresh.parent}: a checkpoint cannot be written: {why}. The checkpoints before it are whole.") from None
 
 
-def mark_best(folder: Path, step: int, score: float) -> None:
+def mark_best(folder: Path, step: int, score: float, name: str = "") -> None:
     """Say that the checkpoint of `step` is the best so far: `keep` will not count it, nor drop it."""
-    write_text(folder / "best", json.dumps({"checkpoint": f"step-{step:06d}", "step": step, "score": score}) + "\n", sync=True)
+    write_text(folder / "best", json.dumps({"checkpoint": f"step-{step:06d}", "step": step, "score": score, "name": name}) + "\n", sync=True)
 
 
-def best_of(folder: Path) -> tuple[int, float] | None:
+def best_of(folder: Path, name: str = "") -> tuple[int, float] | None:
     """The step of the best checkpoint, where one was marked and is still there, and its score."""
     try:
         said = json.loads((folder / "best").read_text(encoding="utf-8"))
         step, score = int(said["step"]), float(said["score"])
     except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if name and said.get("name") and said["name"] != name:
         return None
     return (step, score) if (folder / f"step-{step:06d}").is_dir() else None
 

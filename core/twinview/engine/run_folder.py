@@ -5,6 +5,7 @@ import datetime
 import json
 import platform
 import shutil
+import tomllib
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -60,7 +61,7 @@ def find_start(folder: Path, table: Mapping[str, Any], data: str, resume: Resume
         return None
     if not steps_in(folder / "checkpoints"):
         reached = max((row["step"] for row in read_metrics(folder / "metrics.jsonl")), default=0)
-        if reached > table["run"]["checkpoint_every"]:
+        if reached > max(table["run"]["checkpoint_every"], _every(folder)):
             raise CheckpointError(f"{folder}: has made {reached} steps, and its checkpoints are gone. Start another run with run=DIR.")
         if (folder / "recipe.toml").exists():  # killed before its first checkpoint
             say(f"{folder}: holds no checkpoint yet. Starting at the first step.")
@@ -76,6 +77,14 @@ def find_start(folder: Path, table: Mapping[str, Any], data: str, resume: Resume
     if found.meta.get("data") != data:
         raise CheckpointError(f"{folder}: the run began with other shards. Name the same in [data], or start another run with run=DIR.")
     return found
+
+
+def _every(folder: Path) -> int:
+    """[run] checkpoint_every as the sitting before had it; 0 where its recipe cannot be read."""
+    try:
+        return int(tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8"))["run"]["checkpoint_every"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0
 
 
 def order_of(folder: Path) -> int:

@@ -93,7 +93,7 @@ def train(
                 start, meta = start_run(setup, run_dir, resume, command)
                 if not (setup.recipe.data.window or setup.recipe.data.streaming):  # its first batch would want nearly every shard
                     fetch_all(setup.shards.paths)
-                setup.model.stores.keep_in(run_dir / "samples", lambda: min(steps_in(run_dir / "checkpoints"), default=0) // setup.epoch)
+                setup.model.stores.keep_in(run_dir / "samples", lambda: {step // setup.epoch for step in steps_in(run_dir / "checkpoints")})
                 if start is not None:
                     load_model(start, setup.model, setup.ranks.rank, setup.ranks.world)
                 held.enter_context(plain_linear())
@@ -258,7 +258,8 @@ class Trainer:
             self.choice = ask_choice(setup, self.engine, data, progress)
             batches.begin_epoch(self.step, self.choice)
         began = time.perf_counter()
-        with self.notice.eager(self.alone):
+        begun = first_of_epoch and chooses  # what `before_epoch` wrote is the coming step's: it is taken first
+        with self.notice.eager(self.alone and not begun):
             first = next(batches)
         waited = time.perf_counter() - began
         if first_of_epoch and not chooses:
@@ -308,7 +309,7 @@ class Trainer:
         def is_best() -> bool:
             there = [score.removeprefix("score/") for score in scores]
             if name in there:
-                before, now = best_of(folder), scores[f"score/{name}"]
+                before, now = best_of(folder, name), scores[f"score/{name}"]
                 return math.isfinite(now) and (before is None or (now - before[1]) * direction(name) > 0)
             if final:
                 raise RecipeError(f"[run] keep_best: no evaluation gives {name!r}.{closest(name, there)}")
@@ -317,7 +318,7 @@ class Trainer:
         if name and on_first(is_best):
             if self.saved != self.step:
                 self.save()
-            on_first(lambda: mark_best(folder, self.step, scores[f"score/{name}"]))
+            on_first(lambda: mark_best(folder, self.step, scores[f"score/{name}"], name))
 
     # ---- checkpoints
     def save(self) -> None:

@@ -55,7 +55,7 @@ class Rehearsal:
             self.engine = wrap(self.setup, self.folder)
         setup = self.setup
         self.data = Factory(setup.recipe, setup.dims, setup.shards, 0, 1, setup.model.features, setup.model.alignment)
-        setup.model.stores.keep_in(self.folder / "samples", lambda: 0)
+        setup.model.stores.keep_in(self.folder / "samples", set)
         self.step, self.model, self.assembly = 0, setup.model, setup.assembly
 
         self._watch()

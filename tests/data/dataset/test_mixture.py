@@ -2,13 +2,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import os
 import pickle
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import numpy as np
@@ -16,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from twinview.assembly import assemble
 from twinview.data.dataset import keyed_order, sorted_order
@@ -27,6 +30,7 @@ from twinview.data.loading.factory import Factory
 from twinview.data.loading.loader import training_batches
 from twinview.data.loading.views import ViewDataset
 from twinview.data.rng import key_hash
+from twinview.data.store import catalog
 from twinview.errors import DataError, RecipeError
 from twinview.recipe import Recipe, read
 from twinview.values import Batch, Dims
@@ -326,6 +330,34 @@ def test_the_checksum_tells_what_is_read(mixed: dict[str, Any], shards: list[str
                "data.source=[{shards='" + shards[0] + "', name='a', weight=1}]")
     found = [checksum(), *(checksum(change) for change in changes)]
     assert len(set(found)) == len(found) and checksum("data.workers=3") == found[0]
+
+
+@pytest.mark.parametrize("as_catalog", [False, True])
+def test_the_version_tells_that_bytes_may_have_changed(tables: dict[str, Any], write: Any, monkeypatch: pytest.MonkeyPatch, as_catalog: bool) -> None:
+    """Labels put right in place, as long as before: the checksum is of keys and sizes, and what is kept of them is read anew."""
+    monkeypatch.setattr(catalog, "SHARDS", 1 if as_catalog else 256)
+    label = [b"1", b"1"]
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "PNG")
+
+    def stored() -> tuple[str, str, list[float]]:
+        path = write("val.tar", {name: data for i in range(2) for name, data in ((f"{i}.png", picture.getvalue()), (f"{i}.cls", label[i]))})
+        os.utime(path, ns=(0, int(label[1]) * 10**9))  # a clock may be too coarse for a test
+        recipe = read(tables, [f"data.shards={path}"])
+        shards = open_data(recipe.data)
+        offers = Factory(recipe, assemble(recipe).dims(assemble(recipe).encoder(), len(shards), shards.classes), shards, 0, 1)
+        offers.keeps = True
+
+        def labels() -> dict[str, torch.Tensor]:
+            return {"y": torch.cat([batch.labels["class"] for batch in offers.plain(size=(8, 8), labels=("class",))])}
+
+        version = cast(Samples, shards).version
+        return shards.checksum, version, offers.stored("labels", [], None, labels)["y"].tolist()
+
+    first, again = stored(), stored()
+    label[1] = b"2"
+    second = stored()
+    assert first == again and second[0] == first[0] and second[1] != first[1] and (first[2], second[2]) == ([1, 1], [1, 2])
 
 
 def test_the_manifest_names_the_sources(mixed: dict[str, Any]) -> None:

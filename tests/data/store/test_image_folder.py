@@ -183,7 +183,10 @@ def test_it_goes_to_other_processes_as_arrays(photos: Path) -> None:
 def test_the_checksum_is_of_names_and_sizes(photos: Path, tmp_path: Path) -> None:
     first = open_shards(f"images:{photos}").checksum
     shutil.copytree(photos, tmp_path / "copy")
-    assert open_shards(f"images:{tmp_path / 'copy'}").checksum == first
+    copy = open_shards(f"images:{tmp_path / 'copy'}")
+    os.utime(tmp_path / "copy/b.png", ns=(1, 1))
+    touched = open_shards(f"images:{tmp_path / 'copy'}", rebuild=True)
+    assert copy.checksum == touched.checksum == first and copy.version != touched.version
     with (tmp_path / "copy/b.png").open("ab") as file:
         file.write(b"more")
     assert open_shards(f"images:{tmp_path / 'copy'}", rebuild=True).checksum != first

@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -64,19 +66,43 @@ def test_a_signal_is_noted_and_eager_code_is_left() -> None:
         signal.raise_signal(signal.SIGINT)
 
 
-def test_a_signal_that_comes_while_ranks_ask_each_other_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("waits_in", ["all_reduce", "int"])  # where NCCL's all_reduce returns at once, the number is waited for
+def test_a_signal_that_comes_while_ranks_ask_each_other_is_not_lost(monkeypatch: pytest.MonkeyPatch, waits_in: str) -> None:
     notice = Notice()
     during = iter([signal.SIGTERM])
 
-    def all_reduce(told: torch.Tensor, op: object) -> None:  # of two ranks, the other one never told
+    def signals() -> None:
         for number in during:
             notice.tell(number)
 
-    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    class Number:
+        def __init__(self, value: int, device: torch.device) -> None:
+            self.value = value
+
+        def __int__(self) -> int:
+            if waits_in == "int":
+                signals()
+            return self.value
+
+    monkeypatch.setattr("twinview.engine.distributed.preempt.torch.tensor", Number)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)  # of which the other one is never told
+    monkeypatch.setattr(dist, "all_reduce", lambda told, op: signals() if waits_in == "all_reduce" else None)
     assert not notice.given(torch.device("cpu"))  # as on the other rank, which goes on with its next step
     assert notice.given(torch.device("cpu"))
     assert notice.fault("").number == signal.SIGTERM
+
+
+def test_a_ctrl_c_that_the_main_thread_hears_of_late_is_one() -> None:
+    """A backward pass on a CPU is one call of C: the thread that watches hears of the signal long before the handler runs."""
+    with noticing() as notice:
+        notice.may_take(60)
+        timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        until = time.monotonic() + preempt.AGAIN + 1
+        while time.monotonic() < until:
+            hashlib.pbkdf2_hmac("sha256", b"a", b"b", 2_000_000)  # about a second, in which no handler runs
+        timer.join()
+        assert notice.told and notice.number == signal.SIGINT
 
 
 def test_what_may_take_its_time() -> None:

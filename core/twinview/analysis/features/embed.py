@@ -26,7 +26,7 @@ from twinview.data.formats.decode import PixelFormat
 from twinview.data.loading.factory import PlainImages
 from twinview.data.loading.loader import load
 from twinview.data.remote.shard import is_remote
-from twinview.engine.distributed.process import Ranks, adopt_slurm, join, pick_device
+from twinview.engine.distributed.process import Ranks, adopt_slurm, gathered, join, pick_device
 from twinview.errors import DataError
 from twinview.files import write_atomic, write_text
 from twinview.machine import rank_variable
@@ -101,10 +101,13 @@ def embed_to(target: Target, images: Shards, out: Path, options: Options) -> int
     check_out(out, options.features)
     ranks = _ranks(options.device)
     folder = out.with_name(out.name + ".parts")
-    _begin(folder, _fingerprint(target, images, options), ranks)
-    todo = [n for n in range(_parts(images)) if n % ranks.world == ranks.rank and not _file(folder, n).is_file()]
+    fingerprint = _fingerprint(target, images, options)
+    if len(set(gathered(fingerprint) if ranks.world > 1 else [fingerprint])) > 1:
+        raise DataError("embed: ranks found other weights or other images. Name a checkpoint with --step, and give all machines the same images.")
+    _begin(folder, f"{fingerprint} {images.version}", ranks)
+    todo = [n for n in range(_parts(images)) if n % ranks.world == ranks.rank and not _is_done(folder, n)]
     for n, one in zip(todo, _computed(target, images, options, ranks.device, todo)):
-        with write_atomic(_file(folder, n)) as file:
+        with write_atomic(_file(folder, n), sync=True) as file:
             arrays: dict[str, Any] = {"ids": one.ids, "keys": _packed(one.part.keys), "bad": _packed(one.bad)}
             arrays |= {f"f:{name}": values for name, values in one.part.features.items()}
             np.savez(file, **arrays)
@@ -113,7 +116,9 @@ def embed_to(target: Target, images: Shards, out: Path, options: Options) -> int
     if ranks.rank:
         return 0
     heads = [_read(folder, n, features=False) for n in range(_parts(images))]
-    _say_bad([one for head in heads for one in head.bad])
+    _say_bad(bad := [one for head in heads for one in head.bad])
+    if len(bad) > options.bad_images:  # each rank and each sitting counted its own
+        raise DataError(f"embed: {len(bad)} images were left out, and bad_images={options.bad_images} lets {options.bad_images} pass.")
     _some([head for head in heads if head.part.keys])
     total = sum(len(head.ids) for head in heads)
     about = {**target.described, "features": list(options.features), "size": list(options.size or target.transform.size), "crop": options.crop}
@@ -209,6 +214,15 @@ def _begin(folder: Path, fingerprint: str, ranks: Ranks) -> None:
             say(f"going on: {done} parts of {PART} images are there already")
     if ranks.world > 1:
         dist.barrier()
+
+
+def _is_done(folder: Path, part: int) -> bool:
+    """Whether a part is there and can be read."""
+    try:
+        _read(folder, part, features=False)
+    except Exception:  # whatever is wrong with it, it is computed anew
+        return False
+    return True
 
 
 def _file(folder: Path, part: int) -> Path:

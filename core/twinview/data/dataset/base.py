@@ -55,6 +55,11 @@ class DataSource(Protocol):
 class Samples(DataSource, Protocol):
     """Samples 0 to n - 1, read by number.  Safe to fork, and to pickle."""
 
+    @property
+    def version(self) -> str:
+        """Like `checksum`, and another one where bytes may have changed: by times of files, and versions of what lies elsewhere."""
+        ...
+
     def key(self, i: int) -> str:
         """The key of sample `i`."""
         ...

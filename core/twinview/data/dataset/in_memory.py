@@ -25,7 +25,7 @@ class BufferedSample(NamedTuple):
 class InMemorySamples(ByNumber):
     """Some samples in memory by number; what turns samples into views reads them as it reads shards."""
 
-    classes, checksum = 0, ""
+    classes, checksum, version = 0, "", ""
 
     def __init__(self, held: Mapping[int, BufferedSample], length: int) -> None:
         """`length`: beyond all numbers."""

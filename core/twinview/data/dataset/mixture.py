@@ -150,9 +150,17 @@ class Mixture(ByNumber):
     @cached_property
     def checksum(self) -> str:
         """A hash of every source's name, weight, shards and chosen samples."""
+        return self._hash([part.shards.checksum for part in self.parts])
+
+    @cached_property
+    def version(self) -> str:
+        """Of the versions of the sources' shards."""
+        return self._hash([part.shards.version for part in self.parts])
+
+    def _hash(self, of_shards: Sequence[str]) -> str:
         digest = hashlib.blake2b(digest_size=16)
-        for part in self.parts:
-            digest.update(f"{part.name}\0{part.weight}\0{part.shards.checksum}\0{len(part.rows)}\0".encode())
+        for part, shards in zip(self.parts, of_shards):
+            digest.update(f"{part.name}\0{part.weight}\0{shards}\0{len(part.rows)}\0".encode())
             for piece in part.pieces:
                 digest.update(piece)
         return digest.hexdigest()

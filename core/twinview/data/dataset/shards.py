@@ -133,6 +133,19 @@ class Shards(ByNumber):
             digest_index(digest, found)
         return digest.hexdigest()
 
+    @cached_property
+    def version(self) -> str:
+        """The checksum, and sizes and times of the files, or the names that remote shards have in the cache, which tell their version."""
+        digest = hashlib.blake2b(self.checksum.encode(), digest_size=16)
+        if isinstance(self.indexes, Catalog):
+            digest.update(self.indexes.stamps.tobytes())
+        else:
+            for found in self.indexes:
+                digest.update(found.times.tobytes() if isinstance(found, Folder) else repr(tuple(found.stamp)).encode())
+        for shard in remote_of(self.paths):
+            digest.update(shard.name.encode())
+        return digest.hexdigest()
+
     def close(self) -> None:
         """Close the shards; a later read opens them again."""
         while self._files:

@@ -122,7 +122,7 @@ class Factory:
         options = {key: value for key, value in encoder.options.items() if not key.startswith("weights")}
         colors = [data.channels, data.white, data.mean, data.std]
         network = [encoder.use, options, self.recipe.run.precision] if modules else []
-        return stored([what, how, network, colors, str(self._open(shards).checksum)], modules, make)
+        return stored([what, how, network, colors, self._open(shards).version], modules, make)
 
     def _open(self, shards: str | Sequence[str] | None) -> Samples:
         found = self._samples(shards)

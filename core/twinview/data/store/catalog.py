@@ -10,15 +10,14 @@ are shared by all processes and given back when memory is short; nothing that gr
 """
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import mmap
 import os
 import shutil
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinview.data.store.index import ARRAYS, Index, Stamp
+from twinview.files import locked
 from twinview.paths import cache
 
 FORMAT = 1
@@ -48,7 +48,7 @@ class Catalog(Sequence[Index]):
         self._fields = [tuple(names) for names in meta["fields"]]
         with np.load(folder / "shards.npz") as shards:
             table = {name: shards[name] for name in shards.files}
-        self.samples, self.classes, self._stamps, self._kinds = (table[name] for name in ("samples", "classes", "stamps", "fields"))
+        self.samples, self.classes, self.stamps, self._kinds = (table[name] for name in ("samples", "classes", "stamps", "fields"))
         steps = {"keys": table["keys"], "hashes": self.samples, "key_starts": self.samples + 1, "members": self.samples + 1}
         self._starts = {name: np.concatenate([[0], np.cumsum(steps.get(name, table["files"]))]) for name in ARRAYS}  # [shards + 1] into each array
         for name in ARRAYS:
@@ -65,7 +65,7 @@ class Catalog(Sequence[Index]):
             if not 0 <= shard < len(self):
                 raise IndexError(shard)
             arrays = {name: self._arrays[name][self._starts[name][shard] : self._starts[name][shard + 1]] for name in ARRAYS}
-            stamp = Stamp(*map(int, self._stamps[shard]))
+            stamp = Stamp(*map(int, self.stamps[shard]))
             self._kept[shard] = Index(stamp=stamp, fields=self._fields[self._kinds[shard]], classes=int(self.classes[shard]), **arrays)
             if len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
@@ -114,7 +114,7 @@ def build(place: Path, indexes: Callable[[], Iterable[Index]], check: Callable[[
     """
     place.parent.mkdir(parents=True, exist_ok=True)
     paths = place.name.partition("-")[0]
-    with _locked(place.parent / f"{paths}.lock"):
+    with locked(place.parent / f"{paths}.lock"):
         if not rebuild and (found := find(place)) is not None:
             return found
         fresh = place.with_name(f".{place.name}.{os.getpid()}.tmp")
@@ -175,12 +175,3 @@ def _mapped(path: Path, kind: type[np.integer[Any]]) -> NDArray[Any]:
     if path.name != "hashes":
         pages.madvise(mmap.MADV_RANDOM)
     return np.frombuffer(pages, kind)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock at `path`; the kernel takes it back from the dead."""
-    with open(path, "ab") as file:
-        with suppress(OSError):  # a file system without locks: both build, and the last one stays
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -46,6 +46,7 @@ class Notice:
         self.words = "told to end before the first step"  # what is said where the process cannot wait for its own end
         self.phase: tuple[float, float] = (time.monotonic(), STARTING)  # when what it does now began, and the seconds that it may take
         self._eager = 0
+        self.ahead = False  # the thread has noted a signal whose handler is still to run
 
     @property
     def told(self) -> bool:
@@ -54,7 +55,8 @@ class Notice:
 
     def tell(self, number: int) -> None:
         """The handler: note it; where the run need not wait, raise Told.  A second Ctrl-C raises KeyboardInterrupt."""
-        if self.number and number == signal.SIGINT and time.monotonic() - self.when > AGAIN:
+        ahead, self.ahead = self.ahead, False
+        if not ahead and self.number and number == signal.SIGINT and time.monotonic() - self.when > AGAIN:
             raise KeyboardInterrupt
         if not self.number:
             self.number, self.when = number, time.monotonic()
@@ -101,8 +103,10 @@ class Notice:
             return self.told
         told = torch.tensor(self.number, device=device)
         dist.all_reduce(told, dist.ReduceOp.MAX)
-        self.number = self.number or int(told)
-        return int(told) > 0
+        heard = int(told)  # on a GPU this is where it waits for the others
+        if heard and not self.number:
+            self.number = heard
+        return heard > 0
 
 
 @contextmanager
@@ -198,7 +202,7 @@ def _watch(notice: Notice, hear: int) -> None:
             return  # the block has ended
         for number in some or ():
             if number in SIGNALS and not notice.number:  # the main thread's handler may not run before long
-                notice.number, notice.when = number, now
+                notice.number, notice.when, notice.ahead = number, now, True
             elif number == signal.SIGINT and now - notice.when > AGAIN:
                 insisted = min(insisted, now)
         if now - insisted > STARTING:
