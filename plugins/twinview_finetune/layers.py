@@ -21,7 +21,8 @@ TABLES = ("pos_embed", "cls_token", "reg_token", "mask_token", "relative_positio
 class Layers:
     """[[extra]]: the rate of block i is decay^(blocks - i) of the top's, i from 0; the stem, tokens and positions have decay^(blocks + 1), heads 1.
 
-    With 12 blocks and 0.65: 0.0037, 0.0057 ... 0.65, 1, as MAE has them.  No weight decay on biases, norms, tokens and positions.
+    With 12 blocks and 0.65: 0.0037, 0.0057 ... 0.65, 1, as MAE has them.  No weight decay on biases, norms, tokens and positions of the encoder.
+    Heads keep the rules that their losses give them.
     """
 
     decay: float = field(default=0.65, validator=[gt(0), le(1)])
@@ -29,8 +30,10 @@ class Layers:
     frozen: int = field(default=0, validator=ge(0))  # so many layers from below stay as they are: 1 is the stem, blocks + 1 all blocks
 
     @hookimpl
-    def param_groups(self, name: str, parameter: Tensor) -> ParamRule:
-        """Raises RecipeError for a block beyond `blocks`."""
+    def param_groups(self, name: str, parameter: Tensor) -> ParamRule | None:
+        """Of the encoder's parameters.  Raises RecipeError for a block beyond `blocks`."""
+        if not name.startswith("encoder."):
+            return None
         layer = self.layer(name)
         plain = parameter.ndim > 1 and not any(word in name.split(".") for word in TABLES)
         return ParamRule(lr_scale=self.decay ** (self.blocks + 1 - layer), weight_decay=None if plain else 0.0, frozen=layer < self.frozen)
@@ -46,9 +49,7 @@ class Layers:
             raise RecipeError(f"[[extra]] finetune.layers blocks: {self.blocks}, and the encoder has {most}. Write blocks = {most}.")
 
     def layer(self, name: str) -> int:
-        """0 for the stem, i + 1 for block i, blocks + 1 for what comes behind: norms and heads."""
-        if not name.startswith("encoder."):
-            return self.blocks + 1
+        """0 for the stem, i + 1 for block i, blocks + 1 for what comes behind, such as norms."""
         found = STAGE.match(name)
         resnet = RESNET.match(name)
         place = int(found[1]) + 1 if found else int(resnet[1]) if resnet else None

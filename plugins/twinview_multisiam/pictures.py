@@ -84,9 +84,12 @@ def tint(image: Tensor, colors: Tensor) -> Tensor:
 
 
 def outline(picture: Image.Image, geometry: Geometry, row: int, view: int) -> None:
-    """Draw the frame of what the other view of a pair shows of `view`."""
+    """Draw the frame of what the other view of a pair shows of `view`, if it shows any of it."""
     own = geometry._replace(boxes=geometry.boxes[row].cpu(), flips=geometry.flips[row].cpu())
     other = next(a if b == view else b for a, b in geometry.pairs if view in (a, b))
+    if own.iou(view, other) == 0:
+        return
     corners = own.to_view(own.overlap(view, other).view(2, 2), view).numpy()
-    low, high = corners.min(0) * picture.size, np.maximum(corners.max(0) * picture.size - 1, 0)
+    low = corners.min(0) * picture.size
+    high = np.maximum(corners.max(0) * picture.size - 1, low)  # what is seen may be narrower than a pixel
     ImageDraw.Draw(picture).rectangle((*low, *high), outline=FRAMES["yellow"], width=max(2, picture.width // 80))

@@ -6,25 +6,32 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
+from twinview import api
 from twinview.analysis.figures import _cell_boxes, _matched, _spread, draw, views_sheet
 from twinview.assembly import assemble
 from twinview.data.dataset.open import open_shards
 from twinview.data.dataset.read import read_image
 from twinview.data.loading.views import ViewDataset
+from twinview.errors import HookError
 from twinview.model import LazyStep, Siamese
 from twinview.recipe import Recipe, read
-from twinview.values import Batch, Progress
+from twinview.values import Batch, Geometry, Progress
+from twinview_multisiam.pictures import outline
 
 
 @pytest.fixture
 def recipe(photo_shards: str) -> Recipe:
-    table: dict[str, Any] = {
+    return read(table_of(photo_shards))
+
+
+def table_of(photo_shards: str) -> dict[str, Any]:
+    return {
         "views": {"use": "multisiam.iou_crops", "size": 64}, "encoder": {"use": "torchvision.resnet", "cells": "c3"}, "align": {"use": "multisiam.roi"},
         "loss": [{"use": "multisiam.clusters", "hidden": 8, "channels": 8}], "data": {"shards": photo_shards, "workers": 0},
-        "optimizer": {"use": "sgd", "lr": 0.1}, "run": {"steps": 1, "batch_size": 2},
+        "optimizer": {"use": "sgd", "lr": 0.1}, "run": {"steps": 1, "batch_size": 2, "device": "cpu"},
     }
-    return read(table)
 
 
 def model_and_batch(recipe: Recipe) -> tuple[Siamese, Batch]:
@@ -61,6 +68,31 @@ def test_the_sheet_has_a_row_an_image_and_shows_boxes_and_dots(recipe: Recipe) -
 
 def test_a_recipe_alone_gives_views_a_run_its_parts_too(recipe: Recipe, tmp_path: Path) -> None:
     assert set(draw(recipe, images=2)) == {"views"}
+
+
+def test_a_part_that_fails_to_draw_stops_no_run(
+    photo_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`twinview show` says what is wrong, and ends."""
+    def fails(*_: object) -> None:
+        raise ValueError("no pencil")
+
+    monkeypatch.setattr("twinview_multisiam.clusters.cluster_sheet", fails)
+    result = api.train(table_of(photo_shards), run=tmp_path / "run")
+    said = capsys.readouterr().err
+    assert result.step == 1 and "multisiam.clusters: pictures() raises ValueError: no pencil" in said and "the run goes on" in said
+    assert (tmp_path / "run/pictures/views.png").is_file() and not (tmp_path / "run/pictures/clusters.png").exists()
+    with pytest.raises(HookError, match="no pencil"):
+        draw(read(table_of(photo_shards)), tmp_path / "run")
+
+
+@pytest.mark.parametrize(("other", "frames"), [((0.5, 0.0, 1.0, 1.0), True), ((0.4999, 0.0, 1.0, 1.0), True), ((0.6, 0.0, 1.0, 1.0), False)])
+def test_views_that_hardly_meet_are_framed_and_those_that_do_not_are_not(other: tuple[float, ...], frames: bool) -> None:
+    boxes = torch.tensor([[[0.0, 0.0, 0.5001, 1.0], other]])
+    geometry = Geometry(boxes, torch.zeros(1, 2, dtype=torch.bool), torch.tensor([[64.0, 64.0]]), ((64, 64), (64, 64)), ((0, 1), (1, 0)))
+    picture = Image.new("RGB", (64, 64))
+    outline(picture, geometry, 0, 0)
+    assert (picture.getbbox() is not None) == frames
 
 
 def test_hidden_cells_are_hatched_and_a_learned_alignment_has_the_geometrys_dots(photo_shards: str) -> None:

@@ -87,7 +87,7 @@ def test_a_run_for_each_seed(toy: dict[str, Any], photo_shards: str, tmp_path: P
 
     recipe = tmp_path / "toy.toml"
     recipe.write_text(tomli_w.dumps({**toy, "data": {"shards": photo_shards, "workers": 0}, "run": {**toy["run"], "steps": 2, "device": "cpu"}}))
-    monkeypatch.setattr(seeds, "_run", lambda command: main(command[3:]))  # in this process
+    monkeypatch.setattr(seeds, "run_command", lambda command: main(command[3:]))  # in this process
     assert main(["train", str(recipe), "--seeds", "3,4", "--run", str(tmp_path / "runs" / "toy")]) == 0
     out = capsys.readouterr().out
     assert "2 runs, seeds 3, 4 (finished)" in out and "twinview compare" in out

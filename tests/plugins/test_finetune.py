@@ -14,7 +14,10 @@ from PIL import Image
 
 from twinview.api import train
 from twinview.cli import main
+from twinview.engine.optimizer import make_optimizer
+from twinview.engine.setup import build
 from twinview.errors import DataError, RecipeError
+from twinview.recipe import read
 from twinview.values import Geometry
 from twinview_finetune import parts
 from twinview_finetune.mixing import Mixing, drawn_from, erased, mixed, smoothed, targets
@@ -26,7 +29,8 @@ def test_rates_of_all_parameters_of_a_vit() -> None:
     net = Encoder(name="vit_base_patch16_224", width=24, heads=2, patch=8, img_size=16).make_encoder(masked=False, channels=3)
     layers: Any = parts()["layers"](decay=0.65, blocks=12)
     groups: dict[tuple[int, bool], list[str]] = {}
-    names = [(f"encoder.{name}", p) for name, p in net.named_parameters()] + [("heads.finetune/classes/classifier.layer.weight", torch.zeros(3, 24))]
+    names = [(f"encoder.{name}", p) for name, p in net.named_parameters()]
+    assert layers.param_groups(name="heads.finetune/classes/classifier.layer.weight", parameter=torch.zeros(3, 24)) is None
     for name, parameter in names:
         rule = layers.param_groups(name=name, parameter=parameter)
         layer = layers.layer(name)
@@ -42,6 +46,21 @@ def test_rates_of_all_parameters_of_a_vit() -> None:
     resnet: Any = parts()["layers"](blocks=4, frozen=2)
     assert [resnet.layer(f"encoder.{n}.weight") for n in ("conv1", "bn1", "layer1.0.conv1", "layer4.1.bn2")] == [0, 0, 1, 4]
     assert resnet.param_groups(name="encoder.layer1.0.conv1.weight", parameter=torch.zeros(1)).frozen
+
+
+def test_heads_keep_the_rules_of_their_losses(photo_shards: str) -> None:
+    """SimSiam's predictor has a constant rate: rates by depth are of the encoder alone."""
+    table = {
+        "views": {"use": "byol.crops", "size": 32}, "encoder": {"use": "torchvision.resnet", "width": 8},
+        "loss": [{"use": "simsiam.image", "channels": 8, "predictor_hidden": 4}], "extra": [{"use": "finetune.layers", "blocks": 4}],
+        "data": {"shards": photo_shards, "workers": 0}, "optimizer": {"use": "sgd", "lr": 0.1}, "run": {"steps": 1, "batch_size": 4, "device": "cpu"},
+    }
+    setup = build(read(table))
+    optimizer, trainable = make_optimizer(setup.assembly, setup.model.online)
+    predictor = next(parameter for name, parameter in trainable.items() if "predictor" in name)
+    (group,) = (g for g in optimizer.param_groups if any(p is predictor for p in g["params"]))
+    assert group["schedule"] == "constant" and group["lr_scale"] == 1
+    assert len({g["lr_scale"] for g in optimizer.param_groups}) > 3
 
 
 def test_mixing_as_published() -> None:

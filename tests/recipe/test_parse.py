@@ -42,13 +42,21 @@ def test_overrides_reach_tables_and_lists() -> None:
     assert recipe.views.options["scale"] == [0.2, 1.0]
 
 
+def test_of_keys_that_exclude_one_another_the_one_given_takes_the_place_of_the_files() -> None:
+    """So that a recipe of epochs is tried for some steps."""
+    recipe = read(good(), ["run.epochs=2", "optimizer.base_lr=0.5", "schedule.warmup_steps=1"])
+    assert (recipe.run.epochs, recipe.run.steps) == (2, None)
+    assert (recipe.optimizer.base_lr, recipe.optimizer.lr) == (0.5, None) and recipe.schedule.warmup_steps == 1
+    assert read(good(), ["run.seed=1"]).run.steps == good()["run"]["steps"]
+
+
 FAULTS: list[tuple[list[str], str]] = [
     (["veiws.x=1"], "the recipe: nothing takes [veiws]. Did you mean 'views'?"),
     (["run.stesp=1"], "[run]: nothing takes 'stesp'. Did you mean 'steps'?"),
     (["run.steps='a'"], "[run].steps: wants a whole number, not 'a'"),
     (["run.steps=1.5"], "[run].steps: wants a whole number, not 1.5"),
     (["run.steps=0"], "[run].steps: wants a number above 0, not 0"),
-    (["run.epochs=1"], "[run]: wants exactly one of steps, epochs, hours; it has steps and epochs"),
+    (["run.epochs=1", "run.steps=9"], "[run]: wants exactly one of steps, epochs, hours; it has steps and epochs"),
     (["run.channels_last=1"], "[run].channels_last: wants true or false, not 1"),
     (["run.batch_size=0"], "batch_size must be > 0"),
     (["run.accumulation=7"], "[run] accumulation: 7 does not divide batch_size 256"),
@@ -67,7 +75,7 @@ FAULTS: list[tuple[list[str], str]] = [
     (["data.mean=shard"], "[data].mean: wants a list of numbers or \"shards\", not 'shard'"),
     (["schedule.warmup_steps=1", "schedule.warmup_epochs=1"], "[schedule]: wants at most one of warmup_epochs, warmup_steps, warmup_share"),
     (["optimizer.use=sdg"], "[optimizer] use: no optimizer 'sdg'. Did you mean 'sgd'?"),
-    (["optimizer.base_lr=1"], "[optimizer]: wants exactly one of lr and base_lr"),
+    (["optimizer.base_lr=1", "optimizer.lr=1"], "[optimizer]: wants exactly one of lr and base_lr"),
     (["optimizer.betas=[0, 1]"], "[optimizer]: nothing takes 'betas'"),
     (["format=9"], "format: this recipe is of format 9, this twinview reads 1"),
     (["views.use=toy"], "[views]: wants `use = \"method.part\"`, not 'toy'"),

@@ -19,10 +19,12 @@ from twinview.data.formats.decode import PixelFormat
 from twinview.data.loading.factory import Factory
 from twinview.data.loading.views import ViewDataset
 from twinview.engine.checkpoint import find_checkpoint, load_model, steps_in
+from twinview.errors import HookError
 from twinview.model import LazyStep, Siamese, make_model
 from twinview.ops.pictures import three_channels
 from twinview.ops.sheet import Cell, Entry, font, hatched, sheet, titled
 from twinview.recipe import Recipe
+from twinview.terminal import say
 from twinview.values import Batch, DataFactory, Geometry, Progress, Size, cell_centers
 
 IMAGES = 6  # in a picture
@@ -70,8 +72,11 @@ def draw(recipe: Recipe, run: Path | None = None, *, images: int = IMAGES) -> di
 
 
 def draw_trained(model: Siamese, shards: DataSource, data: DataFactory, title: str = "") -> dict[str, Image.Image]:
-    """All pictures of a model that has just been trained, by name; every rank calls it, since parts may ask the other ranks."""
-    return pictures_of(Opened(model, shards, data, title))
+    """All pictures of a model that is being trained, by name; every rank calls it, since parts may ask the other ranks.
+
+    A part that fails to draw has none, and a line says why: the run goes on.
+    """
+    return pictures_of(Opened(model, shards, data, title), forgiving=True)
 
 
 def save_pictures(folder: Path, pictures: Mapping[str, Image.Image]) -> None:
@@ -81,8 +86,8 @@ def save_pictures(folder: Path, pictures: Mapping[str, Image.Image]) -> None:
         picture.save(folder / f"{name}.png")
 
 
-def pictures_of(opened: Opened, images: int = IMAGES) -> dict[str, Image.Image]:
-    """`views`, and with data what the parts offer."""
+def pictures_of(opened: Opened, images: int = IMAGES, *, forgiving: bool = False) -> dict[str, Image.Image]:
+    """`views`, and with data what the parts offer; `forgiving`: but for those that fail, which a line tells."""
     model, shards, recipe = opened.model, opened.shards, opened.model.assembly.recipe
     shown = shards.preview(images)
     count = min(images, len(shown))
@@ -91,7 +96,8 @@ def pictures_of(opened: Opened, images: int = IMAGES) -> dict[str, Image.Image]:
     form = PixelFormat.of(recipe.data)
     found = {"views": views_sheet(model, batch, [read_image(shown, int(i), form) for i in batch.ids], opened.title)}
     if opened.data is not None:
-        found |= {name: titled(picture, f"{name}: {opened.title}") for name, picture in part_pictures(model, batch, opened.data).items()}
+        offered = part_pictures(model, batch, opened.data, forgiving=forgiving)
+        found |= {name: titled(picture, f"{name}: {opened.title}") for name, picture in offered.items()}
     return found
 
 
@@ -134,13 +140,21 @@ def views_sheet(model: Siamese, batch: Batch, sources: Sequence[Tensor], title: 
     return sheet(rows, title=f"views: {title}" if title else "", headings=headings, legend=legend, caption=" ".join(told), height=HEIGHT)
 
 
-def part_pictures(model: Siamese, batch: Batch, data: DataFactory) -> dict[str, Image.Image]:
-    """Every picture that the recipe's parts offer of a batch or of `data`, by name."""
+def part_pictures(model: Siamese, batch: Batch, data: DataFactory, *, forgiving: bool = False) -> dict[str, Image.Image]:
+    """Every picture that the recipe's parts offer of a batch or of `data`, by name; `forgiving`: see `pictures_of`."""
     found: dict[str, Image.Image] = {}
     with torch.no_grad():
         step = LazyStep(model, batch, Progress(0, 1, 0, 0.0), False)
-        for answer in model.assembly.calls.pictures(step=step, data=data):
-            found.update({name: _image(picture) for name, picture in answer.items()})
+        for label in model.assembly.answers("pictures"):
+            try:
+                answers = model.assembly.only("pictures", label)(step=step, data=data)
+            except HookError as e:
+                if not forgiving:
+                    raise
+                say(f"twinview: {e} It has no pictures; the run goes on.")
+                continue
+            for answer in answers:
+                found.update({name: _image(picture) for name, picture in answer.items()})
     return found
 
 

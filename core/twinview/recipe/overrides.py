@@ -9,6 +9,11 @@ from typing import Any
 from twinview.errors import RecipeError
 
 DEEP = 100  # tables and lists within each other: no recipe has more than five
+ONE_OF = {  # keys of a table of which a recipe has one: on the command line it takes the place of the file's
+    "run": ("steps", "epochs", "hours"),
+    "schedule": ("warmup_epochs", "warmup_steps", "warmup_share"),
+    "optimizer": ("lr", "base_lr"),
+}
 
 
 def parsed(text: str) -> dict[str, Any]:
@@ -43,7 +48,11 @@ def short(text: str) -> str:
 
 
 def override(table: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
-    """`views.min_iou=0.4`, `loss.0.weight=2`: keys of a recipe's tables set from the command line.  Raises RecipeError."""
+    """`views.min_iou=0.4`, `loss.0.weight=2`: keys of a recipe's tables set from the command line.
+
+    Of keys that exclude one another (`ONE_OF`) the given one takes the place of the table's own.  Raises RecipeError.
+    """
+    given = set[str]()
     for text in assignments:
         path, equals, raw = text.partition("=")
         if not equals or not path:
@@ -59,6 +68,11 @@ def override(table: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any
             example = f"{tables[0]}.0.{key}=..." if not key.isdigit() else f"{tables[0]}.{key}.weight=..."
             raise RecipeError(f"{short(text)}: is a list of parts; write the place too, for example {short(example)[1:-1]}")
         here[key] = value
+        given.add(path)
+        alike = ONE_OF.get(".".join(tables), ())
+        for other in alike if key in alike else ():
+            if f"{tables[0]}.{other}" not in given:
+                here.pop(other, None)
     return table
 
 

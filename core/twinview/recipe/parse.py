@@ -8,6 +8,7 @@ from typing import Any, cast
 import attrs
 
 from twinview.errors import RecipeError, closest
+from twinview.recipe.overrides import ONE_OF
 from twinview.recipe.schema import SLOT_KEYS, SLOTS, TABLES, PartConfig, Recipe
 from twinview.recipe.structuring import structure, written
 from twinview.recipe.tables import FORMAT, HELD_OUT, MEASURED, OPTIMIZERS, Data
@@ -101,8 +102,8 @@ def _optimizer(table: Any) -> Any:
 def _check(recipe: Recipe) -> None:
     """Faults that lie between keys."""
     run, schedule = recipe.run, recipe.schedule
-    for place, keys, least in (("[run]", ("steps", "epochs", "hours"), 1), ("[schedule]", ("warmup_epochs", "warmup_steps", "warmup_share"), 0)):
-        table = run if place == "[run]" else schedule
+    for place, table, least in (("run", run, 1), ("schedule", schedule, 0)):
+        keys, place = ONE_OF[place], f"[{place}]"
         given = [k for k in keys if getattr(table, k) is not None]
         if not least <= len(given) <= 1:
             raise RecipeError(f"{place}: wants {'exactly' if least else 'at most'} one of {', '.join(keys)}; it has {' and '.join(given) or 'none'}.")
