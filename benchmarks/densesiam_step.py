@@ -82,7 +82,7 @@ def batched(model: Siamese, batch: Batch, cells: list[Tensor]) -> Tensor:
     total = torch.zeros(())
     for label in model.assembly.answers("loss"):
         for answer in model.assembly.only("loss", label)(step=step):
-            total = total + model.assembly.weight(label) * torch.stack(list(answer.values())).sum()
+            total = total + model.assembly.weight(label, 0.0) * torch.stack(list(answer.values())).sum()
     return total
 
 

@@ -23,7 +23,7 @@ def test_a_recipe_assembles_and_survives_its_own_table(name: str) -> None:
     check(name, "evaluate=[]", 'run.keep_best=""')  # whose shards are not here
     assembly = checked(read(name))
     assert assemble(read(assembly.table())).table() == assembly.table()
-    assert all(use.weight > 0 for use in assembly.recipe.loss)
+    assert all(use.weight_at(1.0) > 0 for use in assembly.recipe.loss)
 
 
 @pytest.mark.parametrize("name", [n for n in names() if re.search(r"_(r50|vit[bslh]1[46]|alexnet)$|/coco_stuff_", n)])

@@ -49,6 +49,13 @@ def test_a_step_has_loss_terms_and_gradients(toy: dict[str, Any]) -> None:
     assert set(model.online.heads) == {"toy/pooled/projector", "toy/pooled/predictor"} and set(model.target.heads) == {"toy/pooled/projector"}
 
 
+def test_a_weight_moves_with_the_run(toy: dict[str, Any]) -> None:
+    model = model_of({**toy, "align": {"use": "toy.align"}, "loss": [{"use": "toy.pooled"}, {"use": "toy.cells", "weight": [[0.0, 0.0], [0.5, 2.0]]}]})
+    for share, weight in ((0.0, 0.0), (0.25, 1.0), (0.75, 2.0)):
+        out = model(batch_of(), PROGRESS._replace(share=share))
+        assert torch.allclose(out.loss, out.terms["pooled"] + weight * out.terms["cells"])
+
+
 def test_nothing_is_computed_twice_or_unasked(toy: dict[str, Any]) -> None:
     model = model_of(toy)
     ran: list[str] = []

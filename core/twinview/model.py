@@ -94,7 +94,7 @@ class Siamese(nn.Module):
                         if term in terms:
                             raise PluginError(f"{self.assembly.uses[label][1]}: another loss has a term {term!r} too. Give one of the two a `name`.")
                         terms[term] = value.detach()
-                        total = total + self.assembly.weight(label) * value.float()
+                        total = total + self.assembly.weight(label, progress.share) * value.float()
             step.label = ""
             if watch:
                 step.watch_features()

@@ -16,7 +16,7 @@ from twinview.recipe import read
 def test_a_recipe_assembles(toy: dict[str, Any]) -> None:
     assembly = assemble(read({**toy, "masks": {"use": "toy.masks"}, "align": {"use": "toy.align"}, "loss": [{"use": "toy.cells", "weight": 2.0}]}))
     assert list(assembly.parts) == ["toy.views", "toy.masks", "toy.encoder", "toy.align", "toy.cells"]
-    assert assembly.answers("loss") == ["toy.cells"] and assembly.weight("toy.cells") == 2.0
+    assert assembly.answers("loss") == ["toy.cells"] and assembly.weight("toy.cells", 0.5) == 2.0
     assert assembly.has("make_masks") and not assembly.has("apply_augment") and not assembly.has("encode")
     assert assembly.distributions() == {"toy": "twinview_toy 1.0"}
 

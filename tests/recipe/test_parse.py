@@ -42,6 +42,13 @@ def test_overrides_reach_tables_and_lists() -> None:
     assert recipe.views.options["scale"] == [0.2, 1.0]
 
 
+def test_a_weight_follows_its_points_over_the_run() -> None:
+    recipe = read(good(), ["loss.0.weight=[[0.2, 0], [0.4, 1], [0.6, 1], [0.6, 0.5]]"])
+    shares = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 1.0)
+    assert [recipe.loss[0].weight_at(share) for share in shares] == pytest.approx([0, 0, 0.5, 1, 1, 0.5, 0.5])
+    assert read(recipe.table()).loss[0].weight == recipe.loss[0].weight and read(good()).loss[0].weight_at(0.3) == 0.5
+
+
 def test_of_keys_that_exclude_one_another_the_one_given_takes_the_place_of_the_files() -> None:
     """So that a recipe of epochs is tried for some steps."""
     recipe = read(good(), ["run.epochs=2", "optimizer.base_lr=0.5", "schedule.warmup_steps=1"])
@@ -96,6 +103,12 @@ FAULTS: list[tuple[list[str], str]] = [
     (["run.device=cuda:1"], "[run].device: wants one of 'auto', 'cpu', 'cuda', not 'cuda:1'"),
     (["loss.0.weight=nan"], "[[loss]] toy.pooled: weight must be <"),
     (["loss.0.weight=big"], "[[loss]] toy.pooled.weight: wants a number, not 'big'"),
+    (["loss.0.weight=[0, 1]"], "[[loss]] toy.pooled.weight: wants a number, or points [share of the run, weight] such as [[0, 0], [0.2, 1]], not [0, 1]"),
+    (["loss.0.weight=[[0, a]]"], "is no TOML value"),
+    (["loss.0.weight=[[0.5, 1], [0.2, 0]]"], "[[loss]] toy.pooled: weight wants points [share of the run from 0 to 1, weight] in order"),
+    (["loss.0.weight=[[0, 1], [1.5, 0]]"], "weight wants points [share of the run from 0 to 1, weight] in order"),
+    (["loss.0.weight=[[0, inf]]"], "weight wants points"),
+    (["loss.0.weight=[]"], "weight wants points"),
     (["data.mean=0.5"], "[data].mean: wants a list of numbers or \"shards\", not 0.5"),
     (["data.mean=[a,1,2]"], "[a,1,2] is no TOML value. Quote the whole override"),
     (["deepspeed=3"], "[deepspeed]: wants a table, not 3"),

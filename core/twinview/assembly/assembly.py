@@ -143,10 +143,10 @@ class Assembly:
         """A part's name in checkpoints: module names hold no dots."""
         return label.replace(".", "/")
 
-    def weight(self, label: str) -> float:
-        """Of a loss part; a part of another slot that adds a term has weight 1."""
+    def weight(self, label: str, share: float) -> float:
+        """Of a loss part, where a run has this share behind it; a part of another slot that adds a term has weight 1."""
         slot, _, use = self.uses[label]
-        return use.weight if slot == "loss" else 1.0
+        return use.weight_at(share) if slot == "loss" else 1.0
 
     def encoder(self, *, random: bool = False) -> nn.Module:
         """A new encoder, always with the same random start for a seed.  `random`: leave `[encoder] weights` out."""

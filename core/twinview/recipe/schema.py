@@ -9,7 +9,16 @@ import attrs
 from attrs import field
 from attrs.validators import ge, lt
 
-from twinview.recipe.tables import FORMAT, OPTIMIZERS, Data, Rates, Run, Schedule, Target
+from twinview.recipe.tables import FORMAT, OPTIMIZERS, Data, Rates, Run, Schedule, Target, Weight
+
+
+def _is_weight(_: object, attribute: attrs.Attribute[Any], value: Weight) -> None:
+    if not isinstance(value, list):
+        lt(math.inf)(_, attribute, value)
+        return
+    shares = [share for share, _ in value]
+    if not value or shares != sorted(shares) or not 0 <= shares[0] <= shares[-1] <= 1 or not all(math.isfinite(weight) for _, weight in value):
+        raise ValueError(f"weight wants points [share of the run from 0 to 1, weight] in order, such as [[0, 0], [0.2, 1]], not {value}")
 
 
 @attrs.frozen(kw_only=True)
@@ -18,7 +27,7 @@ class PartConfig:
 
     use: str  # method.part
     name: str = ""  # [[...]] and [align.NAME] only: stable name, needed when a part is used twice
-    weight: float = field(default=1.0, validator=lt(math.inf))  # [[loss]] only
+    weight: Weight = field(default=1.0, validator=_is_weight)  # [[loss]] only
     every: int = field(default=0, validator=ge(0))  # [[evaluate]] only: steps between evaluations, 0 = at the end
     options: dict[str, Any] = field(factory=dict)
 
@@ -26,6 +35,17 @@ class PartConfig:
     def label(self) -> str:
         """The part's stable name in this recipe."""
         return self.name or self.use
+
+    def weight_at(self, share: float) -> float:
+        """The weight where a run has this share behind it, 0 to 1: on straight lines between its points."""
+        if not isinstance(self.weight, list):
+            return self.weight
+        before = [point for point in self.weight if point[0] <= share]
+        behind = [point for point in self.weight if point[0] > share]
+        if not (before and behind):
+            return before[-1][1] if before else behind[0][1]
+        (x0, y0), (x1, y1) = before[-1], behind[0]
+        return y0 + (y1 - y0) * (share - x0) / (x1 - x0)
 
 
 SLOT_KEYS = {"head": ("name",), "loss": ("name", "weight"), "extra": ("name",), "evaluate": ("name", "every")}  # beside use

@@ -12,7 +12,7 @@ import cattrs
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError, IterableValidationNote
 
 from twinview.errors import RecipeError, closest
-from twinview.recipe.tables import MEASURED, Amount, Numbers
+from twinview.recipe.tables import MEASURED, Amount, Numbers, Weight
 
 MOST = int(sys.float_info.max)
 _converter = cattrs.Converter(forbid_extra_keys=True)
@@ -109,6 +109,15 @@ def _whole_or_several(value: Any, _: type[int | list[int]]) -> int | list[int]:
 @_converter.register_structure_hook
 def _number_or_several(value: Any, _: type[float | list[float]]) -> float | list[float]:
     return [_converter.structure(v, float) for v in value] if isinstance(value, list) else _converter.structure(value, float)
+
+
+@_converter.register_structure_hook
+def _weight(value: Any, _: type[Weight]) -> Weight:
+    if not isinstance(value, list):
+        return _converter.structure(value, float)
+    if not all(isinstance(point, (list, tuple)) and len(point) == 2 for point in value):
+        raise ValueError(f"wants a number, or points [share of the run, weight] such as [[0, 0], [0.2, 1]], not {written(value)}")
+    return [[_converter.structure(number, float) for number in point] for point in value]
 
 
 @_converter.register_structure_hook

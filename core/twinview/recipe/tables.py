@@ -36,6 +36,7 @@ class Target:
     update: Literal["after_step", "before_forward"] = "after_step"
 
 
+Weight = float | list[list[float]]  # of a loss: a number, or points [share of the run, weight]
 Amount = float | int  # of samples: a share is written with a point, a number without
 
 
