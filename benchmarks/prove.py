@@ -42,7 +42,7 @@ def main() -> None:
     ask.add_argument("--curve", action="store_true", help="score the checkpoints that were kept on the way too")
     ask.add_argument("--on", choices=list(TASKS), help="probe the encoders with the images and features of this task, which they were not trained on")
     ask.add_argument("--compare", nargs=2, metavar=("A", "B"), help="the paired difference of two methods in the rows that are there; trains nothing")
-    ask.add_argument("--figure", type=Path, metavar="SVG", help="draw the rows that are there; train nothing")
+    ask.add_argument("--figure", type=Path, metavar="SVG", help="draw the rows that are there, or those of --methods; train nothing")
     ask.add_argument("--curves", type=Path, metavar="SVG", help="draw the scores over the steps of the rows made with --curve; train nothing")
     ask.add_argument("--probe", choices=["linear", "knn", "miou", "cluster"], help="of the figure (default: linear, of scenes miou)")
     args = ask.parse_args()
@@ -57,7 +57,8 @@ def main() -> None:
         print("\n".join(compared(rows.by_commit(), name_on(task, on), *args.compare)))
         return
     if args.figure:
-        args.figure.write_text(figure(newest(rows.by_commit(), name_on(task, on)), probe, task.title))
+        shown = [row for row in newest(rows.by_commit(), name_on(task, on)) if not args.methods or row["method"] in args.methods]
+        args.figure.write_text(figure(shown, probe, task.title))
         return
     if args.curves:
         args.curves.write_text(curves(with_curves(rows.by_commit(), task.name), probe, task.title))
