@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from twinview.recipe import from_table
 from twinview.testing import NONE, Combination, attempt, choices, names_that_meet, pairs_cover, product
+from twinview.testing.rehearsal import whole_run
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "mixing.md"
 
@@ -68,3 +70,19 @@ def test_the_page_stays_short_and_every_rule_is_met() -> None:
     assert 0 < len(rules()) <= 6
     met = {why for c in product() for why in reason(c)}
     assert met == {why for _, why in rules()}
+
+
+@pytest.mark.parametrize(("losses", "terms"), [
+    (["byol.image", "simsiam.image"], {"loss/image", "loss/simsiam.image.image"}),
+    (["instdist.image", "moco.image"], {"loss/image", "loss/moco.image.image"}),
+])
+def test_two_losses_of_whole_images_train(losses: list[str], terms: set[str], photo_shards: str, tmp_path: Path) -> None:
+    small = choices()["loss"]
+    table = {
+        "views": {"use": "byol.crops", "size": 32}, "encoder": {"use": "tiny.encoder"}, "loss": [small[loss] for loss in losses],
+        "data": {"shards": photo_shards, "workers": 0}, "optimizer": {"use": "adamw", "lr": 1e-3},
+        "run": {"steps": 3, "batch_size": 4, "device": "cpu", "log_every": 1},
+    }
+    rows = whole_run(from_table(table), tmp_path / "run")
+    assert [{name for name in row if name.startswith("loss/")} for row in rows] == [terms] * 3
+    assert all(abs(row["loss"] - sum(row[term] for term in terms)) < 1e-5 * max(1, abs(row["loss"])) for row in rows)

@@ -189,12 +189,19 @@ def test_settle_drops_every_gradient(toy: dict[str, Any]) -> None:
     assert not step.apply("toy/pooled/projector", 0, "online", "pooled").requires_grad
 
 
-def test_terms_that_clash_and_terms_of_a_wrong_shape_are_named(toy: dict[str, Any]) -> None:
+def test_terms_of_one_name_are_told_apart(toy: dict[str, Any]) -> None:
     twice = {**toy, "loss": [{"use": "toy.pooled"}, {"use": "toy.pooled", "name": "b"}]}
     assert set(model_of(twice)(batch_of(), PROGRESS).terms) == {"pooled", "b.pooled"}
     clash = {**toy, "align": {"use": "toy.align"}, "loss": [{"use": "toy.pooled", "term": "cells"}, {"use": "toy.cells"}]}
-    with pytest.raises(PluginError, match=r"\[\[loss\]\] toy.cells: another loss has a term 'cells' too"):
-        model_of(clash)(batch_of(), PROGRESS)
+    out = model_of(clash)(batch_of(), PROGRESS)
+    assert list(out.terms) == ["cells", "toy.cells.cells"] and torch.equal(out.loss.detach(), out.terms["cells"] + out.terms["toy.cells.cells"])
+
+
+def test_a_loss_that_gives_a_term_twice_is_named(toy: dict[str, Any], install: Callable[..., None]) -> None:
+    code = 'from twinview import hookimpl, part\n@part\nclass Again:\n    """Gives every term twice."""\n    @hookimpl(wrapper=True)\n    def loss(self, step):\n'
+    install("again", code + '        answers = yield\n        return [*answers, *answers]\n@hookimpl\ndef parts(): return {"again": Again}\n')
+    with pytest.raises(PluginError, match=r"\[\[loss\]\] toy.pooled: gives a term 'pooled' twice"):
+        model_of({**toy, "extra": [{"use": "again.again"}]})(batch_of(), PROGRESS)
 
 
 def test_precision(toy: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ class Outcome(NamedTuple):
     """What a forward pass gives the engine."""
 
     loss: Tensor  # scalar with gradient: the weighted sum of the terms
-    terms: dict[str, Tensor]  # each term as its part gave it, detached
+    terms: dict[str, Tensor]  # each term as its part gave it, detached; LABEL.TERM of a loss with a `name`, and where an earlier loss has the term
     notes: dict[str, Tensor]  # scalars to log beside them; empty unless watched
     step: LazyStep
     sums: dict[str, Tensor]  # `direction_sums` of each branch's pooled features, to be added up over the step; empty unless watched
@@ -87,12 +87,12 @@ class Siamese(nn.Module):
             step = LazyStep(self, batch, progress, watch)
             total, terms = torch.zeros((), device=self.device), dict[str, Tensor]()
             for label in self.assembly.answers("loss"):
-                step.label, name = label, self.assembly.uses[label][2].name
+                step.label, name, taken = label, self.assembly.uses[label][2].name, set(terms)
                 for answer in self.assembly.only("loss", label)(step=step):
                     for term, value in answer.items():
-                        term = f"{name}.{term}" if name else term
+                        term = f"{label}.{term}" if name or term in taken else term
                         if term in terms:
-                            raise PluginError(f"{self.assembly.uses[label][1]}: another loss has a term {term!r} too. Give one of the two a `name`.")
+                            raise PluginError(f"{self.assembly.uses[label][1]}: gives a term {term!r} twice. Give one of the two another name.")
                         terms[term] = value.detach()
                         total = total + self.assembly.weight(label, progress.share) * value.float()
             step.label = ""
