@@ -77,6 +77,7 @@ SKIP: dict[str, dict[str, str]] = {  # what does not hold, on purpose
     "detection.rcnn": {
         "repeats": "torchvision draws the regions that the heads learn from with torch's global generator, whose state is in every checkpoint",
         "order": "those draws fall on other images then",
+        "several ranks": "and are other draws on each rank",
     },
     "supervised.nothing": {"gradients": "it trains nothing: the floor of a table"},
 }

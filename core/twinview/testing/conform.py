@@ -34,6 +34,12 @@ def _hooks(*hooks: str) -> Callable[[Subject], bool]:
     return lambda subject: subject.answers(*hooks)
 
 
+def _averages(subject: Subject) -> bool:
+    """A loss that learns from an average; one with labels may keep it for evaluations alone."""
+    needs = subject.traits.needs
+    return subject.slot == "loss" and "averaged_target" in needs and not needs.intersection(("labels", "label_maps", "objects"))
+
+
 def _steps(subject: Subject) -> bool:
     return subject.answers(*STEP_HOOKS) or bool(subject.wraps) or subject.answers("make_encoder")
 
@@ -58,6 +64,7 @@ CHECKS = (
     Check("places", encoder_checks.places, _hooks("align")),
     Check("alignment by image", encoder_checks.alignment_by_image, _hooks("align")),
     Check("gradients", loss_checks.gradients, _steps),
+    Check("target", loss_checks.looks_at_target, _averages),
     Check("repeats", loss_checks.repeats, _steps),
     Check("micro-batches", loss_checks.keeps_state_until_the_step, _steps),
     Check("order", loss_checks.order_of_batch, _steps),

@@ -1,6 +1,6 @@
 """Small runs in a process of their own, on some ranks: `python -m twinview.testing.driver JOBS.json`.
 
-A job that is refused leaves the line in a file beside its folder, and the next one is tried.
+A job that is refused leaves the line in a file beside its folder, and the next one is tried.  A job with `state` leaves each rank's state at its end.
 """
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from twinview.errors import TwinviewError
 
 LIMIT = 600  # seconds
 
 
 def on_ranks(ranks: int, jobs: Sequence[dict[str, Any]], folder: Path) -> dict[str, str]:
-    """Train `jobs` (name, recipe as tables, folder, resume) one after another on `ranks` processes; name -> why it was refused, "" where it was not.
+    """Train `jobs` (name, recipe as tables, folder, resume, state) one after another on `ranks` processes; name -> why it was refused, or "".
 
     Raises RuntimeError with what the process said where it failed as a whole.
     """
@@ -35,6 +38,15 @@ def on_ranks(ranks: int, jobs: Sequence[dict[str, Any]], folder: Path) -> dict[s
     return {job["name"]: _refusal(Path(job["folder"])) for job in jobs}
 
 
+def states_of(folder: Path, ranks: int) -> list[dict[str, Tensor]]:
+    """What the `state` heads held on each rank at the end of a job with `state`, by name."""
+    return [torch.load(_state(folder, rank), weights_only=True) for rank in range(ranks)]
+
+
+def _state(folder: Path, rank: int) -> Path:
+    return folder.with_name(f"{folder.name}.state-{rank}")
+
+
 def _beside(folder: Path) -> Path:
     return folder.with_name(folder.name + ".refused")
 
@@ -45,7 +57,9 @@ def _refusal(folder: Path) -> str:
 
 def main(path: str) -> None:
     """Train every job of the file."""
+    from twinview.data.loading.factory import Factory
     from twinview.engine.distributed.launch import launch
+    from twinview.engine.setup import TrainSetup
     from twinview.engine.train import train
     from twinview.recipe import from_table
 
@@ -54,8 +68,13 @@ def main(path: str) -> None:
     def work() -> int:
         for job in table["jobs"]:
             folder = Path(job["folder"])
+
+            def keep_state(setup: TrainSetup, _: Factory, folder: Path = folder) -> None:
+                torch.save(setup.model.state.state_dict(), _state(folder, setup.ranks.rank))
+
             try:
-                train(from_table(job["recipe"]), folder, resume=job.get("resume", False), command="twinview.testing")
+                on_end = keep_state if job.get("state") else None
+                train(from_table(job["recipe"]), folder, resume=job.get("resume", False), command="twinview.testing", on_end=on_end)
             except TwinviewError as e:
                 _beside(folder).write_text(str(e))
         return 0

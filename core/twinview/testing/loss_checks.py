@@ -9,7 +9,7 @@ import torch
 
 from twinview.testing.data_checks import pick
 from twinview.testing.failure import Failure
-from twinview.testing.rehearsal import Rehearsal, Still, imported_anew, new_folder, rows_of, terms, weights_of, whole_run
+from twinview.testing.rehearsal import Still, imported_anew, new_folder, rows_of, terms, weights_of, whole_run
 from twinview.testing.subject import STEPS
 from twinview.testing.trial import Trial
 
@@ -42,6 +42,13 @@ def gradients(trial: Trial) -> Iterator[Failure]:
             return
 
 
+def looks_at_target(trial: Trial) -> Iterator[Failure]:
+    """A part that needs an averaged target asks for it in its loss."""
+    if not trial.still.asks_target(trial.still.batches(1)[0]):
+        wanted = "step.target, or step.apply(..., 'target'); or leave 'averaged_target' out of traits()"
+        yield Failure(trial.subject.name, "loss", "needs an averaged target, and learns without one", wanted)
+
+
 def repeats(trial: Trial) -> Iterator[Failure]:
     """The same batch and the same state give the same loss, to the last bit; and whatever torch's global generator holds."""
     still, subject = trial.still, trial.subject
@@ -49,12 +56,12 @@ def repeats(trial: Trial) -> Iterator[Failure]:
     still.restore()
     first = terms(still.forward(batch))
     still.restore()
-    if change := _changed(first, terms(still.forward(batch))):
+    if change := changed(first, terms(still.forward(batch))):
         wanted = 'the same: keep what it learns in a module, Head(module, "state"), and not on the part, in a module of Python, or in a generator'
         yield Failure(subject.name, "loss", f"{change} for the same batch and the same state", wanted)
         return
     still.restore()
-    if (change := _changed(first, terms(still.forward(batch, seed=1)))) and not _drops(still):
+    if (change := changed(first, terms(still.forward(batch, seed=1)))) and not drops(still):
         wanted = "the same on any rank and after a resume: draw with step.uniform(purpose, n)"
         yield Failure(subject.name, "loss", f"{change} when only the global generators differ", wanted)
 
@@ -71,7 +78,7 @@ def keeps_state_until_the_step(trial: Trial) -> Iterator[Failure]:
         alone = terms(still.forward(two, 1, grad=True))
     finally:
         still.restore()
-    if change := _changed(alone, after):
+    if change := changed(alone, after):
         wanted = "the same: gather in after_micro_batch, and write to the state in after_step (run.accumulation then changes nothing)"
         yield Failure(trial.subject.name, "loss", f"{change} of a second micro-batch that met what the first had left", wanted)
 
@@ -85,7 +92,7 @@ def order_of_batch(trial: Trial) -> Iterator[Failure]:
     still.restore()
     turned = terms(still.forward(pick(batch, [3, 0, 7, 1, 6, 2, 5, 4])))
     still.restore()
-    if (change := _changed(first, turned, 2e-5)) and not _drops(still):
+    if (change := changed(first, turned, 2e-5)) and not drops(still):
         yield Failure(trial.subject.name, "loss", f"{change} for the same images in another order", "the same: which image stands where says nothing")
 
 
@@ -105,7 +112,9 @@ def low_precision(trial: Trial) -> Iterator[Failure]:
         if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
             yield Failure(trial.subject.name, "loss", f"a gradient of {name} that is not finite in bf16", "finite numbers")
             return
-    next(Rehearsal(trial.subject, precision="bf16").steps())
+    still.model.zero_grad()
+    still.restore()
+    next(still.rehearsal.steps())
 
 
 def resumes(trial: Trial) -> Iterator[Failure]:
@@ -141,21 +150,21 @@ def compared(
     """The losses of two runs, step by step: the first that differs."""
     for row, other in zip(rows, others, strict=True):
         mine = {name: value for name, value in row.items() if name == "loss" or name.startswith("loss/")}
-        if change := _changed(mine, other, tolerance):
+        if change := changed(mine, other, tolerance):
             yield Failure(trial.subject.name, "loss", f"{change} at step {row['step']:g} {where}", wanted or SAME)
             return
 
 
-def _changed(one: Mapping[str, float], other: Mapping[str, float], tolerance: float = 0.0) -> str:
-    """`NAME = 1.2, not 1.3` of the first number that differs by more than a share of its size; "": none does."""
+def changed(one: Mapping[str, float], other: Mapping[str, float], tolerance: float = 0.0, least: float = 1.0) -> str:
+    """`NAME = 1.2, not 1.3` of the first number that differs by more than a share of its size, or of `least` where it is less; "": none does."""
     for name, value in one.items():
         found = other.get(name, float("nan"))
-        if not abs(found - value) <= tolerance * max(1.0, abs(value)):
+        if not abs(found - value) <= tolerance * max(least, abs(value)):
             return f"{name} = {found:.6g}, not {value:.6g},"
     return ""
 
 
-def _drops(still: Still) -> bool:
+def drops(still: Still) -> bool:
     """Whether the model has layers that draw by design."""
     layers = [module for module in still.model.modules() if "drop" in type(module).__name__.lower()]
     return any(getattr(layer, "p", getattr(layer, "drop_prob", 1.0)) for layer in layers)

@@ -97,7 +97,8 @@ class Still:
 
     def __init__(self, subject: Subject, **run: Any) -> None:
         """The rehearsal's model at its start, after the hooks before the first epoch."""
-        rehearsal = Rehearsal(subject, **run)
+        self.rehearsal = rehearsal = Rehearsal(subject, **run)
+        self.name = subject.name
         self.model: Siamese = rehearsal.model
         self.assembly: Assembly = rehearsal.assembly
         self.setup = rehearsal.setup
@@ -118,6 +119,21 @@ class Still:
         progress = Progress(0, self.setup.steps, 0, 0.0, micro)
         with torch.set_grad_enabled(grad):
             return self.model.train()(batch, progress, watch=True)  # type: ignore[no-any-return]
+
+    def asks_target(self, batch: Batch) -> bool:
+        """Whether the part's own loss asks for the target's features of a view, or for a module of the target branch, or runs one."""
+        step, target, ran = self.step(batch), self.model.branches.target, list[str]()
+        step.label = self.name
+        target.asked.clear()
+        handles = [module.register_forward_pre_hook(lambda *_: ran.append("")) for module in target.modules()]
+        try:
+            with torch.no_grad(), self.model.train().precision():
+                self.assembly.only("loss", step.label)(step=step)
+        finally:
+            for handle in handles:
+                handle.remove()
+            self.restore()
+        return bool(ran or target.asked) or any(step.made(view, "target") for view in range(len(batch.images)))
 
     def after_micro_batch(self, outcome: Outcome, micro: int) -> None:
         """The hooks behind a micro-batch."""

@@ -7,23 +7,28 @@ from pathlib import Path
 from typing import Any, cast
 from unittest import mock
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from twinview.testing.driver import on_ranks
+from twinview.testing.driver import on_ranks, states_of
 from twinview.testing.failure import Failure
-from twinview.testing.loss_checks import SAME, broken_off, compared
+from twinview.testing.loss_checks import SAME, broken_off, changed, compared, drops
 from twinview.testing.rehearsal import Rehearsal, new_folder, rows_of
 from twinview.testing.subject import SIDE
 from twinview.testing.trial import Trial
 
-CLOSE = 2e-3  # of a loss: sums over ranks and shards are taken in another order
+CLOSE = 2e-3  # of a loss: sums over ranks and shards are taken in another order, and steps make more of it
+FIRST, LEAST = 2e-5, 0.1  # of a term before any weight has moved, or of `LEAST` where it is smaller: rounding makes 1e-6 in twinview's own losses
+STATE = 1e-5  # of the largest number of a state's tensor
 RANKS = 2
 GATHER = "about the same: gather over ranks with twinview.ops (gather_rows, Queue), and draw with step.uniform"
+WHOLE = "the same, for no weight has moved: take what is of a whole batch (a variance, a mean, negatives) over gather_rows(x)"
+EVERYWHERE = "the same on all, for checkpoints keep rank 0's: move it by what all ranks saw, gather_rows(x) or twinview.ops.ranks.summed(x)"
 STAGES = "about the same, or a refusal in one line by check(): write to parameters in before_epoch and after_step alone"
 
 
 def several_ranks(trial: Trial) -> Iterator[Failure]:
-    """Two ranks with half of each batch have the losses of one rank; so they have under every ZeRO stage; accumulation trains."""
+    """Two ranks with half of each batch have the losses of one rank and one state; so they have under every ZeRO stage; accumulation trains."""
     _, rows = trial.run
     kinds: dict[str, dict[str, Any]] = {"ranks": {}, **{f"stage {n}": {"deepspeed": {"zero_optimization": {"stage": n}}} for n in (1, 2, 3)}}
     kinds["accumulation"] = {"run": {"accumulation": 2}}
@@ -31,7 +36,7 @@ def several_ranks(trial: Trial) -> Iterator[Failure]:
     jobs: list[dict[str, Any]] = []
     for name, more in kinds.items():
         merged = {**table, **more, "run": {**table["run"], **more.get("run", {})}}
-        jobs.append({"name": name, "recipe": merged, "folder": str(new_folder(name.replace(" ", "-")))})
+        jobs.append({"name": name, "recipe": merged, "folder": str(new_folder(name.replace(" ", "-"))), "state": name == "ranks"})
     try:
         refused = on_ranks(RANKS, jobs, new_folder("jobs"))
     except RuntimeError as e:
@@ -47,9 +52,35 @@ def several_ranks(trial: Trial) -> Iterator[Failure]:
         elif name == "accumulation":
             if any(row["loss"] != row["loss"] for row in rows_of(Path(folders[name]))):
                 yield Failure(trial.subject.name, "loss", "a loss that is not finite with run.accumulation = 2", "finite numbers")
+        elif name == "ranks":
+            found = list(_as_one_rank(trial, rows, Path(folders[name])))
+            yield from found
+            if found:
+                return  # the others would say the same again
         else:
-            where = f"on {RANKS} ranks" + ("" if name == "ranks" else f" under ZeRO {name}")
-            yield from compared(trial, rows, rows_of(Path(folders[name])), where, CLOSE, GATHER if name == "ranks" else STAGES)
+            yield from compared(trial, rows, rows_of(Path(folders[name])), f"on {RANKS} ranks under ZeRO {name}", CLOSE, STAGES)
+
+
+def _as_one_rank(trial: Trial, rows: list[dict[str, float]], folder: Path) -> Iterator[Failure]:
+    """The first loss of several ranks is that of one to rounding, for the weights are the same; all hold the same state; later losses are close."""
+    others, terms = rows_of(folder), {name.removeprefix("loss/"): value for name, value in rows[0].items() if name.startswith("loss/")}
+    tolerance, least = (CLOSE, 1.0) if drops(trial.still) else (FIRST, LEAST)  # each rank drops others
+    if change := changed(terms, {name: others[0].get(f"loss/{name}", float("nan")) for name in terms}, tolerance, least):
+        yield Failure(trial.subject.name, "loss", f"{change} at step 1 on {RANKS} ranks", WHOLE)
+        return
+    mine, *more = states_of(folder, RANKS)
+    for rank, state in enumerate(more, 1):
+        if name := next((name for name, value in mine.items() if not _alike(value, state[name])), ""):
+            own = name.removeprefix(trial.subject.name.replace(".", "/") + "/")
+            yield Failure(trial.subject.name, "state", f"another {own} on rank {rank} than on rank 0", EVERYWHERE)
+            return
+    yield from compared(trial, rows, others, f"on {RANKS} ranks", CLOSE, GATHER)
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    if not one.is_floating_point() or not one.numel():
+        return torch.equal(one, other)
+    return torch.allclose(one, other, rtol=0, atol=STATE * float(one.abs().max()))
 
 
 def new_process(trial: Trial) -> Iterator[Failure]:
