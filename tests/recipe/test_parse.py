@@ -75,6 +75,12 @@ FAULTS: list[tuple[list[str], str]] = [
     (["data.channels=1"], "[data] mean: wants one number, as there is one channel ([data] channels = 1), not [0.485, 0.456, 0.406]."),
     (["data.std=[1, 1, nan]"], "[data] std: wants numbers above 0, not [1.0, 1.0, nan]."),
     (["data.mean=[0.5, 0.5, inf]"], "[data] mean: wants finite numbers, not [0.5, 0.5, inf]."),
+    (["data.mean=[123.675, 116.28, 103.53]", "data.std=[58.395, 57.12, 57.375]"],
+     "[data] mean = [123.675, 116.28, 103.53] and std = [58.395, 57.12, 57.375]: are not within 0..1 of full scale. "
+     "Write mean = [0.485, 0.456, 0.406] and std = [0.229, 0.224, 0.225] (divided by 255)."),
+    (["data.white=4000", "data.mean=[2000, 2000, 2000]"], "[data] mean = [2000.0, 2000.0, 2000.0]: is not within 0..1 of full scale. Write mean = [0.5, 0.5, 0.5] (divided by 4000)."),
+    (["data.std=[1, 1, 300]"], "[data] std = [1.0, 1.0, 300.0]: is not within 0..1 of full scale."),
+    (["data.mean=[-0.1, 0.5, 0.5]"], "[data] mean = [-0.1, 0.5, 0.5]: is not within 0..1 of full scale."),
     (["data.decode=scaled", "data.white=4095"], "[data]: decode = \"scaled\" is of 8-bit color images: it goes with neither channels nor white."),
     (["data.cache_gb=inf"], "cache_gb must be < 1000000000.0"),
     (["data.channels=0"], "channels must be > 0"),
@@ -95,6 +101,8 @@ FAULTS: list[tuple[list[str], str]] = [
     (["optimizer.lr=-1"], "[optimizer]: lr must be >= 0"),
     (["optimizer.lr=nan"], "[optimizer]: lr must be >= 0"),
     (["optimizer.nesterov=true", "optimizer.momentum=0"], "[optimizer]: nesterov wants a momentum above 0"),
+    (["optimizer.momentum=9"], "[optimizer]: momentum must be < 1: 9"),
+    (["optimizer={use='lars', lr=1, momentum=1}"], "[optimizer]: momentum must be < 1: 1"),
     (["optimizer={use='adamw', lr=1, betas=[0.9, 1.5]}"], "betas"),
     (["optimizer={use='adamw', lr=1, betas=[0.9]}"], "[optimizer].betas: wants a list of 2, not [0.9]"),
     (["optimizer=lars"], "[optimizer]: wants a table, not 'lars'"),
@@ -135,6 +143,19 @@ def test_a_fault_is_named(assignments: list[str], said: str) -> None:
 def test_a_slot_has_its_shape(slot: str, value: Any, said: str) -> None:
     with pytest.raises(RecipeError, match=re.escape(said)):
         read({**good(), slot: value})
+
+
+def test_of_two_parts_with_one_use_the_faulty_one_is_named() -> None:
+    two = {**good(), "loss": [{"use": "toy.pooled"}, {"use": "toy.pooled", "name": "second"}, {"use": "toy.cells"}]}
+    assert [place for slot, place, _ in read(two).uses() if slot == "loss"] == ["[[loss]] toy.pooled (loss.0)", "[[loss]] toy.pooled (second)", "[[loss]] toy.cells"]
+    for assignments, said in (
+        (["loss.0.weight=big"], "[[loss]] toy.pooled (loss.0).weight: wants a number, not 'big'"),
+        (["loss.1.weight=nan"], "[[loss]] toy.pooled (second): weight must be <"),
+        (["loss.1.name=", "loss.1.weight=nan"], "[[loss]] toy.pooled (loss.1): weight must be <"),
+        (["loss.2.weight=nan"], "[[loss]] toy.cells: weight must be <"),
+    ):
+        with pytest.raises(RecipeError, match=re.escape(said)):
+            read(two, assignments)
 
 
 @pytest.mark.parametrize("slot", ["views", "encoder", "loss", "data", "optimizer", "run"])

@@ -9,12 +9,13 @@ import attrs
 
 from twinview.errors import RecipeError, closest
 from twinview.recipe.overrides import ONE_OF
-from twinview.recipe.schema import SLOT_KEYS, SLOTS, TABLES, PartConfig, Recipe
+from twinview.recipe.schema import SLOT_KEYS, SLOTS, TABLES, PartConfig, Recipe, told_apart
 from twinview.recipe.structuring import structure, written
 from twinview.recipe.tables import FORMAT, HELD_OUT, MEASURED, OPTIMIZERS, Data
 
 
-def _use(slot: str, table: Any, place: str) -> PartConfig:
+def _use(slot: str, table: Any, place: str, mark: str = "") -> PartConfig:
+    """`mark`: what tells the part from another of the same `use`."""
     if not isinstance(table, Mapping):
         raise RecipeError(f"{place}: wants a table with `use = \"method.part\"`, not {written(table)}.")
     if not isinstance(table.get("use"), str) or table["use"].count(".") != 1:
@@ -23,7 +24,7 @@ def _use(slot: str, table: Any, place: str) -> PartConfig:
     own = {k: table[k] for k in ("use", *SLOT_KEYS.get(slot, ())) if k in table}
     if "/" in str(own.get("name", "")):
         raise RecipeError(f"{place}.name: {written(own['name'])} has a '/'. Write '.' or '_' instead.")
-    place = f"{place} {table['use']}" if slot in SLOT_KEYS else place
+    place = f"{place} {table['use']}{mark}" if slot in SLOT_KEYS else place
     return cast(PartConfig, structure({**own, "options": {k: v for k, v in table.items() if k not in own}}, PartConfig, place))
 
 
@@ -31,7 +32,8 @@ def _read_slot(slot: str, value: Any) -> Any:
     if slot in ("head", "loss", "extra", "evaluate"):
         if not isinstance(value, Sequence) or isinstance(value, str):
             raise RecipeError(f"[{slot}]: there may be several; write [[{slot}]].")
-        return [_use(slot, t, f"[[{slot}]]") for t in value]
+        named = [(str(t.get("use", "")), str(t.get("name", ""))) if isinstance(t, Mapping) else ("", "") for t in value]
+        return [_use(slot, t, f"[[{slot}]]", mark) for t, mark in zip(value, told_apart(slot, named))]
     if isinstance(value, list):
         raise RecipeError(f"[[{slot}]]: takes one part; write [{slot}]" + (", or [align.NAME] for each of several." if slot == "align" else "."))
     if slot == "align":
@@ -148,3 +150,16 @@ def _check_colors(data: Data) -> None:
         raise RecipeError(f"[data] mean: wants finite numbers, not {data.mean}.")
     if not isinstance(data.std, str) and not all(0 < x < math.inf for x in data.std):
         raise RecipeError(f"[data] std: wants numbers above 0, not {data.std}.")
+    _check_scale(data)
+
+
+def _check_scale(data: Data) -> None:
+    """Mean and deviation are shares of full scale; other tools write them in 0..255."""
+    full = data.white or 255
+    wrong = {key: numbers for key in ("mean", "std") if not isinstance(numbers := getattr(data, key), str) and any(not 0 <= x <= 1 for x in numbers)}
+    if wrong:
+        said = " and ".join(f"{key} = {numbers}" for key, numbers in wrong.items())
+        shares = {key: [round(x / full, 4) for x in numbers] for key, numbers in wrong.items()}
+        right = all(0 <= x <= 1 for numbers in shares.values() for x in numbers)
+        instead = f" Write {' and '.join(f'{key} = {numbers}' for key, numbers in shares.items())} (divided by {full})." if right else ""
+        raise RecipeError(f"[data] {said}: {'are' if len(wrong) > 1 else 'is'} not within 0..1 of full scale.{instead}")

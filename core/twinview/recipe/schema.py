@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -85,7 +85,8 @@ class Recipe:
                 for name, use in found.items():
                     yield slot, f"[{slot}.{name}] {use.use}" if name else f"[{slot}] {use.use}", use
             elif found:
-                yield from ((slot, f"[[{slot}]] {u.use}", u) for u in found)
+                marks = told_apart(slot, [(u.use, u.name) for u in found])
+                yield from ((slot, f"[[{slot}]] {u.use}{mark}", u) for u, mark in zip(found, marks))
 
     def table(self) -> dict[str, Any]:
         """The recipe as plain tables, every default written out: what `recipe.toml` of a run holds."""
@@ -101,6 +102,12 @@ class Recipe:
                 out[f.name] = value
         out["optimizer"] = {"use": next(k for k, c in OPTIMIZERS.items() if type(self.optimizer) is c), **out["optimizer"]}
         return out
+
+
+def told_apart(slot: str, parts: Sequence[tuple[str, str]]) -> list[str]:
+    """What stands behind each part's `use` in messages: nothing, or, of (use, name) that share a use, the name or the place as overrides write it."""
+    uses = [use for use, _ in parts]
+    return [f" ({name or f'{slot}.{n}'})" if uses.count(use) > 1 else "" for n, (use, name) in enumerate(parts)]
 
 
 def _use_table(slot: str, value: Any) -> Any:

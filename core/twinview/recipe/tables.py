@@ -120,7 +120,7 @@ class Rates:
 class SGD(Rates):
     """torch.optim.SGD."""
 
-    momentum: float = field(default=0.9, validator=ge(0))
+    momentum: float = field(default=0.9, validator=[ge(0), lt(1)])
     nesterov: bool = False
 
     def __attrs_post_init__(self) -> None:
@@ -141,7 +141,7 @@ class AdamW(Rates):
 class LARS(Rates):
     """Layer-wise adaptive rates (You et al. 2017), as BYOL, MoCo-v3, PixPro and SimCLR released it."""
 
-    momentum: float = field(default=0.9, validator=ge(0))
+    momentum: float = field(default=0.9, validator=[ge(0), lt(1)])
     trust: float = _positive(0.001)
     eps: float = field(default=0.0, validator=ge(0))  # added to the norm of the decayed gradient (PixPro: 1e-8)
     nesterov: bool = False
