@@ -14,7 +14,7 @@ from twinview.assembly import assemble
 from twinview.engine.clip import clip_each
 from twinview.engine.deepspeed_config import check_recipe
 from twinview.engine.optimizer import gradient_norm, load_optimizer_state, make_optimizer, optimizer_state, set_rates
-from twinview.engine.schedule import decay_at, lr_factor, momentum_at, warmup_share
+from twinview.engine.schedule import decay_at, lr_factor, momentum_at, unreached, warmup_share
 from twinview.errors import RecipeError
 from twinview.ops.lars import LARS as Lars
 from twinview.recipe import from_table
@@ -237,6 +237,33 @@ def test_warm_up_is_given_in_steps_epochs_or_as_a_share(tiny: Table) -> None:
     run = {k: v for k, v in tiny["run"].items() if k != "steps"}
     with pytest.raises(RecipeError, match=r"^\[schedule\] warmup_epochs: a run of run\.hours does not know its steps\. Write warmup_share\.$"):
         check_recipe(from_table({**tiny, "run": {**run, "hours": 2.0}, "schedule": {"warmup_epochs": 1}}))
+
+
+UNREACHED: list[tuple[Table, Table, tuple[int, int], str]] = [
+    ({"steps": 2}, {"warmup_steps": 100}, (0, 0), "[schedule] warmup_steps = 100: the run has 2 steps, and its learning rate never reaches the peak. Write less, or train longer."),
+    ({"epochs": 5}, {"warmup_epochs": 10}, (0, 0), "[schedule] warmup_epochs = 10: the run has 5 epochs, and its learning rate"),
+    ({"steps": 20}, {"warmup_epochs": 10}, (20, 5), "[schedule] warmup_epochs = 10: the run has 4 epochs"),
+    ({"epochs": 2}, {"warmup_steps": 8}, (6, 3), "[schedule] warmup_steps = 8: the run has 6 steps"),
+    ({"hours": 1}, {"warmup_share": 1.0}, (0, 3), "[schedule] warmup_share = 1: the run has 1 as its whole"),
+    ({"epochs": 100}, {"use": "multistep", "milestones": [60, 120, 160]}, (0, 0), "[schedule] milestones: the run ends after 100 epochs, and never comes to 120, 160."),
+    ({"steps": 20}, {"use": "multistep", "milestones": [2, 4]}, (20, 5), "[schedule] milestones: the run ends after 4 epochs, and never comes to 4."),
+    ({"steps": 20}, {"use": "multistep", "milestones": [2, 4]}, (20, 4), ""),
+    ({"steps": 20}, {"warmup_epochs": 3}, (20, 5), ""),
+    ({"epochs": 2}, {"warmup_steps": 8}, (0, 0), ""),
+]
+
+
+@pytest.mark.parametrize(("run", "schedule", "known", "said"), UNREACHED)
+def test_what_a_run_never_comes_to_is_said(tiny: Table, run: Table, schedule: Table, known: tuple[int, int], said: str) -> None:
+    table = {**tiny, "run": {**{k: v for k, v in tiny["run"].items() if k != "steps"}, **run}, "schedule": schedule}
+    found = list(unreached(from_table(table), *known))
+    assert len(found) == bool(said) and all(line.startswith(said) for line in found)
+
+
+def test_losses_without_any_weight_are_said(tiny: Table) -> None:
+    weightless = [{**loss, "weight": 0} for loss in tiny["loss"]]
+    (line,) = unreached(from_table({**tiny, "loss": weightless}))
+    assert line.startswith("[[loss]] weight: is 0 in every loss") and not [*unreached(from_table(tiny))]
 
 
 def test_momentum_goes_from_its_start_to_one() -> None:

@@ -99,6 +99,14 @@ def test_check_plan_and_training_refuse_in_the_same_words(table: Table, case: st
     assert refusal(lambda: build(from_table(made))) == found
 
 
+def test_check_and_plan_say_what_the_run_never_comes_to(toy: Table, caplog: pytest.LogCaptureFixture) -> None:
+    made = {**toy, "schedule": {"warmup_steps": 100}}
+    for ask in (lambda: twinview.check(made), lambda: plan(from_table(made), memory=1)):
+        caplog.clear()
+        ask()
+        assert [line for line in caplog.messages if line.startswith("[schedule] warmup_steps = 100: the run has 4 steps")] == caplog.messages != []
+
+
 def test_check_makes_a_large_model_of_no_memory(toy: Table) -> None:
     table = {**toy, "encoder": {"use": "timm.encoder", "name": "vit_huge_patch14_224"}, "loss": [{"use": "byol.image"}], "views": {"use": "byol.crops"}}
     with torch.device("cpu"):

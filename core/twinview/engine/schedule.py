@@ -1,9 +1,43 @@
 """Learning rate and target momentum over a run."""
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Iterator
 
+from twinview.machine import rank_variable
 from twinview.recipe import Recipe, tables
+
+log = logging.getLogger(__name__)
+
+
+def warn_unreached(recipe: Recipe, steps: int = 0, steps_per_epoch: int = 0) -> None:
+    """Say on the first rank, in a line each, what `unreached` finds."""
+    if rank_variable("RANK") == 0:
+        for line in unreached(recipe, steps, steps_per_epoch):
+            log.warning(line)
+
+
+def unreached(recipe: Recipe, steps: int = 0, steps_per_epoch: int = 0) -> Iterator[str]:
+    """What a run will never come to: a peak of the learning rate, milestones, a loss that counts.
+
+    All of it is allowed: published recipes are shortened to try them.  `steps`, `steps_per_epoch`: 0 where they are not known, as before the data
+    are opened; then what needs them is not told.
+    """
+    schedule, run = recipe.schedule, recipe.run
+    steps = run.steps or steps
+    epochs = run.epochs or (steps / steps_per_epoch if steps and steps_per_epoch else 0.0)
+    for key, length, unit in (("warmup_steps", steps, "steps"), ("warmup_epochs", epochs, "epochs"), ("warmup_share", 1, "as its whole")):
+        rising = getattr(schedule, key)
+        if rising and length and rising >= length:
+            said = f"the run has {length:g} {unit}, and its learning rate never reaches the peak"
+            yield f"[schedule] {key} = {rising:g}: {said}. Write less, or train longer."
+    late = [f"{milestone:g}" for milestone in schedule.milestones if epochs and milestone >= epochs]
+    if late:
+        said = f"the run ends after {round(epochs, 2):g} epochs, and never comes to {', '.join(late)}"
+        yield f"[schedule] milestones: {said}. Write smaller ones, or train longer."
+    if not any(use.weight for use in recipe.loss):
+        yield "[[loss]] weight: is 0 in every loss, and so none of them teaches the network anything. Write one above 0."
 
 
 def warmup_share(recipe: Recipe, steps: int, steps_per_epoch: int) -> float:

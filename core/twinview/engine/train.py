@@ -34,6 +34,7 @@ from twinview.engine.resume import restore, start_run
 from twinview.engine.run_folder import Resume, check_folder, make_folder, order_of
 from twinview.engine.run_lock import locked
 from twinview.engine.run_log import OnProgress, RunLog
+from twinview.engine.schedule import warn_unreached
 from twinview.engine.setup import TrainSetup, build, wrap
 from twinview.engine.skipped_steps import SkippedSteps
 from twinview.engine.step import StepResult, take_step
@@ -90,6 +91,7 @@ def train(
                 if going_on and not recipe.data.order:
                     recipe = attrs.evolve(recipe, data=attrs.evolve(recipe.data, order=on_first(lambda: order_of(run_dir))))
                 setup = build(recipe, assembly=assembly, going_on=going_on)
+                warn_unreached(setup.recipe, setup.steps, setup.epoch)
                 start, meta = start_run(setup, run_dir, resume, command)
                 if not (setup.recipe.data.window or setup.recipe.data.streaming):  # its first batch would want nearly every shard
                     fetch_all(setup.shards.paths)

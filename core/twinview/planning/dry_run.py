@@ -19,6 +19,7 @@ from twinview.data.loading.loader import training_batches
 from twinview.engine.around import try_evaluations
 from twinview.engine.deepspeed_config import MONITORS, check_recipe, micro_batch
 from twinview.engine.distributed.process import peak_memory
+from twinview.engine.schedule import warn_unreached
 from twinview.engine.setup import build, wrap
 from twinview.engine.skipped_steps import SkippedSteps
 from twinview.engine.step import take_step
@@ -75,6 +76,7 @@ def dry_run(recipe: Recipe, assembly: Assembly | None = None) -> Report:
     check_recipe(recipe)
     silent = attrs.evolve(recipe, deepspeed={k: v for k, v in recipe.deepspeed.items() if k not in MONITORS})
     built = build(silent, assembly=assembly)
+    warn_unreached(built.recipe, built.steps, built.epoch)
     run = built.recipe.run
     progress = Progress(0, built.steps, 0, 0.0)
     asked = time.perf_counter()

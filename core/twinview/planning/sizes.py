@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from twinview.assembly import Assembly
 from twinview.data.loading.factory import Paths
 from twinview.data.loading.loader import check_choice
+from twinview.engine.schedule import warn_unreached
 from twinview.engine.setup import check_batchnorm, check_blocks
 from twinview.errors import HookError, TwinviewError
 from twinview.model import Siamese
@@ -23,11 +24,12 @@ ASSUMED_IMAGES, ASSUMED_CLASSES = 1_281_167, 1000  # of a data set that is not o
 
 
 def check_sizes(assembly: Assembly) -> None:
-    """Ask every part's `check`, and make its heads.  Raises RecipeError, PluginError, DataError.
+    """Ask every part's `check`, make its heads, and say what the run will never come to.  Raises RecipeError, PluginError, DataError.
 
     The model is made of tensors without memory (torch's meta device); on the CPU where an encoder or a head cannot be.
     """
     assembly = assembly.under(with_numbers(assembly.recipe))
+    warn_unreached(assembly.recipe)
     try:
         with without_compiler(), torch.device("meta"), _NothingWritten():
             _make(assembly)
