@@ -133,10 +133,10 @@ def _check_sources(recipe: Recipe) -> None:
         if names.count(name) > 1:
             raise RecipeError(f"[[data.source]] name: {name!r} stands twice. Sources have names of their own.")
     if not data.held_out:
-        for use in recipe.evaluate:
-            for key, value in use.options.items():
+        for _, place, use in recipe.uses():
+            for key, value in use.options.items() if use in recipe.evaluate else ():
                 if value == HELD_OUT:
-                    raise RecipeError(f"[[evaluate]] {use.use}.{key}: {HELD_OUT} is what [data] held_out keeps, and it is 0. Write held_out = 0.05.")
+                    raise RecipeError(f"{place}.{key}: {HELD_OUT} is what [data] held_out keeps, and it is 0. Write held_out = 0.05.")
 
 
 def _check_colors(data: Data) -> None:
