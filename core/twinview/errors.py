@@ -50,6 +50,8 @@ class HookError(PluginError):
 class DataError(TwinviewError):
     """A shard, an index or a folder of images is at fault."""
 
+    shards: str | list[str] | None = None  # the set that an evaluation read, as it named it; "": the run's own; None: not known
+
 
 class CheckpointError(TwinviewError):
     """A run's folder or checkpoint is missing, damaged or of another recipe."""

@@ -253,7 +253,6 @@ class DataFactory(Protocol):
         """Whole images of `shards` at `size`, in order, with the named labels.
 
         By default those that the run trains with; "held-out": those that [data] held_out keeps from training.
-
         `crop`: the largest central box of the shape of `size`, instead of the whole image squeezed into it; a number: that share of the box's
         sides (0.875 is the center of 224 pixels of an image whose shorter side is 256).
         """
@@ -273,10 +272,13 @@ class DataFactory(Protocol):
 
     def class_names(self, shards: str | Sequence[str] | None = None) -> tuple[str, ...]:
         """What the class numbers of `shards` (as for `plain`) stand for, as their manifests say; empty where one of them says nothing.
-
         For an evaluation to compare: a validation set that was numbered otherwise than what it is scored by gives wrong scores without a word.
         """
         ...
+
+    def shared(self, one: str | Sequence[str] | None, other: str | Sequence[str] | None) -> int:
+        """How many samples of `one` (as for `plain`) are samples of `other` too, for an evaluation to say that it scores what it learned from."""
+        return 0
 
     def views(self, epoch: int) -> Iterator[Batch]:
         """The training batches just as `epoch` draws them, every sample once (`sample_weights` is not asked)."""
@@ -286,7 +288,6 @@ class DataFactory(Protocol):
         self, branch: Branch, batch: Batch | PlainBatch, view: int = 0, *, train: bool = False, move_statistics: bool = False
     ) -> Features:
         """What a branch's encoder gives, without gradient and with nothing hidden, for a view of a batch of `views`, or for the images of `plain`.
-
         The images as a training step has them: draws applied, normalized, on the device.  Worked out in the run's precision, given in float32, which
         modules take outside of a step.  `train`: in train mode, with the batch's own BatchNorm statistics (dropout too), of all ranks where the run
         synchronizes them; running statistics stay as they are unless `move_statistics`.  Raises PluginError for `plain` batches in train mode on
@@ -296,7 +297,6 @@ class DataFactory(Protocol):
 
     def alignment(self, batch: Batch, online: int, target: int, name: str = "") -> Alignment:
         """The recipe's alignment (of that name) for a pair of views of a batch of `views`, as if nothing were hidden, without gradient.
-
         An alignment that looks at features gets those of the encoders in eval mode.
         """
         raise PluginError("data.alignment: this data factory knows no model.")

@@ -65,7 +65,8 @@ class Cluster:
         needs = frozenset(["cells"] if self.head else ["cells" if level == "cells" else "levels" for level in self.levels])
         of = ("", *(f"{baseline}/" for baseline in self.baselines))
         kinds = (*SCORES, *(("things", "stuff") if self.map and self.map.things else ()))
-        return Traits(needs=needs, scores=frozenset(f"cluster/{name}{score}" for name in of for score in kinds))
+        scores = frozenset(f"cluster/{name}{score}" for name in of for score in kinds)
+        return Traits(needs=needs, scores=scores, instead='Write levels=["cells"].')
 
     @hookimpl
     def check(self, dims: Dims, data: DataFactory) -> None:

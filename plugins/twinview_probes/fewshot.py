@@ -27,6 +27,7 @@ class FewShot(Classes):
     """
 
     score = "fewshot"
+    learns_all = False
     share: float = field(default=0.01, validator=and_(gt(0), le(1)))  # of the images of each class, at least one
     per_class: int = field(default=0, validator=ge(0))  # images of each class instead
     images: str = ""  # a file of names of images instead: the last part of their keys, with or without suffix

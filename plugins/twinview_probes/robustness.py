@@ -19,6 +19,7 @@ from twinview.ops.ranks import summed
 from twinview.values import DataFactory, Dims, PlainBatch, Progress, Traits
 from twinview_probes.images import See, Whole, embed, width_of
 from twinview_probes.regression import logistic
+from twinview_probes.sets import say_if_shared
 
 FOLDER = Path(__file__).parent / "class_lists"
 IMAGES = 64  # that the encoder sees at once
@@ -74,7 +75,8 @@ class Robustness:
         features = self.on if self.on in ("pooled", "cells") else "levels"
         names = ["clean", *self.sets, *(["mce", "one_minus_mce", "mean_error"] if self.corrupted else [])]
         own = [] if self.loss or self.train else ["labels"]
-        return Traits(needs=frozenset([features, *own]), scores=frozenset(f"robustness/{name}" for name in names) | self._errors())
+        scores = frozenset(f"robustness/{name}" for name in names) | self._errors()
+        return Traits(needs=frozenset([features, *own]), scores=scores, instead='Write on="cells".')
 
     @hookimpl
     def check(self, dims: Dims, data: DataFactory) -> None:
@@ -89,6 +91,8 @@ class Robustness:
         if progress.step == 0:
             for shards in (self.val, *self.sets.values()):
                 next(iter(self._read(data, shards, 1, self._share)), None)
+            if not self.loss:
+                say_if_shared(data, self.train, self.val, "probes.robustness")
 
     @hookimpl
     def evaluate(self, branches: Branches, data: DataFactory) -> dict[str, float]:

@@ -20,7 +20,7 @@ from twinview.values import DataFactory, Dims, PlainBatch, Progress, Traits
 from twinview_probes.features import Cells, Dense, FrozenDense, Maps, Pixels, channels, first, sample_cells
 from twinview_probes.knn import votes
 from twinview_probes.linear import Linear, fit
-from twinview_probes.sets import check_same_classes
+from twinview_probes.sets import check_same_classes, say_if_shared
 
 IMAGES = 16  # that the encoder sees at once
 ROWS = 4096  # cells whose neighbors are looked for at once
@@ -61,7 +61,8 @@ class DenseProbe(ABC):
         """Needs the maps that `levels` names."""
         of = ("", *(f"{baseline}/" for baseline in self.baselines))
         scores = frozenset(f"{self.word}/{name}{score}" for name in of for score in ("miou", "accuracy"))
-        return Traits(needs=frozenset("cells" if level == "cells" else "levels" for level in self.levels), scores=scores)
+        needs = frozenset("cells" if level == "cells" else "levels" for level in self.levels)
+        return Traits(needs=needs, scores=scores, instead='Write levels=["cells"].')
 
     @hookimpl
     def check(self, dims: Dims, data: DataFactory) -> None:
@@ -78,6 +79,7 @@ class DenseProbe(ABC):
             check_same_classes(data, self.train, self.val, self.place)
             for shards in (self.train, self.val):
                 next(iter(self._read(data, shards, 1)), None)
+            say_if_shared(data, self.train, self.val, self.place)
 
     @hookimpl
     def evaluate(self, branches: Branches, data: DataFactory) -> dict[str, float]:

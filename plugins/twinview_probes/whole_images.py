@@ -17,7 +17,7 @@ from twinview.ops.checks import pixels
 from twinview.ops.ranks import rank, summed, world
 from twinview.values import DataFactory, Dims, PlainBatch, Progress, Traits
 from twinview_probes.images import Embedded, See, Thumbnails, Whole, embed, width_of
-from twinview_probes.sets import check_same_classes
+from twinview_probes.sets import check_same_classes, say_if_shared
 
 IMAGES = 64  # that the encoder sees at once
 ROWS = 4096  # of `val` that a classifier answers at once
@@ -68,6 +68,7 @@ class Classes(ABC):
     shots: tuple[int, int] = (20, 100)  # of groups: classes of fewer images in `train` are few, of more than the second many (Liu et al. 2019)
 
     score: ClassVar[str]  # the first word of the scores
+    learns_all: ClassVar[bool] = True  # from every image of `train`, and not from a few that it draws
 
     def __attrs_post_init__(self) -> None:
         if self.crop_share < 1 and not self.crop:
@@ -79,7 +80,7 @@ class Classes(ABC):
     def traits(self) -> Traits:
         """Needs the features that `on` names, and labels of the run's own shards where it learns from them."""
         features = self.on if self.on in ("pooled", "cells") else "levels"
-        return Traits(needs=frozenset([features] if self.train else [features, "labels"]), scores=self.names())
+        return Traits(needs=frozenset([features] if self.train else [features, "labels"]), scores=self.names(), instead='Write on="cells".')
 
     def names(self) -> frozenset[str]:
         """Of the scores."""
@@ -105,6 +106,8 @@ class Classes(ABC):
             check_same_classes(data, self.train, self.val, f"probes.{self.score}")
             for shards in (self.train, self.val):
                 next(iter(self._read(data, shards, 1)), None)
+            if self.learns_all:
+                say_if_shared(data, self.train, self.val, f"probes.{self.score}")
 
     @hookimpl
     def evaluate(self, branches: Branches, data: DataFactory) -> dict[str, float]:

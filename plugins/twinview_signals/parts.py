@@ -43,7 +43,7 @@ class Signal(ABC):
         """Needs the features that `on` names."""
         of = ("", *(f"{baseline}/" for baseline in self.baselines))
         scores = frozenset(f"{self.score}/{name}{measure}" for name in of for measure in self.measured)
-        return Traits(needs=frozenset([self.on if self.on in ("pooled", "cells") else "levels"]), scores=scores)
+        return Traits(needs=frozenset([self.on if self.on in ("pooled", "cells") else "levels"]), scores=scores, instead='Write on="cells".')
 
     @hookimpl
     def check(self, dims: Dims, data: DataFactory) -> None:

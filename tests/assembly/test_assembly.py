@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from twinview.assembly import Assembly, assemble, installed
-from twinview.errors import PluginError, RecipeError, TwinviewError
+from twinview.assembly.checks import naming_evaluations
+from twinview.errors import DataError, PluginError, RecipeError, TwinviewError
 from twinview.recipe import read
 
 
@@ -36,9 +37,13 @@ FAULTS: list[tuple[str, dict[str, Any], str]] = [
     ("wrong type", {"views": {"use": "toy.views", "size": "big"}}, "[views] toy.views.size: wants a whole number, not 'big'"),
     ("part in a slot whose hook it does not answer", {"masks": {"use": "toy.align"}}, "[masks] toy.align: does not answer make_masks, which [masks] calls; it answers align, traits."),
     ("two answers", {"extra": [{"use": "toy.views", "name": "again"}]}, "sample_views: takes one part, the recipe has 2: [views] toy.views and [[extra]] toy.views"),
-    ("clashing names", {"loss": [{"use": "toy.pooled"}, {"use": "toy.pooled"}]}, "[[loss]] toy.pooled: the name 'toy.pooled' is taken. Give one of the two a `name"),
+    ("clashing names", {"loss": [{"use": "toy.pooled"}, {"use": "toy.pooled"}]}, "[[loss]] toy.pooled (loss.1): the name 'toy.pooled' is taken. Give one of the two a `name"),
     ("masks, and an encoder that cannot hide", {"masks": {"use": "toy.masks"}, "encoder": {"use": "toy.encoder", "gives": ["cells", "pooled"]}}, "[masks] toy.masks: [encoder] toy.encoder cannot hide cells"),
     ("a loss that needs what the encoder lacks", {"loss": [{"use": "toy.pooled", "needs": ["tokens"]}]}, "[[loss]] toy.pooled: needs tokens, and [encoder] toy.encoder gives cells, levels, pooled."),
+    ("an unknown option of the second of two", {"loss": [{"use": "toy.pooled"}, {"use": "toy.pooled", "name": "small", "chanels": 3}]}, "[[loss]] toy.pooled (small): nothing takes 'chanels'. Did you mean 'channels'?"),
+    ("levels, where cells would do", {"encoder": {"use": "toy.encoder", "gives": ["cells", "pooled"]}, "evaluate": [{"use": "probes.segment", "val": "x", "size": [8, 8]}]}, '[[evaluate]] probes.segment: needs levels, and [encoder] toy.encoder gives cells, pooled. Write levels=["cells"].'),
+    ("a level, where cells would do", {"encoder": {"use": "toy.encoder", "gives": ["cells", "pooled"]}, "evaluate": [{"use": "probes.knn", "val": "x", "train": "x", "size": [8, 8], "on": "c4"}]}, 'Write on="cells".'),
+    ("levels, and no cells either", {"encoder": {"use": "toy.encoder", "gives": ["pooled"]}, "evaluate": [{"use": "probes.segment", "val": "x", "size": [8, 8]}]}, "gives pooled. Choose another encoder."),
     ("needs masks", {"loss": [{"use": "toy.pooled", "needs": ["masks"]}]}, "[[loss]] toy.pooled: needs masked views. Add a [masks] table."),
     ("needs a target", {"loss": [{"use": "toy.pooled", "needs": ["averaged_target"]}], "target": {"momentum": 0}}, "needs an averaged target. Set [target] momentum above 0."),
     ("a trait that is no word", {"loss": [{"use": "toy.pooled", "needs": ["pooledd"]}]}, "[[loss]] toy.pooled: traits() says 'pooledd'. Did you mean 'pooled'?"),
@@ -64,6 +69,31 @@ def test_strings_are_no_lists(toy: dict[str, Any]) -> None:
     for given, said in (("c3", "wants a list, not 'c3'"), (3, "wants a list, not 3")):
         with pytest.raises(RecipeError, match=re.escape(f"[[loss]] toy.pooled.needs: {said}")):
             assemble(read({**toy, "loss": [{"use": "toy.pooled", "needs": given}]}))
+
+
+READ: list[tuple[str | list[str] | None, bool, str]] = [
+    ("", False, "x.tar: no map. train is empty, and so it reads the run's own shards. Write evaluate.1.train=PATHS, or evaluate=[] to evaluate nothing."),
+    ("", True, "x.tar: no map. train is empty, and so it reads the run's own shards. Write train=PATHS."),
+    ("val.tar", False, "x.tar: no map. Write evaluate.1.val=PATHS, or evaluate=[] to evaluate nothing."),
+    ("sketch.tar", True, "x.tar: no map. Write sets.sketch=PATHS."),
+    ("elsewhere.tar", False, "x.tar: no map. Write other options of evaluate.1, or evaluate=[] to evaluate nothing."),
+    (None, False, "x.tar: no map. Write evaluate.1.val=PATHS, or evaluate=[] to evaluate nothing."),
+]
+
+
+@pytest.mark.parametrize(("shards", "alone", "said"), READ)
+def test_a_fault_of_an_evaluations_images_names_the_option_that_names_them(toy: dict[str, Any], shards: Any, alone: bool, said: str) -> None:
+    first = {"use": "probes.robustness", "name": "first", "val": "other.tar", "size": [8, 8]}
+    second = {"use": "probes.robustness", "val": "val.tar", "size": [8, 8], "sets": {"sketch": "sketch.tar"}}
+    recipe = read({**toy, "evaluate": [first, second]})
+    made = assemble(recipe).under(recipe, alone=alone)
+    fault = DataError("x.tar: no map.")
+    fault.shards = shards
+    with pytest.raises(DataError) as caught, naming_evaluations(made, "probes.robustness"):
+        raise fault
+    assert str(caught.value) == f"[[evaluate]] probes.robustness (evaluate.1): {said}"
+    with pytest.raises(DataError, match=r"^\[\[evaluate\]\] probes.robustness \(first\): val holds no image\.$"), naming_evaluations(made, "first"):
+        raise DataError("[[evaluate]] probes.robustness: val holds no image.")
 
 
 BROKEN: list[tuple[str, str, str]] = [

@@ -141,6 +141,7 @@ def test_two_ranks_count_together(run: Path, processes: Processes) -> None:
     (["cluster", "--shards", "nowhere.tar"], "there is no such shard"),
     (["cluster", "sizes=[1,2]"], "nothing takes 'sizes'. Did you mean 'size'?"),
     (["cluster", "head=other"], "no [[head]] has the name 'other'. There is: clusters."),
+    (["knn", "val=nowhere.tar", "size=[8,8]"], "needs labels, and the shards of [data] hold no class numbers (field cls, from 0 to 2**20). Write train=PATHS.\n"),
     (["cluster", "--best"], "marks no checkpoint as the best. Train with run.keep_best"),
     (["cluster", "--best", "--step", "4"], "--best: names one checkpoint and --step another. Leave one out."),
     (["cluster", "--ranks", "0"], "--ranks: wants a number above 0, not 0."),
@@ -230,3 +231,12 @@ def test_evaluations_that_end_together_keep_both_rows(tmp_path: Path, monkeypatc
     assert scores.record(path, ROW, {"knn/top1": 1.0}) == "new"
     other[0].join()
     assert [row["seed"] for row in real(path)] == [0, 1]
+
+
+def test_the_set_without_labels_is_named_in_the_words_of_the_command(run: Path, labeled: str, photo_shards: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, said in (
+        ([f"val={photo_shards}"], "Write val=PATHS."), ([f"val={labeled}", f"train={photo_shards}"], "Write train=PATHS."),
+        (["val=nowhere.tar"], "Write val=PATHS."), ([f"val={labeled}", "train=nowhere.tar"], "Write train=PATHS."),
+    ):
+        assert main(["evaluate", "segment", str(run), "size=[56,80]", 'levels=["cells"]', *words]) == 2
+        assert capsys.readouterr().err.strip().endswith(said)

@@ -214,6 +214,19 @@ def test_an_evaluation_names_a_loss_that_is_there(toy: Table, photo_shards: str)
         api.check({**toy, "evaluate": [named]})
 
 
+def test_the_set_without_labels_is_the_one_that_is_named(toy: Table, photo_shards: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """And a warm-up without an end is said before the first step."""
+    table = {**with_run(toy, device="cpu"), "data": {"shards": photo_shards, "workers": 0}, "schedule": {"warmup_steps": 100}}
+    cells = {"use": "probes.segment", "val": "scenes:val", "size": [32, 32], "levels": ["cells"]}
+    with pytest.raises(DataError, match=r"has no label map .* train is empty, and so it reads the run's own shards\. Write evaluate\.0\.train=PATHS, or evaluate=\[\]"):
+        train(from_table({**table, "evaluate": [cells]}), tmp_path / "a")
+    assert [line for line in caplog.messages if "warmup_steps = 100: the run has 4 steps" in line]
+    with pytest.raises(DataError, match=r"has no label map .*; it has jpg\. Write evaluate\.0\.val=PATHS, or evaluate=\[\]"):
+        train(from_table({**table, "evaluate": [{**cells, "train": "scenes:train", "val": photo_shards}]}), tmp_path / "b")
+    with pytest.raises(RecipeError, match=r"probes.knn: needs labels, and the shards of \[data\] hold no class numbers .*\. Write evaluate\.0\.train=PATHS, or evaluate=\[\]"):
+        train(from_table({**table, "evaluate": [{"use": "probes.knn", "val": photo_shards, "size": [8, 8]}]}), tmp_path / "c")
+
+
 def test_faults_of_the_system_are_one_line() -> None:
     assert "there is no memory left" in str(explained(MemoryError()))
     assert "there is no memory left" in str(explained(RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried")))

@@ -20,6 +20,7 @@ from twinview.data.remote.base import without_queries
 from twinview.engine.checkpoint import best_of, find_checkpoint, load_model, read_checkpoint, steps_in
 from twinview.engine.distributed.process import join, on_first
 from twinview.engine.run_folder import versions
+from twinview.engine.setup import check_classes
 from twinview.errors import CheckpointError, RecipeError, closest
 from twinview.model import make_model
 from twinview.ops.seeding import generator
@@ -95,7 +96,8 @@ def evaluate(assembly: Assembly, target: Target, best: bool = False, command: st
     ranks = join(assembly.recipe.run.device)
     shards = open_data(assembly.recipe.data)
     recipe = with_measured(assembly.recipe, shards)
-    assembly = assembly.under(recipe)
+    assembly = assembly.under(recipe, alone=True)
+    check_classes(assembly, shards)
     checked = cast(DataFactory, Paths(recipe))
     model = make_model(assembly, len(shards), shards.classes, weights=target.run is None, data=checked).to(ranks.device)
     step, source = 0, {"weights": str(recipe.encoder.options.get("weights", ""))}

@@ -19,6 +19,7 @@ from twinview.data.formats.decode import PixelFormat
 from twinview.data.loading.factory import Factory
 from twinview.data.loading.views import ViewDataset
 from twinview.engine.checkpoint import find_checkpoint, load_model, steps_in
+from twinview.engine.setup import check_classes
 from twinview.errors import HookError
 from twinview.model import LazyStep, Siamese, make_model
 from twinview.ops.pictures import three_channels
@@ -51,6 +52,7 @@ def open_model(recipe: Recipe, run: Path | None = None) -> Opened:
     assembly = assemble(recipe)  # whose faults come before those of the data
     shards = open_data(recipe.data)
     assembly = assembly.under(with_measured(recipe, shards))
+    check_classes(assembly, shards)
     model = make_model(assembly, len(shards), shards.classes, weights=run is None)  # a run's own weights follow: the file it started from may be gone
     step = None
     if run is not None and steps_in(run / "checkpoints"):

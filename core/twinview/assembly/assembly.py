@@ -65,7 +65,7 @@ class Assembly:
 
         Raises RecipeError or PluginError with one line that names the place and the nearest right word.
         """
-        self.recipe = recipe
+        self.recipe, self.alone = recipe, False
         self.parts: dict[str, Any] = {}  # by label
         self.traits: dict[str, Traits] = {}  # by label
         self.uses: dict[str, tuple[str, str, PartConfig]] = {}  # label -> slot, place, use
@@ -209,10 +209,13 @@ class Assembly:
         slots = {slot: resolve(getattr(self.recipe, slot)) for slot in {s for s, _, _ in self.uses.values()}}
         return attrs.evolve(self.recipe, **slots).table()
 
-    def under(self, recipe: Recipe) -> Assembly:
-        """The same parts under a recipe whose own tables say more: precision in plain words, mean and std in numbers."""
+    def under(self, recipe: Recipe, alone: bool = False) -> Assembly:
+        """The same parts under a recipe whose own tables say more: precision in plain words, mean and std in numbers.
+
+        `alone`: its one evaluation is scored by a command of its own, in whose words faults are told.
+        """
         made = copy.copy(self)
-        made.recipe = recipe
+        made.recipe, made.alone = recipe, alone or self.alone
         return made
 
     # ---- making

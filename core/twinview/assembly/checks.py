@@ -1,13 +1,13 @@
 """What a recipe's parts must be to each other.  Each check raises RecipeError or PluginError with the place and what to write instead."""
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import attrs
 
-from twinview.assembly.plugins import option
+from twinview.assembly.plugins import option, options
 from twinview.errors import DataError, PluginError, RecipeError, closest
 from twinview.recipe.schema import PartConfig, Recipe
 from twinview.scores import direction
@@ -40,6 +40,7 @@ class Composition(Protocol):
     parts: dict[str, Any]  # by label
     uses: dict[str, tuple[str, str, PartConfig]]  # label -> slot, place, use
     traits: dict[str, Traits]  # by label
+    alone: bool  # its one evaluation is scored by a command of its own, whose words are the evaluation's options
 
     def answers(self, hook: str) -> list[str]:
         """Labels of the parts that answer a hook, wrappers left out, in the recipe's order."""
@@ -119,7 +120,8 @@ def check_traits(made: Composition) -> None:
         for word in sorted(traits.needs):
             if NEEDS[word] == "encoder" and word not in encoder.gives:
                 has = ", ".join(sorted(encoder.gives.intersection(NEEDS))) or "nothing"
-                raise RecipeError(f"{place}: needs {word}, and [encoder] {recipe.encoder.use} gives {has}. Choose another encoder.")
+                instead = (traits.instead if word == "levels" and "cells" in encoder.gives else "") or "Choose another encoder."
+                raise RecipeError(f"{place}: needs {word}, and [encoder] {recipe.encoder.use} gives {has}. {instead}")
             if word in ("crop_draws", "patches") and word not in made.traits[recipe.views.label].gives:
                 lacks = "gives none" if word == "patches" else "does not note them"
                 raise RecipeError(f"{place}: needs {word}, and [views] {recipe.views.use} {lacks}. Choose other views.")
@@ -224,12 +226,22 @@ def check_scores(made: Composition) -> None:
         raise RecipeError(f"[run] keep_best: no evaluation gives {wanted!r}.{closest(wanted, there)}")
 
 
+def check_labels(made: Composition, why: Callable[[], str]) -> None:
+    """Of data without class numbers: that no part needs them.  `why`: what the data lack, in words."""
+    for label, traits in made.traits.items():
+        if "labels" in traits.needs:
+            instead = "Give every sample a class number (field cls), or leave this part out."
+            if made.uses[label][0] == "evaluate" and option(made.parts[label], "train") == "":
+                instead = _write(made, label, ["train"])
+            raise RecipeError(f"{made.uses[label][1]}: needs labels, and {why()}. {instead}")
+
+
 def check_dims(made: Composition, dims: Dims) -> None:
     """What parts need of the views' pairs and of the data's labels."""
+    if not dims.classes:
+        check_labels(made, lambda: "the shards of [data] hold no class numbers (field cls, from 0 to 2**20)")
     for label, traits in made.traits.items():
         place = made.uses[label][1]
-        if "labels" in traits.needs and not dims.classes:
-            raise RecipeError(f"{place}: needs labels, and the shards of [data] hold no class numbers (field cls, from 0 to 2**20).")
         if "pairs" in traits.needs and not dims.pairs:
             raise RecipeError(f"{place}: needs pairs of views, and [views] {made.recipe.views.use} gives none. Write more views.")
     _check_shared_views(made, dims)
@@ -252,9 +264,31 @@ def naming_evaluations(made: Composition, label: str) -> Iterator[None]:
         yield
     except DataError as e:
         slot, place, use = made.uses[label]
-        if slot != "evaluate" or str(e).startswith("[[evaluate]]"):
-            raise
-        number = made.recipe.evaluate.index(use)
-        keys = [key for key in ("val", "train") if isinstance(use.options.get(key), (str, list)) and use.options[key]]
-        instead = " and ".join(f"evaluate.{number}.{key}=PATHS" for key in keys) or f"other options of evaluate.{number}"
-        raise DataError(f"{place}: {e} Write {instead}, or evaluate=[] to evaluate nothing.") from None
+        bare, said = f"[[evaluate]] {use.use}", str(e)
+        if slot != "evaluate" or said.startswith("[[evaluate]]"):
+            if place == bare or not said.startswith((f"{bare}:", f"{bare}.")):
+                raise
+            raise DataError(place + said.removeprefix(bare)) from None  # a part does not know its name
+        keys = _keys(made, label, e.shards)
+        own = f" {keys[0]} is empty, and so it reads the run's own shards." if e.shards == "" and keys else ""
+        raise DataError(f"{place}: {said}{own} {_write(made, label, keys)}") from None
+
+
+def _keys(made: Composition, label: str, shards: str | list[str] | None) -> list[str]:
+    """The options of an evaluation that name a set of images; where it is not known which set, those that it was given."""
+    given = options(made.parts[label])
+    if shards is None:
+        return [key for key in ("val", "train") if made.uses[label][2].options.get(key)]
+    if not shards:
+        return [key for key in ("train", "val") if given.get(key) == ""][:1]
+    inside = {f"{key}.{name}": value for key, table in given.items() if isinstance(table, dict) for name, value in table.items()}
+    return [key for key, value in {**given, **inside}.items() if value == shards]
+
+
+def _write(made: Composition, label: str, keys: list[str]) -> str:
+    """What to write where an evaluation cannot read its images: `Write evaluate.0.val=PATHS, or evaluate=[] to evaluate nothing.`"""
+    if made.alone:
+        return f"Write {' and '.join(f'{key}=PATHS' for key in keys) or 'other options'}."
+    number = made.recipe.evaluate.index(made.uses[label][2])
+    instead = " and ".join(f"evaluate.{number}.{key}=PATHS" for key in keys) or f"other options of evaluate.{number}"
+    return f"Write {instead}, or evaluate=[] to evaluate nothing."

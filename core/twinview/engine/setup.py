@@ -12,7 +12,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from twinview.assembly import Assembly, assemble
+from twinview.assembly.checks import check_labels
 from twinview.data.dataset.base import DataSource
+from twinview.data.dataset.classes import missing_classes
 from twinview.data.dataset.open import open_data
 from twinview.data.dataset.order import steps_per_epoch
 from twinview.data.dataset.statistics import with_measured
@@ -75,6 +77,7 @@ def build(recipe: Recipe, *, assembly: Assembly | None = None, going_on: bool = 
     assembly = assembly.under(recipe)
     epoch = steps_per_epoch(len(shards), recipe.run.batch_size)
     check_ids(assembly, shards)
+    check_classes(assembly, shards)
     if assembly.has("sample_weights"):
         check_choice(recipe, next(assembly.uses[label][1] for label in assembly.answers("sample_weights")))
     model = make_model(assembly, len(shards), shards.classes, weights=not going_on, data=cast(DataFactory, Paths(recipe))).to(ranks.device)
@@ -101,6 +104,12 @@ def check_ids(assembly: Assembly, shards: DataSource) -> None:
     if needy and isinstance(shards, Stream) and shards.counts is None:
         said = "keeps something for each sample, and of streamed shards without manifest or index no sample has a number"
         raise RecipeError(f"{assembly.uses[needy[0]][1]}: {said}. Write an index (twinview shards index), or leave [data] streaming out.")
+
+
+def check_classes(assembly: Assembly, shards: DataSource) -> None:
+    """Raises RecipeError where a part needs class numbers that the shards do not have: the first sample at fault, or the source that has none."""
+    if not shards.classes:
+        check_labels(assembly, lambda: missing_classes(shards))
 
 
 def _recompute_blocks(model: Siamese) -> None:

@@ -123,7 +123,7 @@ def test_the_fields_of_a_sample(write: Write) -> None:
     assert torch.equal(read_image(shards, 4), by_pil(wrong)), "by what the bytes are, not by the name"
     reads: list[tuple[Any, int, type[Exception], str]] = [
         (read_class, 1, DataError, f"{path}, sample 'b': has no class; its field cls holds b'-1'."),
-        (read_class, 2, DataError, "sample 'c': has no class"),
+        (read_class, 2, DataError, "sample 'c': has no class (field cls); it has png."),
         (read_map, 2, DataError, "sample 'c': has no label map (seg.png, or png beside a jpg); it has png."),
         (read_map, 4, DataError, "sample 'e': its label map is of PIL mode RGB, and"),
         (read_image, 3, BadSample, "sample 'd': has no image (jpg, jpeg, png, webp, bmp, tif, tiff, npy, jpe, jfif, mpo, gif, avif, jp2, j2k, jpx, jpf, heic, heif); it has json, cls"),

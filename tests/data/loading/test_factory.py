@@ -85,8 +85,16 @@ def test_labels_that_are_not_there(tables: dict[str, Any], write: Write, shards:
     with pytest.raises(DataError, match=re.escape("there are no labels 'maps'. Did you mean 'map'?")):
         offers.plain(path, size=(4, 4), labels=("maps",))
     for label, said in (("class", f"{path}, sample 'a': has no class"), ("map", f"{path}, sample 'a': has no label map")):
-        with pytest.raises(DataError, match=re.escape(said)):
+        with pytest.raises(DataError, match=re.escape(said)) as caught:
             list(offers.plain(path, size=(4, 4), labels=(label,)))
+        assert caught.value.shards == path, "which set it is of"
+    with pytest.raises(DataError) as caught:
+        list(offers.plain(size=(4, 4), labels=("objects",)))
+    assert caught.value.shards == "", "the run's own"
+    for ask in (offers.require, offers.class_names):
+        with pytest.raises(DataError, match="there is no such shard") as caught:
+            ask(["nowhere.tar"])
+        assert caught.value.shards == ["nowhere.tar"]
     path = str(write("y.tar", {"b.png": data["png"], "b.seg.png": small.getvalue()}))
     with pytest.raises(DataError, match=re.escape("sample 'b': its label map is (10, 15) pixels (height, width), its image (20, 30).")):
         list(offers.plain(path, size=(4, 4), labels=("map",)))

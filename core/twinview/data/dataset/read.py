@@ -63,7 +63,10 @@ def read_class(shards: Samples, i: int) -> int:
 
     Raises DataError: where labels are asked for, none may be missing.
     """
-    text = shards.read(i, ("cls",)).fields.get("cls", b"").strip()
+    fields = shards.read(i, ("cls",)).fields
+    if "cls" not in fields:
+        raise DataError(f"{bad_sample(shards, i, 'has no class (field cls)')}; it has {', '.join(shards.names(i))}.")
+    text = fields["cls"].strip()
     number = int(text) if text.removeprefix(b"-").isdigit() and len(text) < 64 else None
     if not text or (number is not None and number < 0):
         raise DataError(f"{bad_sample(shards, i, 'has no class')}; its field cls holds {text[:20]!r}.")

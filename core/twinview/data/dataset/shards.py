@@ -119,9 +119,14 @@ class Shards(ByNumber):
     @property
     def classes(self) -> int:
         """1 + the largest class number (field `cls`); 0 where not every sample has one, or they are ids far apart and number no classes."""
-        found = self.indexes.classes.tolist() if isinstance(self.indexes, Catalog) else [i.classes for i in self.indexes]
+        found = self.classes_of_shards
         most = max(found, default=0) if all(found) else 0
         return most if most <= MOST_CLASSES else 0
+
+    @property
+    def classes_of_shards(self) -> list[int]:
+        """1 + the largest class number of each shard; 0 of one where not every sample has one."""
+        return self.indexes.classes.tolist() if isinstance(self.indexes, Catalog) else [found.classes for found in self.indexes]
 
     @cached_property
     def checksum(self) -> str:

@@ -1,7 +1,8 @@
 """What `before_epoch` and `evaluate` read images with: whole images without any draw, or an epoch's own batches."""
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from twinview.data.dataset.base import DataSource, Samples
 from twinview.data.dataset.open import open_shards, shard_paths
 from twinview.data.dataset.order import steps_per_epoch
+from twinview.data.dataset.overlap import shared_samples
 from twinview.data.dataset.read import BadSample, bad_sample, read_class, read_image, read_map
 from twinview.data.dataset.statistics import class_names
 from twinview.data.formats import decode
@@ -77,7 +79,12 @@ class Factory:
 
     def class_names(self, shards: str | Sequence[str] | None = None) -> tuple[str, ...]:
         """See `values.DataFactory.class_names`."""
-        return class_names(self._open(shards))
+        with naming(shards):
+            return class_names(self._open(shards))
+
+    def shared(self, one: str | Sequence[str] | None, other: str | Sequence[str] | None) -> int:
+        """See `values.DataFactory.shared`."""
+        return shared_samples(self._open(one), self._open(other))
 
     def plain(
         self, shards: str | Sequence[str] | None = None, *, size: Size, labels: Sequence[str] = (), batch_size: int = 64,
@@ -102,10 +109,11 @@ class Factory:
             plain = PlainImages(source, PixelFormat.of(self.recipe.data), size, tuple(labels), float(crop), interpolation)
             loaded = load(plain, places, self.recipe.data.workers)
             try:
-                for batch, failed in progress(loaded, -(-len(share) // batch_size), self.doing, "batches", leave=False):
-                    bad.add(failed)
-                    if batch.keys:
-                        yield batch._replace(images=self._normalized(batch.images))
+                with naming(shards):
+                    for batch, failed in progress(loaded, -(-len(share) // batch_size), self.doing, "batches", leave=False):
+                        bad.add(failed)
+                        if batch.keys:
+                            yield batch._replace(images=self._normalized(batch.images))
             finally:
                 loaded.close()
 
@@ -125,7 +133,8 @@ class Factory:
         return stored([what, how, network, colors, self._open(shards).version], modules, make)
 
     def _open(self, shards: str | Sequence[str] | None) -> Samples:
-        found = self._samples(shards)
+        with naming(shards):
+            found = self._samples(shards)
         self.checksums[", ".join([shards] if isinstance(shards, str) else shards or ["[data]"])] = str(found.checksum)
         return found
 
@@ -146,14 +155,25 @@ class Factory:
         return (images.float() - mean) / std
 
 
+@contextmanager
+def naming(shards: str | Sequence[str] | None) -> Iterator[None]:
+    """Faults of the data know of which set they are, so that whoever named it can be told which of their options to change."""
+    try:
+        yield
+    except DataError as e:
+        e.shards = shards if isinstance(shards, str) else list(shards or "") or ""
+        raise
+
+
 def require(shards: str | Sequence[str], recipe: Recipe) -> None:
     """Raises DataError where paths of `shards` are not there; what lies elsewhere is not asked for."""
     for one in (shards,) if isinstance(shards, str) else shards:
-        if one == HELD_OUT:
-            if not recipe.data.held_out:
-                raise DataError(NO_HELD_OUT)
-        elif not one.startswith("scenes:") and not is_remote(one):
-            list(shard_paths(one))
+        with naming(shards):
+            if one == HELD_OUT:
+                if not recipe.data.held_out:
+                    raise DataError(NO_HELD_OUT)
+            elif not one.startswith("scenes:") and not is_remote(one):
+                list(shard_paths(one))
 
 
 class Paths:
