@@ -36,7 +36,7 @@ def unreached(recipe: Recipe, steps: int = 0, steps_per_epoch: int = 0) -> Itera
     if late:
         said = f"the run ends after {round(epochs, 2):g} epochs, and never comes to {', '.join(late)}"
         yield f"[schedule] milestones: {said}. Write smaller ones, or train longer."
-    if not any(use.weight for use in recipe.loss):
+    if not any(weight for use in recipe.loss for weight in use.weights):
         yield "[[loss]] weight: is 0 in every loss, and so none of them teaches the network anything. Write one above 0."
 
 

@@ -36,6 +36,11 @@ class PartConfig:
         """The part's stable name in this recipe."""
         return self.name or self.use
 
+    @property
+    def weights(self) -> list[float]:
+        """The weight, or those of its points."""
+        return [weight for _, weight in self.weight] if isinstance(self.weight, list) else [self.weight]
+
     def weight_at(self, share: float) -> float:
         """The weight where a run has this share behind it, 0 to 1: on straight lines between its points."""
         if not isinstance(self.weight, list):
