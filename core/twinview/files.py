@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,6 +31,37 @@ def write_atomic(path: Path, *, mode: int = 0o666, sync: bool = False) -> Iterat
         with suppress(FileNotFoundError):
             fresh.unlink()
         raise
+
+
+@contextmanager
+def in_place_of(path: Path) -> Iterator[Path]:
+    """A path of the same suffix beside `path`, to write to and read again; it takes its place when the block ends, and is gone where that raises."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield fresh
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+@contextmanager
+def files_for(folder: Path) -> Iterator[Path]:
+    """A folder to write files to and read them again; they go to `folder` when the block ends, and nowhere where it raises.  Raises OSError."""
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    fresh = folder / f".{os.getpid()}.tmp"
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        fresh.mkdir()
+        yield fresh
+        for file in sorted(fresh.iterdir()):
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        if made:
+            with suppress(OSError):  # it holds what was written
+                folder.rmdir()
 
 
 @contextmanager

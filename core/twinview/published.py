@@ -3,16 +3,25 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Published(NamedTuple):
-    """An encoder as the library that it comes from names its tensors, for use without twinview."""
+    """An encoder as the library that it comes from names its tensors, for use without twinview.
+
+    One that its library does not build may have an attribute `unbuilt`, the options that are why: `width = 8`.
+    """
 
     library: str  # timm, torchvision
     load: str  # the Python expression that makes the library's module
     tensors: dict[str, Tensor]  # what `load_state_dict` of that module takes
     strict: bool = True  # these are all that the module has
+
+
+def odd_options(encoder: nn.Module) -> str:
+    """` with width = 8`: the options for which its library has no such network, where the encoder says them (`unbuilt`)."""
+    odd = getattr(encoder, "unbuilt", "")
+    return f" with {odd}" if odd else ""
 
 
 class Pretrained(NamedTuple):

@@ -149,7 +149,7 @@ class Encoder(Protocol):
 
     One whose activations can be made anew in the backward pass (`run.activation_checkpointing`) answers `recomputable() -> list[nn.Module]`, its
     blocks, none inside another, and says so in its part's traits; so may a head, which needs no trait.
-    One that a library could load again may answer `published(size) -> Published`, for images of `size` pixels; ValueError: not of that size.
+    One that a library could load again may answer `published(size) -> Published | None`, for images of `size` pixels; ValueError: not of that size.
     """
 
     spec: EncoderSpec

@@ -29,6 +29,7 @@ class ResNetEncoder(nn.Module):
     fpn: nn.Module | None
     decoder: nn.Module | None
     built: str | None = None  # the expression by which a library builds the trunk
+    unbuilt: str = ""  # the options with which torchvision does not
 
     def __init__(
         self, trunk: ResNetTrunk, *, cells: str, stride: int, small_stem: bool, fpn_channels: int, decoder_channels: int, in_channels: int
@@ -166,10 +167,14 @@ def make(options: ResNet, channels: int) -> ResNetEncoder:
         decoder_channels=options.decoder,
         in_channels=channels,
     )
-    if options.stem == "imagenet" and options.width == WIDTH:
-        dilated = [stride > options.stride for stride in (8, 16, 32)]  # of the last three stages
-        plain = not any(dilated)
-        if plain or not isinstance(encoder.layer1[0], BasicBlock):  # torchvision dilates no basic blocks
+    dilated = [stride > options.stride for stride in (8, 16, 32)]  # of the last three stages
+    plain = not any(dilated)
+    small, narrow, basic = options.stem == "small", options.width != WIDTH, isinstance(encoder.layer1[0], BasicBlock)
+    odd = {'stem = "small"': small, f"width = {options.width}": narrow, f"data.channels = {channels}": channels != 3}
+    odd[f"stride = {options.stride}"] = not plain and not small and (basic or channels != 3)
+    encoder.unbuilt = " and ".join(option for option, is_odd in odd.items() if is_odd)
+    if not small and not narrow:
+        if plain or not basic:  # torchvision dilates no basic blocks
             encoder.built = f"torchvision.models.{options.name}(" + ("" if plain else f"replace_stride_with_dilation={dilated}") + ")"
         if channels != 3:  # torchvision builds none; timm's of the same name is the same network, under the same names
             encoder.built = f"timm.create_model({options.name!r}, in_chans={channels}, num_classes=0)" if plain else None

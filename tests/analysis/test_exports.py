@@ -10,19 +10,21 @@ import pytest
 import torch
 
 import twinview
+from twinview.analysis.exports import graphs, huggingface
 from twinview.analysis.exports.detection import _groups, mmseg_vit_key
 from twinview.analysis.targets import find_target
 from twinview.cli import main
 
 VIT = {"use": "timm.encoder", "name": "vit_tiny_patch16_224", "patch": 8, "width": 48, "depth": 2, "heads": 3, "img_size": 32, "pooled": "token"}
 RESNET = {"use": "torchvision.resnet", "name": "resnet18"}
+KINDS = {"vit": VIT, "mean": {**VIT, "pooled": "mean"}, "both": {**VIT, "pooled": "token_and_mean"}, "resnet": RESNET}
 
 
 @pytest.fixture(scope="module")
 def runs(photo_shards: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A run of one step of each kind of encoder."""
     folder, found = tmp_path_factory.mktemp("exports"), {}
-    for name, encoder in (("vit", VIT), ("resnet", RESNET)):
+    for name, encoder in KINDS.items():
         table: dict[str, Any] = {
             "views": {"use": "byol.crops", "size": 32}, "encoder": encoder, "loss": [{"use": "byol.image", "hidden": 8, "channels": 4}],
             "data": {"shards": photo_shards, "workers": 0}, "optimizer": {"use": "sgd", "lr": 0.1}, "run": {"steps": 1, "batch_size": 4, "device": "cpu"},
@@ -64,7 +66,7 @@ def test_the_graph_of_a_resnet_takes_any_size(runs: dict[str, Path], tmp_path: P
     assert not said["notes"] and "64x96" in said["checked"]["on"]
 
 
-@pytest.mark.parametrize("kind", ["vit", "resnet"])
+@pytest.mark.parametrize("kind", ["vit", "mean", "resnet"])
 def test_a_folder_of_the_hub_loads_by_timm_and_transformers(kind: str, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import timm
 
@@ -136,3 +138,64 @@ def test_what_cannot_be_exported_is_one_line(runs: dict[str, Path], tmp_path: Pa
         assert main(["export", *map(str, words)]) == 2
         err = capsys.readouterr().err
         assert said in err.splitlines()[-1] and "Traceback" not in err
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """The line that a command ends with."""
+    capsys.readouterr()
+    assert main([*map(str, words)]) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    return err.splitlines()[-1]
+
+
+def test_what_loads_back_as_another_network_is_refused_and_not_kept(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = refused(capsys, "export", runs["both"], tmp_path / "both", "--to", "huggingface")
+    assert "loads it back with outputs of shape [4, 48], where the encoder gives [4, 96]. Nothing is kept." in line
+    assert not (tmp_path / "both").exists()
+    for to, name in (("huggingface", "hub"), ("torchscript", "e.pt"), ("onnx", "e.onnx")):
+        if to == "onnx":
+            pytest.importorskip("onnxruntime")
+        out = tmp_path / to / name
+        exported(capsys, runs["resnet"], out, "--to", to)
+        before = {path: path.read_bytes() for path in out.parent.rglob("*") if path.is_file()}
+        with monkeypatch.context() as patched:
+            off = (float("nan") if to == "onnx" else 0.5, 2.0)
+            for module, what in ((huggingface, "difference"), (graphs, "compared")):
+                patched.setattr(module, what, lambda *_, off=off: off)
+            line = refused(capsys, "export", runs["mean"], out, "--to", to)
+        assert line.startswith(f"twinview: --to {to}: ") and "loads back another network than was written: largest difference" in line
+        assert {path: path.read_bytes() for path in out.parent.rglob("*") if path.is_file()} == before  # the earlier export, and nothing else
+
+
+def test_an_export_writes_over_an_earlier_one_and_over_nothing_else(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "config.json"
+    kept.write_text('{"mine": 1}')
+    line = refused(capsys, "export", runs["vit"], tmp_path / "config.safetensors")
+    assert line.startswith(f"twinview: {kept}: is there already, and `twinview export` did not write it.")
+    assert kept.read_text() == '{"mine": 1}' and not (tmp_path / "config.safetensors").exists()
+    (tmp_path / "card").mkdir()
+    (tmp_path / "card" / "README.md").write_text("# My model")
+    assert "README.md: is there already" in refused(capsys, "export", runs["vit"], tmp_path / "card", "--to", "huggingface")
+    for to, name in (("safetensors", "e.safetensors"), ("huggingface", "hub"), ("torchscript", "e.pt"), ("onnx", "e.onnx"), ("mmseg", "e.pth")):
+        if to == "onnx":
+            pytest.importorskip("onnxruntime")
+        for _ in range(2):
+            exported(capsys, runs["vit"], tmp_path / name, "--to", to)
+        if to != "huggingface":
+            other = tmp_path / f"other{Path(name).suffix}"
+            other.write_bytes(b"somebody's")
+            assert f"{other}: is there already" in refused(capsys, "export", runs["vit"], other, "--to", to)
+            assert other.read_bytes() == b"somebody's"
+    for _ in range(2):
+        exported(capsys, runs["resnet"], tmp_path / "d2.pkl", "--to", "detectron2")
+
+
+def test_a_graph_of_one_size_says_so_in_a_sentence(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = exported(capsys, runs["mean"], tmp_path / "e.pt", "--to", "torchscript")
+    found = 'takes images of 32x32 alone. At 40x48 it failed: "The size of tensor a (30) must match the size of tensor b (16)'
+    assert len(said["notes"]) == 1 and said["notes"][0].startswith(found)

@@ -73,6 +73,17 @@ def test_a_resnet_loads_into_torchvision_and_weights_take_the_file(train: Train,
         assert said in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_the_option_for_which_no_library_has_the_network_is_named(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train({"use": "torchvision.resnet", "width": 8})
+    for out, to, said in (
+        ("e.safetensors", "torchvision", "this encoder, torchvision.resnet with width = 8. Write --to torch."),
+        ("hub", "huggingface", "this encoder, torchvision.resnet with width = 8. Write --to onnx or safetensors."),
+        ("e.pkl", "detectron2", "torchvision.resnet with width = 8 is none that torchvision builds."),
+    ):
+        assert main(["export", str(run), str(tmp_path / out), "--to", to]) == 2
+        assert said in capsys.readouterr().err.splitlines()[-1] and not (tmp_path / out).exists()
+
+
 def test_an_encoder_of_no_library_keeps_its_own_names(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, out = train({"use": "toy.encoder"}), tmp_path / "toy.safetensors"
     assert main(["export", str(run), str(out)]) == 0

@@ -157,8 +157,13 @@ def test_what_is_published_loads_into_torchvision(options: dict[str, Any], load:
 
 
 def test_what_torchvision_builds_not_is_not_published() -> None:
-    for encoder in (encode(stem="small")[0], encode(stride=16)[0], encode(width=32)[0]):
-        assert encoder.published((64, 64)) is None
+    for options, why in (
+        ({"stem": "small"}, 'stem = "small"'), ({"stride": 16}, "stride = 16"), ({"width": 32}, "width = 32"),
+        ({"width": 32, "stem": "small"}, 'stem = "small" and width = 32'),
+    ):  # fmt: skip
+        encoder = encode(**options)[0]
+        assert encoder.published((64, 64)) is None and encoder.unbuilt == why
+    assert encode(name="resnet50", stride=16)[0].unbuilt == encode(fpn=True)[0].unbuilt == ""
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])

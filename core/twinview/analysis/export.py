@@ -10,11 +10,14 @@ import numpy as np
 from torch import Tensor, nn
 
 from twinview.analysis.load import read_encoder
+from twinview.analysis.own_files import has_keys, marked, refuse_others
 from twinview.errors import CheckpointError, RecipeError
 from twinview.files import write_atomic, write_text
+from twinview.published import odd_options
 from twinview.values import Published, Size
 from twinview.version import __version__
 
+TOLD = ("library", "encoder", "twinview")  # keys that tell the .json of an export from others
 OWN = "torch"  # the encoder's own names, for a library that is none of those that publish models
 
 
@@ -37,6 +40,7 @@ def export_encoder(run: Path, out: Path, *, to: str = "", size: Size | None = No
     """
     if out.suffix != ".safetensors":
         raise RecipeError(f"{out}: is no name for the file. Write one that ends in .safetensors.")
+    _refuse_others(out)
     encoder, assembly, at_step = read_encoder(run, step, branch)
     views = assembly.calls.sample_views(size=(256, 256), rng=np.random.default_rng(0))
     made_for = size or views.sizes[0]
@@ -73,8 +77,16 @@ def _published(encoder: nn.Module, use: str, size: Size, to: str) -> Published:
         return Published(OWN, "", encoder.state_dict())
     if found is None or (to and found.library != to):
         there = f"{found.library} or {OWN}" if found else OWN
-        raise CheckpointError(f"to={to}: {to} has no network that is this encoder, {use}. Write to={there}.")
+        raise CheckpointError(f"to={to}: {to} has no network that is this encoder, {use}{odd_options(encoder)}. Write to={there}.")
     return found
+
+
+def _refuse_others(out: Path) -> None:
+    """Raises CheckpointError where the file, or the .json beside it, is there and no earlier export."""
+    beside = out.with_suffix(".json")
+    told = has_keys(beside, TOLD)
+    refuse_others("twinview export", [beside], lambda _: told, CheckpointError)
+    refuse_others("twinview export", [out], lambda path: told or marked(path), CheckpointError)
 
 
 def _write(out: Path, tensors: dict[str, Tensor], metadata: dict[str, Any], published: Published, size: Size) -> Export:
@@ -84,6 +96,6 @@ def _write(out: Path, tensors: dict[str, Tensor], metadata: dict[str, Any], publ
     beside = out.with_suffix(".json")
     out.parent.mkdir(parents=True, exist_ok=True)
     with write_atomic(out) as file:
-        file.write(save(tensors, metadata={"format": "pt"}))
+        file.write(save(tensors, metadata={"format": "pt", "twinview": __version__}))
     write_text(beside, json.dumps(metadata, indent=1) + "\n")
     return Export(out, beside, published, size)

@@ -11,6 +11,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from twinview.analysis.own_files import marked, refuse_others
 from twinview.analysis.targets import Target
 from twinview.data.dataset.open import open_data
 from twinview.data.dataset.read import BadSample
@@ -18,9 +19,11 @@ from twinview.data.formats.decode import PixelFormat
 from twinview.data.loading.factory import PlainImages
 from twinview.engine.run_recipe import run_recipe
 from twinview.errors import CheckpointError, TwinviewError
+from twinview.published import odd_options
 from twinview.values import Features, Published, Size
 
 COUNT = 4  # images that an export is compared on, at each size
+NEAR = 1e-3  # of the encoder's largest value: what is further off is another network
 
 
 class Checked(NamedTuple):
@@ -35,7 +38,22 @@ class Checked(NamedTuple):
         """A line for a person."""
         if not self.by:
             return self.on
-        return f"loaded back by {self.by}: largest difference {self.difference:.2g}, of values up to {self.scale:.2g}, on {self.on}"
+        return f"loaded back by {self.by}: {self.off()}, on {self.on}"
+
+    def off(self) -> str:
+        """How far it is off, in words."""
+        return f"largest difference {self.difference:.2g}, of values up to {self.scale:.2g}"
+
+    def near(self) -> bool:
+        """Whether it is the same network, as far as it was run; never where a value is no number."""
+        return not self.by or self.difference <= NEAR * self.scale
+
+    def judged(self, to: str) -> Checked:
+        """Itself.  Raises CheckpointError where what was loaded back is another network."""
+        if not self.near():
+            said = f"{self.by} loads back another network than was written: {self.off()}, on {self.on}"
+            raise CheckpointError(f"to={to}: {said}. Nothing is kept. Write to=safetensors.")
+        return self
 
 
 @attrs.frozen(kw_only=True)
@@ -85,9 +103,18 @@ def _pixels(target: Target, sizes: list[Size]) -> tuple[list[Tensor], str]:
     return noise, "pictures of noise, since the run's data is not here,"
 
 
+def refuse_others_at(out: Path) -> None:
+    """Raises CheckpointError where `out` is a file that `twinview export` did not write."""
+    refuse_others("twinview export", [out], marked, CheckpointError)
+
+
 def difference(pairs: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-    """The largest difference of (own, theirs), and the largest of the own values."""
-    return max(float((a.float() - b.float()).abs().max()) for a, b in pairs), max(float(a.abs().max()) for a, _ in pairs)
+    """The largest difference of (own, theirs), and the largest of the own values; NaN where any is.  Raises ValueError for other shapes."""
+    for a, b in pairs:
+        if a.shape != b.shape:
+            raise ValueError(f"outputs of shape {list(b.shape)}, where the encoder gives {list(a.shape)}")
+    off, own = ([x.abs().max() for x in values] for values in ([a.float() - b.float() for a, b in pairs], [a.float() for a, _ in pairs]))
+    return float(torch.stack(off).max()), float(torch.stack(own).max())  # not Python's max, which passes over NaN
 
 
 def published(target: Target, size: Size) -> Published | None:
@@ -105,7 +132,7 @@ def resnet_of(target: Target, size: Size, to: str) -> tuple[str, Mapping[str, Te
     found = published(target, size)
     named = re.fullmatch(r"torchvision\.models\.(\w+)\((?:replace_stride_with_dilation=(\[.*\]))?\)", found.load) if found else None
     if found is None or not named:
-        what = f"takes torchvision's ResNets, and {target.use} here is none that torchvision builds"
+        what = f"takes torchvision's ResNets, and {target.use}{odd_options(target.encoder)} is none that torchvision builds"
         raise CheckpointError(f"to={to}: {what}. Write to=safetensors or onnx.")
     return named[1], found.tensors, [word.strip() == "True" for word in named[2].strip("[]").split(",")] if named[2] else [False] * 3
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twinview.analysis.exports.common import Checked, Exported, installed, published, resnet_of
+from twinview.analysis.exports.common import Checked, Exported, installed, published, refuse_others_at, resnet_of
 from twinview.analysis.targets import Target
 from twinview.errors import CheckpointError
 from twinview.files import write_atomic
@@ -22,11 +22,13 @@ NOT_RUN = "keys and shapes follow the library's own layout, and no forward pass 
 
 def to_detectron2(target: Target, out: Path, size: Size) -> Exported:
     """A .pkl file for `cfg.MODEL.WEIGHTS`, of a ResNet: its keys are detectron2's own, arrays are NumPy's.  Raises CheckpointError."""
+    refuse_others_at(out)
     name, tensors, dilated = resnet_of(target, size, "detectron2")
     depth, (groups, width) = _depth(name), _groups(name)
     if depth < 50 and any(dilated):
         raise CheckpointError(f"to=detectron2: its ResNet-{depth} has no dilation. Write to=safetensors, or train with encoder.stride = 32.")
     model = {detectron2_key(key): value.numpy() for key, value in tensors.items() if not key.endswith("num_batches_tracked")}
+    checked = _same_tensors(model, tensors, detectron2_key, "detectron2")
     with write_atomic(out) as file:
         pickle.dump({"model": model, "__author__": "twinview", "matching_heuristics": True}, file, protocol=2)
     mean, std = ([round(255 * x, 3) for x in numbers] for numbers in (target.transform.mean, target.transform.std))
@@ -37,7 +39,7 @@ def to_detectron2(target: Target, out: Path, size: Size) -> Exported:
         *([f"cfg.MODEL.RESNETS.NUM_GROUPS, cfg.MODEL.RESNETS.WIDTH_PER_GROUP = {groups}, {width}"] if (groups, width) != (1, 64) else []),
         *([f"cfg.MODEL.RESNETS.RES5_DILATION = 2  # of the stages 3 to 5 {dilated} are dilated"] if any(dilated) else []),
     )  # fmt: skip
-    return Exported(paths=(out,), code=code, checked=_same_tensors(model, tensors, detectron2_key, "detectron2"))
+    return Exported(paths=(out,), code=code, checked=checked)
 
 
 def detectron2_key(key: str) -> str:
@@ -51,6 +53,7 @@ def detectron2_key(key: str) -> str:
 
 def to_mm(target: Target, out: Path, size: Size, to: str) -> Exported:
     """A .pth file for `init_cfg` of mmdet's and mmseg's ResNet, and of mmseg's VisionTransformer.  Raises CheckpointError."""
+    refuse_others_at(out)
     found = published(target, size)
     key: Callable[[str], str]
     if to == "mmseg" and found is not None and found.library == "timm" and "blocks.0.attn.qkv.weight" in found.tensors:
@@ -66,6 +69,7 @@ def to_mm(target: Target, out: Path, size: Size, to: str) -> Exported:
         elif width != 64:
             raise CheckpointError(f"to={to}: its ResNet has no wide form, as {name} is one. Write to=safetensors or onnx.")
     state = {f"backbone.{key(name)}": value.detach().clone() for name, value in tensors.items()}
+    checked = _same_tensors(state, tensors, lambda k: f"backbone.{key(k)}", "mmdet" if to == "mmdet" else "mmsegmentation")
     with write_atomic(out) as file:
         torch.save({"meta": {"twinview": target.described["encoder"]}, "state_dict": state}, file)
     mean, std = ([round(255 * x, 3) for x in numbers] for numbers in (target.transform.mean, target.transform.std))
@@ -73,8 +77,7 @@ def to_mm(target: Target, out: Path, size: Size, to: str) -> Exported:
         f"backbone=dict(type={kind!r}{more}, init_cfg=dict(type='Pretrained', checkpoint={str(out)!r}, prefix='backbone.'))",
         f"data_preprocessor=dict(mean={mean}, std={std}, bgr_to_rgb=True)",
     )
-    package = "mmdet" if to == "mmdet" else "mmsegmentation"
-    return Exported(paths=(out,), code=code, checked=_same_tensors(state, tensors, lambda k: f"backbone.{key(k)}", package))
+    return Exported(paths=(out,), code=code, checked=checked)
 
 
 def mmseg_vit_key(key: str) -> str:
@@ -97,10 +100,10 @@ def _vit_options(tensors: Mapping[str, Tensor], size: Size) -> str:
 
 
 def _same_tensors(written: Mapping[str, Any], tensors: Mapping[str, Tensor], key: Any, package: str) -> Checked:
-    """Every number of the file is the encoder's; the library itself is not run."""
+    """Every number to be written is the encoder's; the library itself is not run.  Raises CheckpointError."""
     for name, value in tensors.items():
         if key(name) in written and not torch.equal(torch.as_tensor(written[key(name)]), value):
-            raise CheckpointError(f"{key(name)}: was not written as it is.")
+            raise CheckpointError(f"{key(name)}: has other numbers than the encoder's {name}. Nothing is kept. Write to=safetensors.")
     said = NOT_RUN.format(package) if not installed(package) else f"{installed(package)} is installed, and was not asked: build the model to be sure"
     return Checked("", float("nan"), 0.0, said)
 

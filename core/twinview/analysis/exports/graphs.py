@@ -3,19 +3,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from twinview.analysis.exports.common import Checked, Exported, Outputs, Trial, compared, installed, other_size, plain_names, trials
+from twinview.analysis.exports.common import Checked, Exported, Outputs, Trial, compared, installed, other_size, plain_names, refuse_others_at, trials
 from twinview.analysis.targets import Target
 from twinview.errors import CheckpointError
-from twinview.files import write_atomic
+from twinview.files import in_place_of, write_atomic
 from twinview.values import Size
+from twinview.version import __version__
 
-NEAR = 1e-3  # of the largest value: a graph that is further off at another size is of one size
+RAISED = re.compile(r"(?:[\w.]*(?:Error|Exception): )(.+)")  # the last line of a traceback that is part of a message
 
 
 def to_onnx(target: Target, out: Path, size: Size) -> Exported:
@@ -26,26 +28,29 @@ def to_onnx(target: Target, out: Path, size: Size) -> Exported:
     for package in ("onnx", "onnxscript"):
         if not installed(package):
             raise CheckpointError("to=onnx: wants the packages onnx and onnxscript. Install twinview[onnx].")
+    refuse_others_at(out)
     sizes = [size, other_size(size, _stride(target))]
     shown, said = trials(target, sizes)
     names = plain_names(shown[0])
     model = Outputs(target.encoder, names).eval()
     notes: tuple[str, ...] = ()
-    try:
-        _onnx(model, shown[1], names, out, any_size=True)  # whose maps have no side of 1 cell: torch.export takes that for fixed
-        checked = _run_onnx(out, names, shown, said)
-        if checked.by and checked.difference > NEAR * checked.scale:
-            raise ValueError("differs at another size")
-    except CheckpointError:
-        raise
-    except Exception as e:  # the exporter, onnx and onnxruntime each raise their own
-        notes = (f"of {size[0]}x{size[1]} alone: with other sizes it {_line(e)}",)
-        shown, said = trials(target, [size])
+    with in_place_of(out) as place:
         try:
-            _onnx(model, shown[0], names, out, any_size=False)
-        except Exception as error:
-            raise CheckpointError(f"to=onnx: {target.use} cannot be traced: {_line(error)}. Write to=safetensors.") from None
-        checked = _run_onnx(out, names, shown, said)
+            _onnx(model, shown[1], names, place, any_size=True)  # whose maps have no side of 1 cell: torch.export takes that for fixed
+            checked = _run_onnx(place, names, shown, said)
+            if not checked.near():
+                raise ValueError(checked.off())
+        except CheckpointError:
+            raise
+        except Exception as e:  # the exporter, onnx and onnxruntime each raise their own
+            notes = (_alone(size, sizes[1], e),)
+            shown, said = trials(target, [size])
+            try:
+                _onnx(model, shown[0], names, place, any_size=False)
+                checked = _run_onnx(place, names, shown, said)
+            except Exception as error:
+                raise CheckpointError(f"to=onnx: {target.use} cannot be traced: {_line(error)}. Write to=safetensors.") from None
+            checked.judged("onnx")
     run = f'{", ".join(names)} = session.run(None, {{"images": images}})'
     code = ("import onnxruntime", f"session = onnxruntime.InferenceSession({str(out)!r})", run)
     return Exported(paths=(out,), code=code, checked=checked, notes=notes)
@@ -58,8 +63,10 @@ def _onnx(model: Outputs, trial: Trial, names: tuple[str, ...], out: Path, *, an
         program: Any = torch.onnx.export(
             model, (trial.images,), dynamo=True, input_names=["images"], output_names=list(names), dynamic_shapes=shapes, verbose=False,
         )
+        made = program.model_proto
+        made.metadata_props.add(key="twinview", value=__version__)
         with write_atomic(out) as file:
-            file.write(program.model_proto.SerializeToString())
+            file.write(made.SerializeToString())
 
 
 def _run_onnx(out: Path, names: tuple[str, ...], shown: list[Trial], said: str) -> Checked:
@@ -75,28 +82,33 @@ def _run_onnx(out: Path, names: tuple[str, ...], shown: list[Trial], said: str) 
 
 def to_torchscript(target: Target, out: Path, size: Size) -> Exported:
     """A .pt file that `torch.jit.load` reads, images -> (pooled, cells); of any size that it agrees at."""
+    refuse_others_at(out)
     sizes = [size, other_size(size, _stride(target))]
     shown, said = trials(target, sizes)
     names = plain_names(shown[0])
-    with _quiet(), torch.no_grad():
+    by = f"torch {torch.__version__}"
+    with _quiet(), torch.no_grad(), in_place_of(out) as place:
         try:
             traced = torch.jit.trace(Outputs(target.encoder, names).eval(), (shown[0].images[:2],), check_trace=False)  # type: ignore[no-untyped-call]
         except Exception as e:  # whatever tracing raises
             raise CheckpointError(f"to=torchscript: {target.use} cannot be traced: {_line(e)}. Write to=safetensors.") from None
-        with write_atomic(out) as file:
-            torch.jit.save(traced, file)
-        loaded = torch.jit.load(str(out))  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, str(place), _extra_files={"twinview": __version__})
+        loaded = torch.jit.load(str(place))  # type: ignore[no-untyped-call]
         notes: tuple[str, ...] = ()
         try:
-            worst, scale = compared(shown, names, loaded)
-            if worst > NEAR * scale:
-                raise ValueError("differs")
+            checked = Checked(by, *compared(shown, names, loaded), said)
+            if not checked.near():
+                raise ValueError(checked.off())
         except Exception as e:  # of another size
-            notes = (f"of {size[0]}x{size[1]} alone: with other sizes it {_line(e)}",)
+            notes = (_alone(size, sizes[1], e),)
             shown, said = trials(target, [size])
-            worst, scale = compared(shown, names, loaded)
+            try:
+                checked = Checked(by, *compared(shown, names, loaded), said)
+            except Exception as error:
+                raise CheckpointError(f"to=torchscript: {target.use} cannot be traced: {_line(error)}. Write to=safetensors.") from None
+            checked.judged("torchscript")
     code = ("import torch", f"model = torch.jit.load({str(out)!r})", f"{', '.join(names)} = model(images)")
-    return Exported(paths=(out,), code=code, checked=Checked(f"torch {torch.__version__}", worst, scale, said), notes=notes)
+    return Exported(paths=(out,), code=code, checked=checked, notes=notes)
 
 
 def _stride(target: Target) -> int:
@@ -104,9 +116,17 @@ def _stride(target: Target) -> int:
     return int(max([spec.cells.stride, *(level.stride for level in spec.levels.values())]))
 
 
+def _alone(size: Size, other: Size, error: Exception) -> str:
+    """That a graph is of one size, and what came of another: the words of a library, whatever they are, or how far it was off."""
+    here, there = (f"{height}x{width}" for height, width in (size, other))
+    return f'takes images of {here} alone. At {there} it failed: "{_line(error)}"'
+
+
 def _line(error: Exception) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).strip().rstrip(".")[:160]
+    """The line of an error that says what is wrong: of TorchScript, whose messages hold a traceback, the last one."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    raised = RAISED.fullmatch(lines[-1]) if len(lines) > 1 else None
+    return (raised[1] if raised else lines[0] if lines else type(error).__name__).rstrip(".")[:160]
 
 
 @contextlib.contextmanager

@@ -11,50 +11,56 @@ import torch
 from torch import Tensor
 
 from twinview.analysis.exports.common import Checked, Exported, difference, installed, published, trials
+from twinview.analysis.own_files import marked, refuse_others
 from twinview.analysis.report.runs import RunInfo
 from twinview.analysis.targets import Target
 from twinview.errors import CheckpointError, TwinviewError
-from twinview.files import write_atomic, write_text
+from twinview.files import files_for, write_atomic, write_text
+from twinview.published import odd_options
 from twinview.values import Size
 from twinview.version import __version__
+
+FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "README.md")
 
 
 def to_huggingface(target: Target, out: Path, size: Size, license: str = "") -> Exported:
     """Write `config.json`, `model.safetensors`, `preprocessor_config.json` and a model card to the folder `out`.
 
-    The network is named as timm names it, whose folders transformers reads too (TimmWrapperModel).  Raises CheckpointError where timm builds none.
+    The network is named as timm names it, whose folders transformers reads too (TimmWrapperModel).  Raises CheckpointError where timm builds none,
+    or loads another one back.
     """
     from safetensors.torch import save
 
-    name, arguments, tensors = timm_network(target, size)
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"{out}: is a file, and a folder is written. Name another place.")
-    out.mkdir(parents=True, exist_ok=True)
+    _refuse_others(out)
+    name, arguments, tensors = timm_network(target, size)
     transform, spec = target.transform, cast(Any, target.encoder.spec)
     form = {
         "input_size": [transform.channels, *size], "mean": list(transform.mean), "std": list(transform.std), "interpolation": "bilinear",
         "crop_pct": 1.0, "crop_mode": "center", "fixed_input_size": False, "num_classes": 0, "pool_size": None, "first_conv": None,
         "classifier": None,
     }  # fmt: skip
-    pool = arguments.pop("global_pool", "avg")
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in arguments.items() if key != "num_classes"}
     config = {
-        "architecture": name, "num_classes": 0, "num_features": spec.pooled, "global_pool": pool, "model_args": plain, "pretrained_cfg": form,
+        "architecture": name, "num_classes": 0, "num_features": spec.pooled, "global_pool": arguments.get("global_pool", "avg"),
+        "model_args": plain, "pretrained_cfg": form,
     }  # fmt: skip
     if not config["model_args"]:
         del config["model_args"]
-    with write_atomic(out / "model.safetensors") as file:
-        file.write(save({key: value.detach().contiguous().clone() for key, value in tensors.items()}, metadata={"format": "pt"}))
-    write_text(out / "config.json", json.dumps(config, indent=2) + "\n")
-    write_text(out / "preprocessor_config.json", json.dumps(preprocessor(target, size), indent=2) + "\n")
-    write_text(out / "README.md", card(target, name, license))
-    checked, notes = _check(target, out, size)
+    metadata = {"format": "pt", "twinview": __version__}
+    with files_for(out) as place:
+        with write_atomic(place / "model.safetensors") as file:
+            file.write(save({key: value.detach().contiguous().clone() for key, value in tensors.items()}, metadata=metadata))
+        write_text(place / "config.json", json.dumps(config, indent=2) + "\n")
+        write_text(place / "preprocessor_config.json", json.dumps(preprocessor(target, size), indent=2) + "\n")
+        write_text(place / "README.md", card(target, name, license))
+        checked, notes = _check(target, place, size)
     code = (
         "import timm, transformers", f"model = transformers.AutoModel.from_pretrained({str(out)!r})",
         f"model = timm.create_model('local-dir:{out}', pretrained=True)",
     )  # fmt: skip
-    paths = tuple(out / file for file in ("config.json", "model.safetensors", "preprocessor_config.json", "README.md"))
-    return Exported(paths=paths, code=code, checked=checked, notes=notes)
+    return Exported(paths=tuple(out / file for file in FILES), code=code, checked=checked, notes=notes)
 
 
 def timm_network(target: Target, size: Size) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
@@ -62,7 +68,8 @@ def timm_network(target: Target, size: Size) -> tuple[str, dict[str, Any], dict[
     found = published(target, size)
     named = re.fullmatch(r"(?:timm\.create_model\('(\w+)'(?:, )?(.*)\)|torchvision\.models\.(\w+)\(()\))", found.load) if found else None
     if found is None or not named:
-        raise CheckpointError(f"to=huggingface: timm has no network that is this encoder, {target.use}. Write to=onnx or safetensors.")
+        what = f"timm has no network that is this encoder, {target.use}{odd_options(target.encoder)}"
+        raise CheckpointError(f"to=huggingface: {what}. Write to=onnx or safetensors.")
     call = ast.parse(f"f({named[2] or ''})", mode="eval").body
     assert isinstance(call, ast.Call)
     arguments = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
@@ -105,16 +112,34 @@ def card(target: Target, name: str, license: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _refuse_others(out: Path) -> None:
+    """Raises CheckpointError where the folder holds such files of somebody else's: the model card tells, or the tensors where there is none."""
+    tells = next((out / name for name in ("README.md", "model.safetensors") if (out / name).exists()), out)
+    own = marked(tells)
+    refuse_others("twinview export", sorted([out / name for name in FILES], key=lambda path: path != tells), lambda _: own, CheckpointError)
+
+
+def _refused(why: str) -> CheckpointError:
+    return CheckpointError(f"to=huggingface: {why}. Nothing is kept. Write to=onnx or safetensors.")
+
+
 def _check(target: Target, out: Path, size: Size) -> tuple[Checked, tuple[str, ...]]:
-    """Load the folder by timm, and by transformers where it is installed, offline."""
+    """Load the folder by timm, and by transformers where it is installed, offline.  Raises CheckpointError where they give other features."""
     import timm
 
     shown, said = trials(target, [size])
     images, own = shown[0].images, shown[0].own.at("pooled")
     with torch.no_grad():
-        model = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
-        worst, scale = difference([(own, model(images))])
         by = installed("timm")
+        try:
+            model = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+            theirs = model(images)
+        except Exception as e:  # whatever timm raises for options and tensors that are not its own
+            raise _refused(f"{by} does not load this {target.use}: {' '.join(str(e).split())[:200].rstrip('.')}") from None
+        try:
+            worst, scale = difference([(own, theirs)])
+        except ValueError as e:
+            raise _refused(f"{by} loads it back with {e}") from None
         notes: tuple[str, ...] = ("transformers is not installed: its AutoModel was not asked",)
         if installed("transformers"):
             try:
@@ -126,4 +151,4 @@ def _check(target: Target, out: Path, size: Size) -> tuple[Checked, tuple[str, .
                 raise
             except Exception as e:  # of transformers, whose own words say it best
                 notes = (f"{installed('transformers')} does not load it: {' '.join(str(e).split())[:200]}",)
-    return Checked(by, worst, scale, said), notes
+    return Checked(by, worst, scale, said).judged("huggingface"), notes

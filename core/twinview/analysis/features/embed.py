@@ -18,7 +18,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from twinview.analysis.features.choose import Chosen
-from twinview.analysis.features.files import Part, check_out, write
+from twinview.analysis.features.files import Part, check_out, check_replaced, write
 from twinview.analysis.targets import Target
 from twinview.data.dataset.open import open_shards
 from twinview.data.dataset.shards import Shards
@@ -99,6 +99,7 @@ def embed_to(target: Target, images: Shards, out: Path, options: Options) -> int
     Raises TwinviewError.
     """
     check_out(out, options.features)
+    check_replaced(out)
     ranks = _ranks(options.device)
     folder = out.with_name(out.name + ".parts")
     fingerprint = _fingerprint(target, images, options)

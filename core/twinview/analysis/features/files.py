@@ -2,9 +2,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from twinview.analysis.own_files import has_keys, marked, refuse_others
 from twinview.errors import DataError
-from twinview.files import write_text
+from twinview.files import in_place_of, write_text
 from twinview.terminal import one_line
 
 SUFFIXES = (".npy", ".parquet", ".h5")
@@ -46,16 +45,25 @@ def check_out(out: Path, names: Sequence[str]) -> None:
     _package(out)
 
 
+def check_replaced(out: Path) -> None:
+    """Raises DataError where `out`, or a file that is written beside it, is there and is not of `twinview embed`."""
+    if out.suffix != ".npy":
+        refuse_others("twinview embed", [out], marked, DataError)
+        return
+    beside = out.with_suffix(".json")  # a .npy file itself says nothing of where it comes from
+    told = has_keys(beside, ("target", "encoder", "features"))
+    refuse_others("twinview embed", [out, beside, out.with_suffix(".keys.txt")], lambda _: told, DataError)
+
+
 def write(out: Path, parts: Iterable[Part], total: int, about: Mapping[str, Any]) -> None:
     """Write the parts, `total` images in all, to `out`, whole or not at all.  Of a .npy file the keys go to NAME.keys.txt, the rest to NAME.json."""
-    with _fresh(out) as path:
+    with in_place_of(out) as path:
         if out.suffix == ".npy":
             keys = _write_npy(path, parts, total)
+            write_text(out.with_suffix(".json"), json.dumps(about, indent=1) + "\n")  # first: it tells that the others are ours
+            write_text(out.with_suffix(".keys.txt"), "".join(one_line(key) + "\n" for key in keys))
         else:
             (_write_parquet if out.suffix == ".parquet" else _write_h5)(path, parts, total, about)
-    if out.suffix == ".npy":
-        write_text(out.with_suffix(".keys.txt"), "".join(one_line(key) + "\n" for key in keys))
-        write_text(out.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
 
 
 def read(path: Path) -> FeatureFile:
@@ -69,18 +77,6 @@ def read(path: Path) -> FeatureFile:
         raise
     except Exception as e:  # each library raises its own
         raise DataError(f"{path}: is no file of features, or a damaged one: {' '.join(str(e).split())[:200]}") from None
-
-
-@contextmanager
-def _fresh(out: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of `out` when the block ends."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    path = out.with_name(f".{out.stem}.{os.getpid()}.tmp{out.suffix}")
-    try:
-        yield path
-        os.replace(path, out)
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def _package(out: Path) -> Any:
