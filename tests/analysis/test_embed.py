@@ -269,3 +269,31 @@ def test_duplicates_under_a_launcher_are_refused_before_features_are_written(
     assert main(["embed", RESNET, str(photographs), "--out", str(out), "--duplicates", str(tmp_path / "twins"), "--size", "64", "--workers", "0"]) == 2
     assert "--duplicates: is looked for in one process. Leave the launcher out." in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.parametrize("place", ["", "curated", "deep/er"])
+@pytest.mark.parametrize("spec", ["{}", "images:{}"])
+def test_duplicates_are_not_written_among_the_images(place: str, spec: str, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(photographs, photos)
+    before = sorted(photos.rglob("*"))
+    words = ["embed", RESNET, spec.format(photos), "--duplicates", str(photos / place), "--size", "64", "--workers", "0"]
+    assert main(words) == 2
+    assert "pictures written there would be among them. Name a folder beside it." in capsys.readouterr().err.splitlines()[-1]
+    assert sorted(photos.rglob("*")) == before
+
+
+def test_features_take_the_place_of_earlier_ones_and_of_nothing_else(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["embed", RESNET, str(photographs), "--size", "32", "--workers", "0", "--out"]
+    for suffix in (".npy", ".parquet", ".h5"):
+        for _ in range(2):
+            assert main([*words, str(tmp_path / f"f{suffix}")]) == 0
+    capsys.readouterr()
+    for name, kept in (("g.npy", "g.npy"), ("g.npy", "g.json"), ("g.npy", "g.keys.txt"), ("g.parquet", "g.parquet"), ("g.h5", "g.h5")):
+        folder = tmp_path / f"of-{kept}"
+        folder.mkdir()
+        (folder / kept).write_text("{}")
+        assert main([*words, str(folder / name)]) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert f"{folder / kept}: is there already, and `twinview embed` did not write it. Name another place" in line
+        assert [path.name for path in folder.iterdir()] == [kept] and (folder / kept).read_text() == "{}"

@@ -76,7 +76,7 @@ def embed(args: argparse.Namespace) -> None:
 def _write(args: argparse.Namespace, target: Target, options: Options) -> dict[str, object]:
     from twinview.analysis.features.choose import check_names
     from twinview.analysis.features.embed import embed_to, open_images
-    from twinview.analysis.features.files import check_out
+    from twinview.analysis.features.files import check_out, check_replaced
     from twinview.engine.distributed.launch import launch
     from twinview.engine.distributed.process import leave
     from twinview.machine import rank_variable
@@ -84,6 +84,7 @@ def _write(args: argparse.Namespace, target: Target, options: Options) -> dict[s
     out = expand(args.out, "--out")
     check_names(target.encoder, options.features)
     check_out(out, options.features)
+    check_replaced(out)
     images = open_images(args.images)
     total = launch(args.ranks, lambda: embed_to(target, images, out, options), device=args.device)
     leave()
@@ -92,6 +93,7 @@ def _write(args: argparse.Namespace, target: Target, options: Options) -> dict[s
 
 def _check_duplicates(args: argparse.Namespace) -> None:
     """What --duplicates cannot be asked with, before hours of features are written."""
+    from twinview.data.dataset.open import expand as braces
     from twinview.machine import rank_variable
 
     if args.ranks > 1:
@@ -101,6 +103,11 @@ def _check_duplicates(args: argparse.Namespace) -> None:
     folder: Path = expand(args.duplicates, "--duplicates")
     if folder.is_file():
         raise TwinviewError(f"--duplicates: {folder} is a file. Name a folder.")
+    for word in (one for name in args.images for one in braces(name.removeprefix("images:"))):
+        images = expand(word, "IMAGES")
+        if images.is_dir() and folder.resolve().is_relative_to(images.resolve()):
+            where = "is that of the images" if folder.resolve() == images.resolve() else f"lies in {images}, which holds the images"
+            raise TwinviewError(f"--duplicates: {folder} {where}, and pictures written there would be among them. Name a folder beside it.")
 
 
 def _duplicates(args: argparse.Namespace, target: Target, options: Options) -> dict[str, object]:
