@@ -2,18 +2,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 import torch
 
 import twinview
 from twinview.assembly import assemble
 from twinview.cli import main
 from twinview.engine.setup import build
-from twinview.errors import DataError, PluginError, RecipeError, TwinviewError
+from twinview.errors import CheckpointError, DataError, PluginError, RecipeError, TwinviewError
 from twinview.planning.plan import plan
 from twinview.planning.sizes import check_sizes
 from twinview.recipe import from_table
@@ -182,3 +184,26 @@ def test_what_training_needs_of_the_data_is_still_refused_there(table: Table) ->
     with pytest.raises(DataError):
         build(from_table({**table, "data": {"shards": "nowhere.tar"}}))
     assert json.dumps(twinview.check({**table, "data": {"shards": "nowhere.tar"}}).table())
+
+
+@pytest.mark.parametrize("source", ["nowhere/run", "nowhere.pth", "run/without/checkpoint"])
+def test_weights_that_are_not_there_are_refused_by_check_and_not_read(
+    source: str, table: Table, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run" / "without" / "checkpoint").mkdir(parents=True)
+    made = {**table, "encoder": {"use": "torchvision.resnet", "weights": source}}
+    said = f"[encoder] weights = {source!r}: there is no such file. Write a run's folder, or a file that ends in .pt"
+    with pytest.raises(CheckpointError, match=re.escape(said)):
+        twinview.check(made)
+    Path("mine.toml").write_text(tomli_w.dumps(made))
+    assert main(["check", "mine.toml"]) == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+    if source == "nowhere/run":
+        plan(from_table(made), memory=8.0)  # which may come before the run
+    (tmp_path / "there.pth").write_bytes(b"no weights, and nobody reads them")
+    (tmp_path / "run" / "checkpoints" / "step-000004").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "latest").write_text("step-000004")
+    (tmp_path / "run" / "checkpoints" / "step-000004" / "model.pt").touch()
+    for there in ("there.pth", "run", "run/checkpoints/step-000004", "IMAGENET1K_V1", "timm:resnet18.a1_in1k"):
+        twinview.check({**made, "encoder": {**made["encoder"], "weights": there}})

@@ -70,6 +70,13 @@ def load_weights(
     module.load_state_dict(fitting, strict=False)
 
 
+def check_source(source: str, place: str = "[encoder] weights") -> None:
+    """Raises CheckpointError for the path of a file or of a run that is not here.  Nothing is read; names are for those who know the library's."""
+    path = Path() if source.startswith("timm:") else expand(source, place, RecipeError)
+    if _is_path(path) and not _tensors_of(path).is_file():
+        raise _not_there(source, place)
+
+
 def trained_options(source: str, use: str) -> Mapping[str, Any]:
     """Options in [encoder] of the run whose folder, or whose checkpoint's, `source` is, where its part is `use`; nothing of any other source.
 
@@ -92,8 +99,8 @@ def _read(source: str, named: Mapping[str, Callable[[], State]], place: str) -> 
         return _timm(source.removeprefix("timm:"), place)
     path = _of_a_run(expand(source, place, RecipeError))
     if not path.is_file():
-        if path.suffix in FILES or len(path.parts) > 1:
-            raise CheckpointError(f"{place} = {source!r}: there is no such file. Write a run's folder, or a file that ends in {', '.join(FILES)}.")
+        if _is_path(path):
+            raise _not_there(source, place)
         raise RecipeError(f"{place}: no weights have the name {source!r}.{closest(source, named)} Or write a file, a run's folder, or timm:NAME.")
     return _file(path, f"{place} = {source!r}")
 
@@ -105,14 +112,29 @@ def _renamed(state: State, starts: Mapping[str, str]) -> State:
     return found or state
 
 
-def _of_a_run(path: Path) -> Path:
-    """The tensors of a run's folder (its newest checkpoint) or of a checkpoint's, whose files are whole; any other path as it is."""
+def _is_path(path: Path) -> bool:
+    """Whether no library publishes weights of such a name."""
+    return path.suffix in FILES or len(path.parts) > 1
+
+
+def _not_there(source: str, place: str) -> CheckpointError:
+    return CheckpointError(f"{place} = {source!r}: there is no such file. Write a run's folder, or a file that ends in {', '.join(FILES)}.")
+
+
+def _tensors_of(path: Path) -> Path:
+    """The tensors of a run's folder (its newest checkpoint) or of a checkpoint's; any other path as it is."""
     newest = path / "checkpoints" / "latest"
     if newest.is_file():
         path = newest.parent / newest.read_text(encoding="utf-8", errors="replace").strip()
-    if (path / "meta.json").is_file():
-        read_meta(path)
     return path / "model.pt" if path.is_dir() else path
+
+
+def _of_a_run(path: Path) -> Path:
+    """The same, of a checkpoint whose files are whole.  Raises CheckpointError."""
+    found = _tensors_of(path)
+    if found != path and (found.parent / "meta.json").is_file():
+        read_meta(found.parent)
+    return found
 
 
 def _file(path: Path, place: str) -> State:

@@ -16,6 +16,7 @@ from twinview.engine.setup import check_batchnorm, check_blocks
 from twinview.errors import HookError, TwinviewError
 from twinview.model import Siamese
 from twinview.ops.vision import without_compiler
+from twinview.ops.weights import check_source
 from twinview.recipe import Recipe
 from twinview.values import DataFactory
 
@@ -39,6 +40,13 @@ def check_sizes(assembly: Assembly) -> None:
         raise
     except Exception:
         _make(assembly)
+
+
+def check_weights(recipe: Recipe) -> None:
+    """Raises CheckpointError where [encoder] weights names a file or a run that is not here.  `plan` does not ask: it may come before that run."""
+    source = recipe.encoder.options.get("weights")
+    if isinstance(source, str) and source:
+        check_source(source)
 
 
 class _NothingWritten(TorchFunctionMode):
