@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from proof.rows import Row
 from proof.table import PROBES, ByCommit, compare, difference, mean, newest, of_newest, raw, table
 
-BLOCK = re.compile(r"(<!-- (floors|claims|lightly|table [^\n]+) -->\n\n).*?(\n\n<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (floors|claims|lightly|table [^\n]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 class Floor(NamedTuple):
@@ -133,7 +133,7 @@ def filled(text: str, by_commit: ByCommit, kinds: Sequence[str] = ("floors", "cl
 
     def made(found: re.Match[str]) -> str:
         kind, *words = found[2].split()
-        return found[0] if kind not in kinds else found[1] + "\n".join(MAKERS[kind](by_commit, *words)) + found[3]
+        return found[0] if kind not in kinds else "\n".join([found[1], *MAKERS[kind](by_commit, *words), "", found[3]])
 
     return BLOCK.sub(made, text)
 

@@ -30,7 +30,8 @@ def test_blocks_are_made_of_the_newest_rows_that_pair() -> None:
 
 def test_what_papers_claim_is_paired_by_seed() -> None:
     rows = [row("multisiam", seed, 20.0 + 2 * seed) for seed in (1, 2, 3)] + [row("byol", seed, 20.0 + seed) for seed in (2, 3, 4)]
-    made = filled("<!-- claims -->\n\n\n\n<!-- end -->", {"one": rows})
+    made = filled("<!-- claims -->\n\n<!-- end -->\n\nkept\n\n<!-- lightly -->\n\n<!-- end -->", {"one": rows})
+    assert "\n\nkept\n\n" in made
     assert "| **MultiSiam above BYOL** on street scenes, mIoU | 2 | +2.5 ± 0.7 | [-3.9, +8.9] |" in made
     assert "DenseCL" not in made
 
