@@ -12,6 +12,7 @@ from processes import Processes
 
 from twinview.engine.metrics import read_metrics
 from twinview.engine.train import train
+from twinview.engine.zero import placed_count
 from twinview.recipe import from_table
 
 STAGES = ("0", "1", "2", "3")
@@ -78,3 +79,12 @@ def test_evaluations_run_between_steps_of_stage_3_and_move_nothing(tiny: Table, 
     weights, whole = (torch.load(tmp_path / run / "checkpoints/step-000007/model.pt", weights_only=True) for run in ("run", "plain"))
     assert weights.keys() == whole.keys() and all(torch.equal(weights[k], whole[k]) for k in whole)
     assert (tmp_path / "said").read_text().count("evaluate at") == 4
+
+
+def test_counts_of_fused_optimizers_lie_where_their_kernels_read_them() -> None:
+    """torch's own load_state_dict does so; a device without memory stands for a GPU."""
+    count = torch.tensor(3.0)
+    assert placed_count(count, torch.device("meta"), True).device.type == "meta"
+    plain = placed_count(count, torch.device("meta"), False)
+    assert plain.device.type == "cpu" and plain is not count and float(plain) == 3
+    assert placed_count(3, torch.device("meta"), True) == 3

@@ -184,13 +184,19 @@ def load_whole_optimizer_state(engine: Any, optimizer: Optimizer, trainable: Nam
     if not engine.zero_optimization():
         load_optimizer_state(optimizer, trainable, saved)
         return
+    fused = any(group.get("fused") for group in optimizer.param_groups)
     for group in groups_of(engine.optimizer, trainable):
         state: dict[str, Any] = {}
         for key in dict.fromkeys(key for name, _, _ in group.places for key in saved.get(name, {})):
             values = {name: saved[name][key] for name, _, _ in group.places if key in saved.get(name, {})}
             some = next(iter(values.values()))
-            state[key] = copy.deepcopy(some) if _is_count(some) else group.piece(values)
+            state[key] = placed_count(some, group.flat.device, fused) if _is_count(some) else group.piece(values)
         optimizer.state[group.flat] = state
+
+
+def placed_count(count: Any, device: torch.device, fused: bool) -> Any:
+    """A copy of an optimizer's count, where its kernels read it: fused ones on the device of the parameters, others on the CPU."""
+    return count.to(device, copy=True) if fused and isinstance(count, Tensor) else copy.deepcopy(count)
 
 
 def forget(engine: Any, optimizer: Optimizer, trainable: Named, names: Collection[str]) -> None:
