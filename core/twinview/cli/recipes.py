@@ -27,7 +27,7 @@ def add(commands: Commands) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Print the recipe as resolved, with every default, and who answers each hook; then refuse what its sizes, shards and weights do not allow."""
+    """Print the recipe as resolved, with every default, and who answers each hook; then refuse what its sizes and shards do not allow."""
     import tomli_w
 
     from twinview.api import checked
@@ -43,10 +43,10 @@ def check(args: argparse.Namespace) -> None:
         answer(tomli_w.dumps(assembly.table()).rstrip())
         answer()
         answer("\n".join(f"# {line}" for line in (*sources(assembly.recipe.data), *answers(assembly))))
-    from twinview.planning.sizes import check_sizes, check_weights
+    from twinview.planning.sizes import check_sizes, warn_of_weights
 
     check_sizes(assembly)
-    check_weights(assembly.recipe)
+    warn_of_weights(assembly.recipe)
 
 
 def sources(data: Data) -> Iterator[str]:

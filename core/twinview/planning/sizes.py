@@ -1,6 +1,7 @@
 """Everything that training would refuse before its first step for its sizes, found without device, data or memory."""
 from __future__ import annotations
 
+import logging
 from typing import Any, cast
 
 import attrs
@@ -13,12 +14,14 @@ from twinview.data.loading.factory import Paths
 from twinview.data.loading.loader import check_choice
 from twinview.engine.schedule import warn_unreached
 from twinview.engine.setup import check_batchnorm, check_blocks
-from twinview.errors import HookError, TwinviewError
+from twinview.errors import CheckpointError, HookError, TwinviewError
 from twinview.model import Siamese
 from twinview.ops.vision import without_compiler
 from twinview.ops.weights import check_source
 from twinview.recipe import Recipe
 from twinview.values import DataFactory
+
+log = logging.getLogger(__name__)
 
 WRITE = {"normal_", "uniform_", "erfinv_", "mul_", "div_", "add_", "sub_", "clamp_", "fill_", "zero_"}  # values alone; shapes stay
 ASSUMED_IMAGES, ASSUMED_CLASSES = 1_281_167, 1000  # of a data set that is not opened: ImageNet's
@@ -42,11 +45,14 @@ def check_sizes(assembly: Assembly) -> None:
         _make(assembly)
 
 
-def check_weights(recipe: Recipe) -> None:
-    """Raises CheckpointError where [encoder] weights names a file or a run that is not here.  `plan` does not ask: it may come before that run."""
+def warn_of_weights(recipe: Recipe) -> None:
+    """Say in a line where [encoder] weights names a file or a run that is not here: a recipe may be checked before the run that it starts from."""
     source = recipe.encoder.options.get("weights")
     if isinstance(source, str) and source:
-        check_source(source)
+        try:
+            check_source(source)
+        except CheckpointError as e:
+            log.warning("%s Training refuses it.", e)
 
 
 class _NothingWritten(TorchFunctionMode):
