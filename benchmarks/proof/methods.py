@@ -277,7 +277,7 @@ STREET_SCENES = Task(
     },
     methods=STREETS,
 )
-STREETS_R18 = attrs.evolve(  # the whole ResNet-18, as the recipes named `photos` have it
+STREETS_R18 = attrs.evolve(  # the whole ResNet-18
     STREET_SCENES,
     name="streets-r18",
     title="Street scenes of another place: ResNet-18",

@@ -16,6 +16,7 @@ import twinview
 from machine import processor
 from proof.alone import alone, train
 from proof.methods import Table, Task
+from proof.probe import confusions
 from proof.rows import Row, Rows, code_hash, commit, methods_of, table_hash
 from proof.score import MEAN, Encoder, raw_pixels, score, sets
 from proof.table import PIXELS
@@ -94,12 +95,12 @@ def floor(task: Task, method: str, recipe: Table, shards: Path) -> dict[str, Any
         raw = raw_pixels(task)
         return score(raw if method == "pixels" else lambda images: raw(images) - raw(_mean_color(images)), task, shards)
     encoder = twinview.check(recipe).encoder(random=True)
-    started, scores = time.process_time(), {}
+    spent, scores = 0.0, {}
     if method == "supervised":
+        started = time.process_time()
         head = supervise(encoder, task, recipe, shards)
-    spent = time.process_time() - started
-    if method == "supervised" and task.segments_on:
-        scores = classes_as_clusters(encoder, head, task, shards)
+        spent = time.process_time() - started
+        scores = classes_as_clusters(encoder, head, task, shards) if task.segments_on else {}
     return {**score(Encoder(encoder, task.on), task, shards), **scores, "cpu_seconds": round(spent, 1)}
 
 
@@ -161,13 +162,11 @@ def classes_as_clusters(encoder: nn.Module, head: nn.Conv2d, task: Task, shards:
 
     val, see = sets(task, shards).val, Encoder(encoder, task.on)
     classes = head.out_channels
-    counts = torch.zeros(classes * classes, dtype=torch.int64)
+    counts = torch.zeros(classes, classes, dtype=torch.int64)
     for images, truth in zip(torch.split(val.images, 16), torch.split(val.labels, 16)):
         logits = head(cast(Any, encoder((images.float() - see.mean) / see.std)).at(task.segments_on).float())
         given = F.interpolate(logits, size=truth.shape[1:], mode="bilinear", align_corners=False).argmax(1)
-        known = truth < classes
-        counts += torch.bincount(truth[known].long() * classes + given[known], minlength=classes * classes)
-    counts = counts.view(classes, classes)
+        counts += confusions(truth, given, classes).sum(0)
     return {f"score/cluster/{name}": value for name, value in matched_scores(counts, match_clusters(counts)).items()}
 
 

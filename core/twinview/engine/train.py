@@ -253,18 +253,18 @@ class Trainer:
     def take(self, batches: Batches, share: float) -> StepResult:
         """One optimizer step, and what comes before an epoch."""
         setup, progress, data = self.setup, self.progress(share), self.evaluator.data
-        first_of_epoch, chooses = self.step % setup.epoch == 0, setup.assembly.has("sample_weights")
+        first_of_epoch = self.step % setup.epoch == 0
+        chosen = first_of_epoch and setup.assembly.has("sample_weights")  # the epoch's batches wait for what a part chooses
         self.notice.stepping()
-        if first_of_epoch and chooses:  # the epoch's batches wait for it
+        if chosen:
             before_epoch(setup, self.engine, data, progress)
             self.choice = ask_choice(setup, self.engine, data, progress)
             batches.begin_epoch(self.step, self.choice)
         began = time.perf_counter()
-        begun = first_of_epoch and chooses  # what `before_epoch` wrote is the coming step's: it is taken first
-        with self.notice.eager(self.alone and not begun):
+        with self.notice.eager(self.alone and not chosen):  # what `before_epoch` wrote is the coming step's: it is taken first
             first = next(batches)
         waited = time.perf_counter() - began
-        if first_of_epoch and not chooses:
+        if first_of_epoch and not chosen:
             before_epoch(setup, self.engine, data, progress)
         self.notice.stepping()
         is_first = not self.notice.steps

@@ -133,8 +133,8 @@ def _check_sources(recipe: Recipe) -> None:
         if names.count(name) > 1:
             raise RecipeError(f"[[data.source]] name: {name!r} stands twice. Sources have names of their own.")
     if not data.held_out:
-        for _, place, use in recipe.uses():
-            for key, value in use.options.items() if use in recipe.evaluate else ():
+        for slot, place, use in recipe.uses():
+            for key, value in use.options.items() if slot == "evaluate" else ():
                 if value == HELD_OUT:
                     raise RecipeError(f"{place}.{key}: {HELD_OUT} is what [data] held_out keeps, and it is 0. Write held_out = 0.05.")
 
